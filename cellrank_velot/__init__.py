@@ -1,0 +1,14 @@
+"""Optimal-transport velocity for CellRank: a direction for single cells without splicing."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from cellrank_velot import datasets
+from cellrank_velot import preprocessing as pp
+from cellrank_velot.kernel import OTVelocityKernel
+
+__all__ = ["OTVelocityKernel", "__version__", "datasets", "pp"]
+
+try:
+    __version__ = version("cellrank_velot")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"

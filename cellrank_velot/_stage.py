@@ -1,0 +1,75 @@
+"""The base of every frozen stage: read-only arrays that survive pickling, deep copies and a trip through h5ad.
+
+Depends on numpy only. A stage is a frozen dataclass whose fields are arrays or plain Python values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Self
+
+import numpy as np
+
+__all__ = ["Stage"]
+
+
+class Stage:
+    """Mixin of frozen dataclasses of arrays.
+
+    Arrays are made read-only, and stay so through :mod:`pickle`, which forgets the flag. As nothing in a stage can
+    change, a deep copy is the stage itself: copies of a kernel share them.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Take every array by value where it is writeable, and lock it."""
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                object.__setattr__(self, field.name, _locked(value))
+            elif isinstance(value, dict):
+                object.__setattr__(
+                    self, field.name, {k: _locked(v) if isinstance(v, np.ndarray) else v for k, v in value.items()}
+                )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.to_dict())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name; :meth:`from_dict` is the inverse."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build the stage from the fields by name.
+
+        Parameters
+        ----------
+        values
+            What :meth:`to_dict` returned. Names that the stage does not know are refused.
+
+        Raises
+        ------
+        KeyError
+            If a field is missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if names != set(values):
+            raise KeyError(f"Expected the fields {sorted(names)} of `{cls.__name__}`, found {sorted(values)}.")
+        return cls(**values)
+
+
+def _rebuild(cls: type[Stage], values: dict[str, Any]) -> Stage:
+    return cls.from_dict(values)
+
+
+def _locked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the array read-only: a copy where its owner could still write to it."""
+    if array.flags.writeable:
+        array = array.copy(order="C")
+        array.flags.writeable = False
+    return array

@@ -1,0 +1,92 @@
+"""Checks of arguments, shared by all modules; each failure says what was expected and what was found.
+
+Depends on numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any, get_args
+
+import numpy as np
+
+__all__ = ["check_choice", "check_number", "check_integer", "check_known", "first_names"]
+
+
+def check_choice(name: str, value: Any, choices: Any) -> str:
+    """Return ``value`` where it is one of ``choices``, a sequence of names or a ``Literal``.
+
+    Raises
+    ------
+    ValueError
+        If it is not, listing the valid ones.
+    """
+    valid: Sequence[str] = get_args(choices) or tuple(choices)
+    if not isinstance(value, str) or value not in valid:
+        raise ValueError(f"Expected `{name}` to be one of {list(valid)}, found `{value!r}`.")
+    return value
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -np.inf,
+    high: float = np.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return ``value`` as a float where it is a finite number in the interval.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is outside ``[low, high]``, or on an end that is open.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise TypeError(f"Expected `{name}` to be a number, found `{type(value).__name__}`.")
+    number = float(value)
+    inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
+    if not (np.isfinite(number) and inside):
+        interval = f"{'(' if open_low or low == -np.inf else '['}{low:g}, {high:g}{')' if open_high or high == np.inf else ']'}"
+        raise ValueError(f"Expected `{name}` to be in {interval}, found `{value!r}`.")
+    return number
+
+
+def check_integer(name: str, value: Any, *, low: int = 0) -> int:
+    """Return ``value`` as an int where it is a whole number of at least ``low``.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is smaller than ``low``.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
+        raise TypeError(f"Expected `{name}` to be an integer, found `{type(value).__name__}`.")
+    if int(value) < low:
+        raise ValueError(f"Expected `{name}` to be at least `{low}`, found `{value}`.")
+    return int(value)
+
+
+def check_known(slot: str, key: Any, available: Iterable[Any], hint: str = "") -> None:
+    """Refuse a key that a slot of AnnData does not have.
+
+    Raises
+    ------
+    KeyError
+        If ``key`` is not in ``available``, naming what is.
+    """
+    available = list(available)
+    if key not in available:
+        raise KeyError(f"Expected `{slot}[{key!r}]`, found the keys {sorted(map(str, available))}.{' ' if hint else ''}{hint}")
+
+
+def first_names(names: Any, mask: Any, limit: int = 3) -> str:
+    """Return the first names where ``mask`` holds, as a text such as ``'a', 'b', ...``."""
+    chosen = [repr(str(name)) for name in np.asarray(names)[np.flatnonzero(mask)[: limit + 1]]]
+    return ", ".join(chosen[:limit] + (["..."] if len(chosen) > limit else []))

@@ -1,0 +1,280 @@
+"""Cells: what the stages need to know of an AnnData, read and checked before any work begins.
+
+One of the few modules that know AnnData. Depends on anndata, numpy, scipy and pandas.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+
+from cellrank_velot._stage import Stage
+from cellrank_velot._validation import check_known, first_names
+
+__all__ = [
+    "TIME_KEYS",
+    "CellStates",
+    "find_basis",
+    "find_time_key",
+    "read_basis",
+    "read_cells",
+    "read_loadings",
+    "read_time",
+    "warn_about_graph",
+]
+
+logger = logging.getLogger("cellrank_velot")
+
+TIME_KEYS = (
+    "pseudotime",
+    "dpt_pseudotime",
+    "palantir_pseudotime",
+    "latent_time",
+    "velocity_pseudotime",
+    "ct_pseudotime",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellStates(Stage):
+    """Positions, time and clusters of the cells.
+
+    Attributes
+    ----------
+    x
+        Positions in the basis, shape ``[n_cells, n_dims]``, finite.
+    time
+        Pseudotime of each cell, scaled to ``[0, 1]``, shape ``[n_cells]``.
+    labels
+        Codes of the clusters given by the user, shape ``[n_cells]``; ``None`` where no ``cluster_key`` was given.
+    """
+
+    x: NDArray[np.float64]
+    time: NDArray[np.float64]
+    labels: NDArray[np.int64] | None
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.x.shape[0])
+
+    @property
+    def n_dims(self) -> int:
+        """Number of dimensions of the basis."""
+        return int(self.x.shape[1])
+
+
+def find_time_key(adata: AnnData, time_key: str | None) -> str:
+    """Return ``time_key``, or the first of :data:`TIME_KEYS` that is in ``adata.obs``.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    """
+    if time_key is not None:
+        check_known("adata.obs", time_key, adata.obs.columns)
+        return time_key
+    found = [key for key in TIME_KEYS if key in adata.obs]
+    if not found:
+        raise KeyError(
+            f"Expected one of {list(TIME_KEYS)} in `adata.obs`, found the keys {sorted(map(str, adata.obs.columns))}. "
+            "Pass `time_key`, or compute a pseudotime, e.g. with `cellrank_velot.pp.prepare(adata, root_cluster=...)`."
+        )
+    logger.info("Using time from `adata.obs[%r]`", found[0])
+    return found[0]
+
+
+def find_basis(adata: AnnData, basis: str) -> str:
+    """Return the key of ``basis`` in ``adata.obsm``, given with or without ``X_``.
+
+    Raises
+    ------
+    KeyError
+        If neither is there.
+    """
+    for key in (basis, f"X_{basis}"):
+        if key in adata.obsm:
+            return key
+    check_known("adata.obsm", basis, adata.obsm.keys(), "Compute it first, e.g. with `scanpy.pp.pca(adata)`.")
+    raise AssertionError  # pragma: no cover
+
+
+def read_cells(adata: AnnData, *, time_key: str, basis: str, cluster_key: str | None) -> CellStates:
+    """Read and check what the stages need.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    time_key
+        Key in ``adata.obs`` of a pseudotime, numeric.
+    basis
+        Key in ``adata.obsm`` of the positions.
+    cluster_key
+        Key in ``adata.obs`` of clusters to use in place of KMeans, or ``None``.
+
+    Raises
+    ------
+    KeyError
+        If a slot is missing.
+    TypeError
+        If time or basis is not numeric.
+    ValueError
+        If a value is missing, infinite or constant.
+    """
+    x = read_basis(adata, basis)
+    time = read_time(adata, time_key)
+    _warn_about_duplicates(x)
+    _warn_about_representation(adata, basis)
+    labels = None if cluster_key is None else _read_labels(adata, cluster_key)
+    return CellStates(x=x, time=(time - time.min()) / np.ptp(time), labels=labels)
+
+
+def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:
+    """Return the positions, dense and in double precision, shape ``[n_cells, n_dims]``."""
+    x = _dense(adata.obsm[basis], f"adata.obsm[{basis!r}]")
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"Expected `adata.obsm[{basis!r}]` to have `2` dimensions, found the shape `{x.shape}`.")
+    bad = ~np.isfinite(x).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"Expected `adata.obsm[{basis!r}]` to be finite, found NaN or infinite values in `{bad.sum()}` cells: "
+            f"{first_names(adata.obs_names, bad)}."
+        )
+    return x
+
+
+def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
+    """Return the time of each cell, finite and not constant, shape ``[n_cells]``."""
+    column = adata.obs[time_key]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    try:
+        time = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.") from error
+    if pd.api.types.is_bool_dtype(column.dtype):
+        raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.")
+    if time.size == 0:
+        raise ValueError("Expected an AnnData with cells, found none.")
+    bad = ~np.isfinite(time)
+    if bad.any():
+        raise ValueError(
+            f"Expected `adata.obs[{time_key!r}]` to be finite, found NaN or infinite values in `{bad.sum()}` of "
+            f"`{time.size}` cells: {first_names(adata.obs_names, bad)}. Diffusion pseudotime is infinite for cells "
+            "that the neighbour graph does not connect with the root: remove them, or use more neighbours."
+        )
+    if np.ptp(time) == 0:
+        raise ValueError(f"Expected `adata.obs[{time_key!r}]` to vary, found the constant `{time[0]:g}`.")
+    return time
+
+
+def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDArray[np.float64]:
+    """Return the loadings of some genes, which take the basis to these genes, shape ``[n_dims, n_genes]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with loadings in ``varm["PCs"]``.
+    basis
+        Key of the positions, which must be a PCA.
+    genes
+        Names of genes, or a boolean column of ``adata.var``.
+
+    Raises
+    ------
+    KeyError
+        If loadings or genes are missing.
+    ValueError
+        If the loadings do not belong to the basis, or no gene is left.
+    """
+    check_known("adata.varm", "PCs", adata.varm.keys(), "A subset of genes needs the loadings of a PCA.")
+    loadings = np.asarray(adata.varm["PCs"], dtype=np.float64)
+    n_dims = adata.obsm[basis].shape[1]
+    if loadings.shape[1] != n_dims:
+        raise ValueError(
+            f"Expected the loadings `adata.varm['PCs']` to have the `{n_dims}` dimensions of "
+            f"`adata.obsm[{basis!r}]`, found `{loadings.shape[1]}`."
+        )
+    if isinstance(genes, str):
+        check_known("adata.var", genes, adata.var.columns)
+        chosen = adata.var[genes].to_numpy(dtype=bool)
+    else:
+        missing = [str(gene) for gene in genes if gene not in adata.var_names]
+        if missing:
+            raise KeyError(f"Expected genes of `adata.var_names`, found `{len(missing)}` others: {missing[:5]}.")
+        chosen = adata.var_names.isin(list(genes))
+    chosen = chosen & (loadings != 0).any(axis=1)
+    if not chosen.any():
+        raise ValueError("Expected genes with a weight in the PCA, found none: were they among the variable genes?")
+    return loadings[chosen].T
+
+
+def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> None:
+    """Say whether the neighbour graph is in pieces, and how large they are.
+
+    Raises
+    ------
+    ValueError
+        If it is and ``strict`` holds.
+    """
+    n_components, labels = connected_components(graph, directed=False)
+    if n_components == 1:
+        return
+    sizes = np.sort(np.bincount(labels))[::-1]
+    shown = ", ".join(map(str, sizes[:10])) + (", ..." if sizes.size > 10 else "")
+    message = f"The neighbour graph has {n_components} components, of {shown} cells: no fate crosses between them."
+    if strict:
+        raise ValueError(f"{message} Use more neighbours, or one component.")
+    logger.warning(message)
+
+
+def _read_labels(adata: AnnData, cluster_key: str) -> NDArray[np.int64]:
+    check_known("adata.obs", cluster_key, adata.obs.columns)
+    codes, _ = pd.factorize(adata.obs[cluster_key], sort=True)
+    if (codes < 0).any():
+        raise ValueError(
+            f"Expected a cluster for each cell in `adata.obs[{cluster_key!r}]`, found none for `{(codes < 0).sum()}` "
+            f"cells: {first_names(adata.obs_names, codes < 0)}."
+        )
+    return codes.astype(np.int64)
+
+
+def _dense(values: Any, slot: str) -> NDArray[np.float64]:
+    if sp.issparse(values):
+        values = values.toarray()
+    try:
+        return np.array(values, dtype=np.float64)  # reads a backed array, too
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Expected `{slot}` to be numeric, found `{type(values).__name__}`.") from error
+
+
+def _warn_about_duplicates(x: NDArray[np.float64]) -> None:
+    # One random direction tells cells apart as surely as all dimensions do, at the cost of one sort of n numbers.
+    direction = np.random.default_rng(0).normal(size=x.shape[1])
+    n_duplicates = x.shape[0] - np.unique(np.einsum("ij,j->i", x, direction)).size
+    if n_duplicates:
+        logger.warning("Found %d cells at the same position as another cell", n_duplicates)
+
+
+def _warn_about_representation(adata: AnnData, basis: str) -> None:
+    params = adata.uns.get("neighbors", {}).get("params", {})
+    used = params.get("use_rep")
+    if isinstance(used, str) and used != basis:
+        logger.warning(
+            "The neighbour graph was built on %r and velocities are computed in %r. "
+            "Consider `scanpy.pp.neighbors(adata, use_rep=%r)`",
+            used,
+            basis,
+            basis,
+        )

@@ -1,0 +1,77 @@
+"""What the velocity field minimises, each term normalised so that a weight means the same on every data set.
+
+Depends on torch only. All terms are in standardised units: velocities have unit mean square per component.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+__all__ = ["curl_loss", "divergence_loss", "fit_loss", "smoothness_loss"]
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+def fit_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean squared error per component of ``[n, n_dims]`` arrays; weights of shape ``[n]``."""
+    return ((predicted - target).square().mean(1) * weight).sum() / weight.sum()
+
+
+def smoothness_loss(here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared difference per component between velocities of neighbours, ``[n, n_dims]`` each."""
+    return (here - there).square().mean()
+
+
+def curl_loss(network: Network, inputs: torch.Tensor, n_dims: int, generator: torch.Generator) -> torch.Tensor:
+    r"""Return an estimate of the squared curl, :math:`\|J - J^\top\|_F^2 / 2 d`, over all dimensions.
+
+    One random direction z per point is enough: :math:`E\|Jz - J^\top z\|^2 = \|J - J^\top\|_F^2`
+    :cite:`hutchinson:89`.
+
+    Parameters
+    ----------
+    network
+        Function from ``[n, n_inputs]`` to ``[n, n_dims]``.
+    inputs
+        Points, whose first ``n_dims`` columns are positions.
+    n_dims
+        Number of dimensions of the basis.
+    generator
+        Source of the directions.
+    """
+    z = _directions(inputs, n_dims, generator)
+    jz = _jvp(network, inputs, z)
+    jtz = _vjp(network, inputs, z[:, :n_dims])[:, :n_dims]
+    return (jz - jtz).square().sum(1).mean() / (2 * n_dims)
+
+
+def divergence_loss(network: Network, inputs: torch.Tensor, n_dims: int, generator: torch.Generator) -> torch.Tensor:
+    r"""Return an estimate of the squared divergence per dimension, :math:`(\mathrm{tr} J)^2 / d`.
+
+    Two independent directions per point make the estimate of the square unbiased :cite:`hutchinson:89`.
+    Parameters are those of :func:`curl_loss`.
+    """
+    traces = []
+    for _ in range(2):
+        z = _directions(inputs, n_dims, generator)
+        traces.append((_jvp(network, inputs, z) * z[:, :n_dims]).sum(1))
+    return (traces[0] * traces[1]).mean() / n_dims
+
+
+def _directions(inputs: torch.Tensor, n_dims: int, generator: torch.Generator) -> torch.Tensor:
+    """Return random signs for the positions and zero for the time."""
+    signs = torch.randint(0, 2, (inputs.shape[0], n_dims), generator=generator, device=generator.device) * 2 - 1
+    z = torch.zeros_like(inputs)
+    z[:, :n_dims] = signs.to(inputs)
+    return z
+
+
+def _jvp(network: Network, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    return torch.func.jvp(network, (inputs,), (z,))[1]
+
+
+def _vjp(network: Network, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    _, pullback = torch.func.vjp(network, inputs)
+    return pullback(z)[0]

@@ -1,0 +1,275 @@
+"""Training of the velocity field: a fixed budget of steps, and held-out cells that say when to stop.
+
+Depends on numpy, scipy, torch and the rest of this folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm.auto import tqdm
+
+from cellrank_velot._device import resolve_device, single_thread
+from cellrank_velot._validation import check_integer, check_number
+from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
+from cellrank_velot.field.network import VelocityField, build_network
+
+__all__ = ["fit_field"]
+
+logger = logging.getLogger("cellrank_velot")
+
+EVALUATE_EVERY = 25
+
+
+@dataclass(frozen=True, eq=False)
+class _Standardized:
+    """Cells in units in which positions, time and velocities are of order one."""
+
+    inputs: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor
+    centre: NDArray[np.float64]
+    x_scale: float
+    time_centre: float
+    time_scale: float
+    velocity_scale: float
+
+
+def fit_field(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    *,
+    hidden: Sequence[int] = (128, 128),
+    use_time: bool = True,
+    lambda_smooth: float = 1.0,
+    lambda_curl: float = 0.0,
+    lambda_divergence: float = 0.0,
+    n_steps: int = 1000,
+    batch_size: int = 256,
+    learning_rate: float = 2e-3,
+    held_out: float = 0.1,
+    patience: int = 10,
+    random_state: int = 0,
+    device: str = "auto",
+    show_progress_bar: bool = False,
+) -> VelocityField:
+    """Fit a smooth velocity field to the velocities of the cells.
+
+    The loss is the weighted squared error, plus ``lambda_smooth`` times the squared difference between neighbours,
+    plus ``lambda_curl`` and ``lambda_divergence`` times curl and divergence. All are in standardised units.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    velocity
+        Velocities of shape ``[n_cells, n_dims]``; cells with NaN inform the smoothness only.
+    weight
+        Weight of each cell in the fit, shape ``[n_cells]``, not negative.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``.
+    hidden
+        Sizes of the hidden layers.
+    use_time
+        Whether time is an input, next to the position.
+    lambda_smooth, lambda_curl, lambda_divergence
+        Weights of the penalties.
+    n_steps
+        Largest number of steps.
+    batch_size
+        Cells per step.
+    learning_rate
+        First step size of Adam; it falls to zero along a cosine.
+    held_out
+        Share of cells that are not trained on and choose the step to keep.
+    patience
+        Stop after so many evaluations, 25 steps each, without a better one.
+    random_state
+        Seed of initial weights, batches and held-out cells.
+    device
+        Torch device, or ``"auto"``.
+    show_progress_bar
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range or fewer than ten cells have a velocity.
+    """
+    for name, value in (
+        ("lambda_smooth", lambda_smooth), ("lambda_curl", lambda_curl), ("lambda_divergence", lambda_divergence),
+    ):
+        check_number(name, value, low=0)
+    check_number("learning_rate", learning_rate, low=0, open_low=True)
+    check_number("held_out", held_out, low=0, high=0.5, open_low=True)
+    for name, count in (("n_steps", n_steps), ("batch_size", batch_size), ("patience", patience)):
+        check_integer(name, count, low=1)
+    where = resolve_device(device)
+    known = np.flatnonzero(np.isfinite(velocity).all(axis=1) & (weight > 0))
+    if known.size < 10:
+        raise ValueError(f"Expected a velocity for at least `10` cells, found `{known.size}`.")
+    rng = np.random.default_rng(random_state)
+    known = rng.permutation(known)
+    cells = _standardize(x, time, velocity, weight, known, use_time=use_time, device=where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        network = build_network(cells.inputs.shape[1], x.shape[1], list(hidden)).to(where)
+    trainer = _Trainer(
+        cells=cells,
+        network=network,
+        neighbors=_NeighborSampler(graph, where),
+        held_out=torch.from_numpy(known[: max(1, round(held_out * known.size))]).to(where),
+        trained=torch.from_numpy(known[max(1, round(held_out * known.size)) :]).to(where),
+        lambdas=(lambda_smooth, lambda_curl, lambda_divergence),
+        generator=torch.Generator(where).manual_seed(int(rng.integers(2**31))),
+    )
+    with single_thread(where):
+        history, best_step, weights = trainer.run(n_steps, batch_size, learning_rate, patience, show_progress_bar)
+    logger.info("Fitted the velocity field: kept step %d of %d", best_step, int(history["step"][-1]))
+    return VelocityField(
+        weights=weights,
+        centre=cells.centre,
+        x_scale=cells.x_scale,
+        time_centre=cells.time_centre,
+        time_scale=cells.time_scale,
+        velocity_scale=cells.velocity_scale,
+        use_time=use_time,
+        history=history,
+        best_step=best_step,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trainer:
+    """One run of training."""
+
+    cells: _Standardized
+    network: nn.Sequential
+    neighbors: _NeighborSampler
+    held_out: torch.Tensor
+    trained: torch.Tensor
+    lambdas: tuple[float, float, float]
+    generator: torch.Generator
+
+    def run(
+        self, n_steps: int, batch_size: int, learning_rate: float, patience: int, show_progress_bar: bool
+    ) -> tuple[dict[str, NDArray[np.float64]], int, dict[str, NDArray[np.float32]]]:
+        """Train; return the history, the best step and its weights."""
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+        rows: list[tuple[float, ...]] = []
+        best, best_step, kept = np.inf, 0, self._weights()
+        with tqdm(total=n_steps, desc="field", unit="step", disable=not show_progress_bar) as bar:
+            for step in range(1, n_steps + 1):
+                losses = self._losses(self._batch(batch_size))
+                optimizer.zero_grad(set_to_none=True)
+                losses[0].backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+                if step % EVALUATE_EVERY and step != n_steps:
+                    continue
+                validation = self._held_out_loss()
+                rows.append((step, validation, *(loss.item() for loss in losses)))
+                if validation < best:
+                    best, best_step, kept = validation, step, self._weights()
+                elif step - best_step >= patience * EVALUATE_EVERY:
+                    break
+        if not np.isfinite(best):
+            raise FloatingPointError("Training of the velocity field diverged: lower `learning_rate`.")
+        names = ("step", "held_out", "total", "fit", "smooth", "curl", "divergence")
+        history = {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        return history, best_step, kept
+
+    def _batch(self, batch_size: int) -> torch.Tensor:
+        size = min(batch_size, self.trained.numel())
+        chosen = torch.randint(self.trained.numel(), (size,), generator=self.generator, device=self.generator.device)
+        return self.trained[chosen]
+
+    def _losses(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the total and its terms, unweighted."""
+        cells, n_dims = self.cells, self.cells.target.shape[1]
+        everywhere = torch.randint(
+            cells.inputs.shape[0], batch.shape, generator=self.generator, device=self.generator.device
+        )
+        pair = torch.cat([everywhere, self.neighbors.sample(everywhere, self.generator)])
+        predicted, here, there = self.network(cells.inputs[torch.cat([batch, pair])]).chunk(3)
+        fit = fit_loss(predicted, cells.target[batch], cells.weight[batch])
+        smooth = smoothness_loss(here, there)
+        points = cells.inputs[batch]
+        zero = fit.new_zeros(())
+        smooth_weight, curl_weight, divergence_weight = self.lambdas
+        curl = curl_loss(self.network, points, n_dims, self.generator) if curl_weight else zero
+        divergence = divergence_loss(self.network, points, n_dims, self.generator) if divergence_weight else zero
+        total = fit + smooth_weight * smooth + curl_weight * curl + divergence_weight * divergence
+        return total, fit, smooth, curl, divergence
+
+    def _held_out_loss(self) -> float:
+        with torch.no_grad():
+            predicted = self.network(self.cells.inputs[self.held_out])
+            return float(fit_loss(predicted, self.cells.target[self.held_out], self.cells.weight[self.held_out]))
+
+    def _weights(self) -> dict[str, NDArray[np.float32]]:
+        return {name: value.detach().cpu().numpy().copy() for name, value in self.network.state_dict().items()}
+
+
+class _NeighborSampler:
+    """Draws a random neighbour of each cell; a cell without one is its own neighbour."""
+
+    def __init__(self, graph: sp.csr_matrix, device: torch.device) -> None:
+        self.start = torch.from_numpy(graph.indptr[:-1].astype(np.int64)).to(device)
+        self.degree = torch.from_numpy(np.diff(graph.indptr).astype(np.int64)).to(device)
+        # The end is never drawn: it only spares the last isolated cells an index past the end.
+        self.indices = torch.from_numpy(np.append(graph.indices, 0).astype(np.int64)).to(device)
+
+    def sample(self, cells: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        degree = self.degree[cells]
+        draw = torch.rand(cells.shape, generator=generator, device=generator.device, dtype=torch.float64)
+        neighbor = self.indices[self.start[cells] + (draw * degree).long()]
+        return torch.where(degree > 0, neighbor, cells)
+
+
+def _standardize(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    known: NDArray[np.int64],
+    *,
+    use_time: bool,
+    device: torch.device,
+) -> _Standardized:
+    centre = x.mean(axis=0)
+    # One scale for all dimensions keeps the geometry: what is far in the basis is far for the network.
+    x_scale = float(np.sqrt(np.mean((x - centre) ** 2))) or 1.0
+    time_centre, time_scale = float(time.mean()), float(time.std()) or 1.0
+    velocity_scale = float(np.sqrt(np.average(np.mean(velocity[known] ** 2, axis=1), weights=weight[known]))) or 1.0
+    inputs = (x - centre) / x_scale
+    if use_time:
+        inputs = np.column_stack([inputs, (time - time_centre) / time_scale])
+
+    def tensor(array: NDArray[np.float64]) -> torch.Tensor:
+        return torch.tensor(array, dtype=torch.float32, device=device)
+
+    return _Standardized(
+        inputs=tensor(inputs),
+        target=tensor(np.nan_to_num(velocity / velocity_scale)),
+        weight=tensor(weight / weight[known].mean()),
+        centre=centre,
+        x_scale=x_scale,
+        time_centre=time_centre,
+        time_scale=time_scale,
+        velocity_scale=velocity_scale,
+    )

@@ -1,0 +1,581 @@
+"""The kernel: reads an AnnData, calls a stage, keeps its result and clears what came after it. No numerics here.
+
+The only module that knows CellRank, by public names alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from cellrank.kernels import BidirectionalKernel
+from cellrank.kernels.mixins import ConnectivityMixin
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+
+from cellrank_velot import storage
+from cellrank_velot._device import resolve_device
+from cellrank_velot._validation import check_choice, check_known, check_number
+from cellrank_velot.cells import CellStates, find_basis, find_time_key, read_cells, read_loadings, warn_about_graph
+from cellrank_velot.field import VelocityField, fit_field
+from cellrank_velot.transitions import (
+    BackwardMode,
+    Similarity,
+    SimilarityFunction,
+    compute_transitions,
+    condition_number,
+    effective_neighbors,
+)
+from cellrank_velot.velocity import TransportVelocity, compute_velocity
+from cellrank_velot.windows import Tail, Windows, build_windows
+
+__all__ = ["OTVelocityKernel"]
+
+logger = logging.getLogger("cellrank_velot")
+
+
+class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
+    """Kernel which computes a transition matrix based on optimal-transport velocity.
+
+    Cells are grouped into windows of time, each window is transported to a later one, the displacements are smoothed
+    into a velocity field, and the field is compared with the displacement to each neighbour. No spliced and unspliced
+    counts are needed. The direction comes from the time given: the kernel cannot find it.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a time in ``obs``, positions in ``obsm`` and a neighbour graph in ``obsp``.
+    backward
+        Direction of the process.
+    time_key
+        Key in ``adata.obs`` of a pseudotime. The first of ``pseudotime``, ``dpt_pseudotime``,
+        ``palantir_pseudotime``, ``latent_time``, ``velocity_pseudotime`` and ``ct_pseudotime`` where not given.
+    basis
+        Key in ``adata.obsm`` of the positions, with or without ``X_``: a PCA, a batch-corrected or latent embedding.
+    cluster_key
+        Key in ``adata.obs`` of clusters within which windows are made; KMeans in the basis where not given.
+    conn_key
+        Key in ``adata.obsp`` of the neighbour graph.
+    check_connectivity
+        Whether a graph that is not connected is an error; it is a warning otherwise.
+    **kwargs
+        Passed on to the parents, e.g. ``check_symmetric``.
+
+    Raises
+    ------
+    KeyError
+        If time, basis, clusters or neighbours are missing.
+    TypeError
+        If one is not numeric.
+    ValueError
+        If one has NaN or infinite values, the time is constant, or ``check_connectivity`` finds the graph in pieces.
+
+    Examples
+    --------
+    >>> import cellrank_velot
+    >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
+    >>> vk = cellrank_velot.OTVelocityKernel(adata).compute_transition_matrix(show_progress_bar=False)
+    >>> vk.transition_matrix.shape
+    (300, 300)
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        backward: bool = False,
+        time_key: str | None = None,
+        basis: str = "X_pca",
+        cluster_key: str | None = None,
+        conn_key: str = "connectivities",
+        check_connectivity: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
+        self._windows: Windows | None = None
+        self._transport: TransportVelocity | None = None
+        self._field: VelocityField | None = None
+        self._logits: sp.csr_matrix | None = None
+        self._condition_number: float | None = None
+        self._request: dict[str, Any] | None = None
+        # The keys found are what is stored: a column added later must not change what a saved kernel reads.
+        super().__init__(
+            adata,
+            backward=backward,
+            time_key=find_time_key(adata, time_key),
+            basis=find_basis(adata, basis),
+            cluster_key=cluster_key,
+            conn_key=conn_key,
+            check_connectivity=check_connectivity,
+            **kwargs,
+        )
+
+    def _read_from_adata(
+        self,
+        time_key: str,
+        basis: str,
+        cluster_key: str | None = None,
+        conn_key: str = "connectivities",
+        check_connectivity: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_known("adata.obsp", conn_key, self.adata.obsp.keys(), "Compute it with `scanpy.pp.neighbors(adata)`.")
+        self._cells = read_cells(self.adata, time_key=time_key, basis=basis, cluster_key=cluster_key)
+        super()._read_from_adata(conn_key=conn_key, **kwargs)
+        warn_about_graph(self.connectivities, strict=check_connectivity)
+
+    # ------------------------------------------------------------------------------------------------- stages
+    @property
+    def cells(self) -> CellStates:
+        """Positions, time and clusters that the kernel has read."""
+        return self._cells
+
+    @property
+    def windows(self) -> Windows | None:
+        """Windows of cells and their pairs; ``None`` before :meth:`compute_windows`."""
+        return self._windows
+
+    @property
+    def transport(self) -> TransportVelocity | None:
+        """Velocity of each cell from transport; ``None`` before :meth:`compute_velocity`."""
+        return self._transport
+
+    @property
+    def field(self) -> VelocityField | None:
+        """The velocity field; ``None`` before :meth:`fit_field`."""
+        return self._field
+
+    @property
+    def logits(self) -> sp.csr_matrix | None:
+        """Similarity of velocity and displacement along each edge, shape ``[n_cells, n_cells]``."""
+        return self._logits
+
+    @property
+    def condition_number(self) -> float | None:
+        """Estimated condition number, if :meth:`compute_transition_matrix` was asked for it."""
+        return self._condition_number
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """Confidence in each cell's transport velocity, in ``[0, 1]``, shape ``[n_cells]``."""
+        return self._needed("transport", "compute_velocity").confidence
+
+    @property
+    def raw_velocity(self) -> NDArray[np.float64]:
+        """Transport velocity in basis per time, NaN where there is none, shape ``[n_cells, n_dims]``."""
+        return self._needed("transport", "compute_velocity").velocity
+
+    @property
+    def velocity(self) -> NDArray[np.float64]:
+        """Velocity of the field at the cells, in basis per time, shape ``[n_cells, n_dims]``."""
+        return self._needed("field", "fit_field")(self.cells.x, self.cells.time)
+
+    def compute_windows(
+        self,
+        n_clusters: int | None = None,
+        window_size: int | None = None,
+        overlap: float = 0.5,
+        *,
+        min_window_size: int = 20,
+        tail: Tail = "force",
+        tail_threshold: int = 10,
+        random_state: int = 0,
+    ) -> Self:
+        """Group the cells into windows of time within spatial clusters, and pair the windows.
+
+        Parameters are those of :func:`cellrank_velot.windows.build_windows`.
+
+        Returns
+        -------
+        Self, with :attr:`windows`. What was computed from earlier windows is cleared.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range or there are too few cells.
+        """
+        windows = build_windows(
+            self.cells.x,
+            self.cells.time,
+            labels=self.cells.labels,
+            n_clusters=n_clusters,
+            window_size=window_size,
+            overlap=overlap,
+            min_window_size=min_window_size,
+            tail=tail,
+            tail_threshold=tail_threshold,
+            random_state=random_state,
+        )
+        self._clear("_windows", "_transport", "_field")
+        self._windows = windows
+        logger.info("Built %d pairs of %d windows", windows.n_pairs, windows.n_windows)
+        return self
+
+    def compute_velocity(
+        self,
+        epsilon: float = 0.05,
+        lambda_time: float = 1.0,
+        lambda_knn: float = 1.0,
+        *,
+        tol: float = 1e-6,
+        max_iter: int = 500,
+        device: str = "auto",
+        show_progress_bar: bool = True,
+    ) -> Self:
+        """Compute the velocity of each cell by optimal transport between its windows.
+
+        Parameters are those of :func:`cellrank_velot.velocity.compute_velocity`. Makes windows with the default
+        parameters where there are none.
+
+        Returns
+        -------
+        Self, with :attr:`transport`. What was computed from an earlier velocity is cleared.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range.
+        """
+        if self._windows is None:
+            self.compute_windows()
+        transport = compute_velocity(
+            self.cells.x,
+            self.cells.time,
+            self._needed("windows", "compute_windows"),
+            self.connectivities,
+            epsilon=epsilon,
+            lambda_time=lambda_time,
+            lambda_knn=lambda_knn,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            show_progress_bar=show_progress_bar,
+        )
+        self._clear("_transport", "_field")
+        self._transport = transport
+        return self
+
+    def fit_field(
+        self,
+        hidden: Sequence[int] = (128, 128),
+        *,
+        use_time: bool = True,
+        lambda_smooth: float = 10.0,
+        lambda_curl: float = 0.0,
+        lambda_divergence: float = 0.0,
+        n_steps: int = 1000,
+        batch_size: int = 256,
+        learning_rate: float = 2e-3,
+        held_out: float = 0.1,
+        patience: int = 10,
+        random_state: int = 0,
+        device: str = "auto",
+        show_progress_bar: bool = True,
+    ) -> Self:
+        """Fit a smooth velocity field, which has a velocity for every cell and everywhere between.
+
+        Parameters are those of :func:`cellrank_velot.field.fit_field`. Runs the steps before with default parameters
+        where they were not run.
+
+        Returns
+        -------
+        Self, with :attr:`field`. A transition matrix from an earlier field is cleared.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range.
+        """
+        if self._transport is None:
+            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
+        transport = self._needed("transport", "compute_velocity")
+        field = fit_field(
+            self.cells.x,
+            self.cells.time,
+            transport.velocity,
+            transport.confidence,
+            self.connectivities,
+            hidden=hidden,
+            use_time=use_time,
+            lambda_smooth=lambda_smooth,
+            lambda_curl=lambda_curl,
+            lambda_divergence=lambda_divergence,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            held_out=held_out,
+            patience=patience,
+            random_state=random_state,
+            device=device,
+            show_progress_bar=show_progress_bar,
+        )
+        self._clear("_field")
+        self._field = field
+        return self
+
+    def query_velocity(
+        self, positions: NDArray[np.float64], time: NDArray[np.float64] | float | None = None, *, n_neighbors: int = 15
+    ) -> NDArray[np.float64]:
+        """Ask the field for the velocity at any position.
+
+        Parameters
+        ----------
+        positions
+            Positions in the basis, shape ``[n_points, n_dims]``.
+        time
+            Pseudotime of each position in ``[0, 1]``, shape ``[n_points]``, or one for all; where not given, the mean
+            time of the nearest cells.
+        n_neighbors
+            Number of nearest cells that tell the time.
+
+        Returns
+        -------
+        Velocities of shape ``[n_points, n_dims]``, in basis per unit of time.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`fit_field`.
+        ValueError
+            If a shape does not fit or a value is not finite.
+        """
+        field = self._needed("field", "fit_field")
+        positions = np.asarray(positions, dtype=np.float64)
+        if positions.ndim != 2 or positions.shape[1] != field.n_dims:
+            raise ValueError(f"Expected `positions` of shape `[n_points, {field.n_dims}]`, found `{positions.shape}`.")
+        if time is None:
+            search = NearestNeighbors(n_neighbors=min(n_neighbors, self.cells.n_cells)).fit(self.cells.x)
+            time = self.cells.time[search.kneighbors(positions, return_distance=False)].mean(axis=1)
+        time = np.asarray(time, dtype=np.float64)
+        if time.shape not in ((), (positions.shape[0],)):
+            raise ValueError(f"Expected `time` of shape `[{positions.shape[0]}]`, found `{time.shape}`.")
+        if not (np.isfinite(positions).all() and np.isfinite(time).all()):
+            raise ValueError("Expected finite `positions` and `time`, found NaN or infinite values.")
+        return field(positions, time)
+
+    # -------------------------------------------------------------------------------------- transition matrix
+    def compute_transition_matrix(
+        self,
+        similarity: Similarity | SimilarityFunction = "cosine",
+        softmax_scale: float | None = None,
+        backward_mode: BackwardMode = "transpose",
+        *,
+        smooth: bool = True,
+        variance_stabilize: bool = False,
+        threshold: float | None = None,
+        gene_subset: Sequence[str] | str | None = None,
+        check_connectivity: bool = False,
+        compute_cond_num: bool = False,
+        device: str = "auto",
+        show_progress_bar: bool = True,
+    ) -> Self:
+        """Compute the transition matrix; runs the missing steps with default parameters.
+
+        Parameters
+        ----------
+        similarity
+            ``"cosine"``, ``"correlation"`` or ``"dot_product"``, or a function of velocities and displacements, both
+            of shape ``[n_edges, n_dims]``, that returns one similarity per edge.
+        softmax_scale
+            Sharpness of the softmax; one over the median absolute similarity where not given.
+        backward_mode
+            How the backward process is made: ``"transpose"`` compares displacements with the velocity of the
+            neighbour they come from, ``"negate"`` turns the velocities around. Time is not recomputed.
+        smooth
+            Whether to use the velocity field; the transport velocity otherwise.
+        variance_stabilize
+            Whether to compare the signed square roots of the components.
+        threshold
+            Drop probabilities below it; each cell keeps its largest.
+        gene_subset
+            Names of genes, or a boolean column of ``adata.var``, to compare in, through the PCA loadings.
+        check_connectivity
+            Whether to refuse a neighbour graph that is not connected.
+        compute_cond_num
+            Whether to estimate :attr:`condition_number`.
+        device
+            Torch device, or ``"auto"``.
+        show_progress_bar
+            Whether missing steps show a progress bar.
+
+        Returns
+        -------
+        Self, with :attr:`transition_matrix`, :attr:`logits` and :attr:`params`.
+
+        Raises
+        ------
+        KeyError
+            If ``gene_subset`` is not in ``adata.var`` or the loadings are missing.
+        ValueError
+            If an option is unknown or out of range, or the graph is not connected and that was asked.
+        """
+        _check_transition_options(similarity, softmax_scale, backward_mode, threshold)
+        loadings = None if gene_subset is None else read_loadings(self.adata, self._init_kwargs["basis"], gene_subset)
+        if check_connectivity:
+            warn_about_graph(self.connectivities, strict=True)
+        request = {
+            "similarity": similarity,
+            "softmax_scale": softmax_scale,
+            "backward_mode": backward_mode if self.backward else None,
+            "smooth": smooth,
+            "variance_stabilize": variance_stabilize,
+            "threshold": threshold,
+            "gene_subset": None if loadings is None else storage.fingerprint({"loadings": loadings}),
+            "compute_cond_num": compute_cond_num,
+        }
+        if request == self._request and self._transition_matrix is not None:
+            logger.debug("Using cached transition matrix")
+            return self
+        if smooth and self._field is None:
+            self.fit_field(device=device, show_progress_bar=show_progress_bar)
+        if not smooth and self._transport is None:
+            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
+        result = compute_transitions(
+            self.cells.x,
+            self.velocity if smooth else self.raw_velocity,
+            self.connectivities,
+            similarity=similarity,
+            softmax_scale=softmax_scale,
+            variance_stabilize=variance_stabilize,
+            backward_mode=backward_mode if self.backward else None,
+            threshold=threshold,
+            loadings=loadings,
+            device=resolve_device(device),
+        )
+        cond = condition_number(result.matrix) if compute_cond_num else None
+        self.transition_matrix = result.matrix
+        self._logits, self._condition_number, self._request = result.logits, cond, request
+        self._params = self._describe(request, result.softmax_scale)
+        _report(result.matrix, result.n_fallback, result.n_isolated, self.connectivities, result.softmax_scale)
+        return self
+
+    def _describe(self, request: dict[str, Any], softmax_scale: float) -> dict[str, Any]:
+        """Return what was asked and found as short plain values, which `repr` shows and h5ad holds."""
+        similarity = request["similarity"]
+        params: dict[str, Any] = {
+            "similarity": getattr(similarity, "__name__", "callable") if callable(similarity) else similarity,
+            "softmax_scale": float(softmax_scale),
+        }
+        if request["backward_mode"] is not None:
+            params["bwd_mode"] = request["backward_mode"]
+        defaults = {"smooth": True, "variance_stabilize": False, "threshold": None, "gene_subset": None}
+        params.update({name: request[name] for name, usual in defaults.items() if request[name] != usual})
+        return params
+
+    # --------------------------------------------------------------------------------------------- contract
+    def __invert__(self) -> OTVelocityKernel:
+        kernel: OTVelocityKernel = self._copy_ignore("_transition_matrix", "_logits")
+        kernel._backward = not self.backward
+        kernel._init_kwargs["backward"] = kernel._backward
+        kernel._clear()
+        return kernel
+
+    def write_to_adata(self, key: str | None = None, copy: bool = False) -> None:
+        """Write transition matrix, parameters, windows, velocities and field to :attr:`adata`.
+
+        Parameters
+        ----------
+        key
+            Key of the transition matrix in ``adata.obsp``; ``T_fwd`` or ``T_bwd`` where not given.
+        copy
+            Whether to copy the transition matrix.
+
+        Returns
+        -------
+        Nothing. Writes, beside the host's ``obsp[key]`` and ``uns["{key}_params"]``,
+
+        - ``obsm["velot_velocity"]`` and ``obsm["velot_velocity_raw"]``: velocity of the field and of transport,
+        - ``obs["velot_confidence"]`` and ``obs["velot_cluster"]``,
+        - ``uns["velot"][key]``: windows, velocity and field as arrays.
+        """
+        super().write_to_adata(key=key, copy=copy)
+        key = key or ("T_bwd" if self.backward else "T_fwd")
+        packed = storage.pack({"windows": self._windows, "transport": self._transport, "field": self._field})
+        packed["n_cells"] = self.cells.n_cells
+        self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: packed}
+        if self._windows is not None:
+            self.adata.obs["velot_cluster"] = pd.Categorical(self._windows.cluster)
+        if self._transport is not None:
+            self.adata.obsm["velot_velocity_raw"] = self._transport.velocity.copy()
+            self.adata.obs["velot_confidence"] = self._transport.confidence
+        if self._field is not None:
+            self.adata.obsm["velot_velocity"] = self.velocity
+
+    @classmethod
+    def from_adata(cls, adata: AnnData, key: str, copy: bool = False) -> Self:
+        """Read a kernel saved by :meth:`write_to_adata`, with its windows, velocities and field.
+
+        Parameters
+        ----------
+        adata
+            Annotated data.
+        key
+            Key of the transition matrix in ``adata.obsp``.
+        copy
+            Whether to copy the transition matrix.
+
+        Raises
+        ------
+        KeyError
+            If nothing was saved under that key.
+        ValueError
+            If what was saved is damaged, of another version, or of other cells.
+        """
+        check_known("adata.obsp", key, adata.obsp.keys())
+        packed = adata.uns.get("velot", {}).get(key)
+        if packed is None:
+            raise KeyError(f"Expected `adata.uns['velot'][{key!r}]`, found none: it was not written by this kernel.")
+        if int(packed["n_cells"]) != adata.n_obs:
+            raise ValueError(f"Expected the `{packed['n_cells']}` cells that the kernel was saved with, found `{adata.n_obs}`.")
+        stages = storage.unpack(packed)
+        saved = adata.uns[f"{key}_params"]
+        kernel: Self = super().from_adata(adata, key=key, copy=copy)
+        kernel._init_kwargs = storage.plain(kernel._init_kwargs)
+        kernel._params = storage.plain(dict(saved["params"]))
+        for name, stage in stages.items():
+            setattr(kernel, f"_{name}", stage)
+        return kernel
+
+    def _clear(self, *stages: str) -> None:
+        """Forget these stages and the transition matrix."""
+        for name in stages:
+            setattr(self, name, None)
+        self._transition_matrix = None
+        self._logits = None
+        self._condition_number = None
+        self._request = None
+        self._params = {}
+
+    def _needed(self, stage: str, method: str) -> Any:
+        value = getattr(self, f"_{stage}")
+        if value is None:
+            raise RuntimeError(f"Compute the {stage} first, as `.{method}()`.")
+        return value
+
+
+def _check_transition_options(similarity: Any, softmax_scale: Any, backward_mode: Any, threshold: Any) -> None:
+    """Refuse bad options before the expensive steps."""
+    if not callable(similarity):
+        check_choice("similarity", similarity, Similarity)
+    check_choice("backward_mode", backward_mode, BackwardMode)
+    if softmax_scale is not None:
+        check_number("softmax_scale", softmax_scale, low=0, open_low=True)
+    if threshold is not None:
+        check_number("threshold", threshold, low=0, high=1, open_high=True)
+
+
+def _report(matrix: sp.csr_matrix, n_fallback: int, n_isolated: int, graph: sp.csr_matrix, scale: float) -> None:
+    logger.info("Using `softmax_scale=%.4f`", scale)
+    if n_fallback:
+        logger.warning("%d cells have no velocity: their transitions follow the neighbour graph", n_fallback)
+    if n_isolated:
+        logger.warning("%d cells have no neighbour: they stay where they are", n_isolated)
+    neighbors = float(np.median(effective_neighbors(matrix)))
+    degree = float(np.median(np.diff(graph.indptr)))
+    if neighbors < 1.5 < degree:
+        logger.warning("Rows are nearly one-hot: %.2f effective neighbours of %g. Lower `softmax_scale`", neighbors, degree)
