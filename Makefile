@@ -1,0 +1,69 @@
+# Every command makes the environment it needs. `make help` lists them.
+#
+#   PYTHON=python3.13 make test       another interpreter, in .venv-3.13
+#   JOBS=2 make test                  tests in two processes
+#   make test PYTEST_ARGS="-k field"  arguments handed to pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format dist clean
+.DELETE_ON_ERROR:
+
+# The first that runs and is new enough: a name on the PATH may be a shim for a Python that is not active.
+DEFAULT_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(DEFAULT_PYTHON)
+JOBS ?= 0
+PYTEST_ARGS ?=
+
+# "3.11", or nothing where the interpreter does not run or is too old
+version_of = $(if $(1),$(shell $(1) -c \
+	'import sys; v = sys.version_info; print("%d.%d" % v[:2] if v >= (3, 11) else "")' 2>/dev/null))
+# pyenv's name for a Python that is not active does not run, its file does.
+INTERPRETER := $(if $(call version_of,$(PYTHON)),$(PYTHON),$(shell \
+	ls -d "$$(pyenv root 2>/dev/null)"/versions/$(patsubst python%,%,$(notdir $(PYTHON))).*/bin/python3 2>/dev/null | tail -n 1))
+VERSION := $(call version_of,$(INTERPRETER))
+VENV := $(if $(filter $(VERSION),$(call version_of,$(DEFAULT_PYTHON))),.venv,.venv-$(VERSION))
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+demo: $(VENV)/.installed  ## run the main job on the embedded data, into demo/
+	$(PY) -m cellrank_velot demo --out demo
+
+test: $(VENV)/.installed-test  ## run the whole test suite
+	$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev  ## ruff and mypy
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+format: $(VENV)/.installed-dev  ## let ruff repair what it can
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+dist: $(VENV)/.installed-dev  ## build the wheel and the source archive, into dist/
+	rm -rf dist
+	$(PY) -m build
+
+clean:  ## remove environments, builds, caches and the demo's results
+	rm -rf .venv .venv-3.* demo dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find cellrank_velot tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per environment and one per extra: nothing is installed twice while pyproject.toml stays as it is.
+$(VENV)/.python-$(VERSION):
+	@test -n "$(VERSION)" || { \
+		echo "$(if $(PYTHON),$(PYTHON) does not run or is older,no Python was found that runs and is not older) than 3.11;" \
+			"choose one: PYTHON=/path/to/python3 make ..." >&2; exit 1; }
+	$(INTERPRETER) -m venv --clear $(VENV)
+	@touch $@
+
+# torch first and by itself: once it is there, the second step is content with it.
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.python-$(VERSION) pyproject.toml .constraints.txt
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	@$(PIP) --constraint .constraints.txt torch || \
+		echo "The torch of .constraints.txt is not to be had here; going on with the one that pip finds."
+	@$(PIP) --editable '.$(patsubst -%,[%],$(subst $(VENV)/.installed,,$@))'
+	@touch $@

@@ -1,0 +1,115 @@
+"""What every test may use: a backend without a screen, the folder of the real data, and a planted bifurcation."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+from sklearn.neighbors import kneighbors_graph
+
+from cellrank_velot import OTVelocityKernel
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the real data sets, which are not part of the package."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CELLRANK_VELOT_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"the real data are missing: no folder {folder} (set CELLRANK_VELOT_DATA)")
+    return folder
+
+
+@dataclass(frozen=True)
+class PlantedCells:
+    """A stem that splits into two fates, with the velocity that made it.
+
+    Cells move along the first dimension at speed 4; from time 0.5 on, the fates also part along the second one.
+    """
+
+    x: np.ndarray
+    time: np.ndarray
+    labels: np.ndarray
+    velocity: np.ndarray
+    graph: sp.csr_matrix
+
+    def adata(self) -> AnnData:
+        """Return a new AnnData of these cells, such as scanpy's preprocessing leaves it."""
+        n_cells, n_dims = self.x.shape
+        loadings = np.linalg.qr(np.random.default_rng(1).normal(size=(20, n_dims)))[0]
+        adata = AnnData(
+            (self.x @ loadings.T + 5).astype(np.float32),
+            obs=pd.DataFrame(index=[f"cell_{i}" for i in range(n_cells)]),
+            var=pd.DataFrame(index=[f"gene_{i}" for i in range(20)]),
+        )
+        adata.obs["dpt_pseudotime"] = self.time
+        adata.obs["clusters"] = pd.Categorical(np.array(["stem", "left", "right"])[self.labels])
+        adata.obs["stage"] = pd.Categorical(np.floor(self.time * 4).astype(int))
+        adata.var["highly_variable"] = np.arange(20) < 12
+        adata.obsm["X_pca"], adata.obsm["X_umap"] = self.x.copy(), self.x[:, :2].copy()
+        adata.varm["PCs"] = loadings
+        adata.obsp["connectivities"] = self.graph.copy()
+        adata.obsp["distances"] = kneighbors_graph(self.x, 10, mode="distance")
+        adata.uns["neighbors"] = {
+            "connectivities_key": "connectivities",
+            "distances_key": "distances",
+            "params": {"n_neighbors": 11, "method": "umap", "use_rep": "X_pca"},
+        }
+        return adata
+
+
+def plant_cells(n_cells: int = 240, n_dims: int = 5, noise: float = 0.15, seed: int = 0) -> PlantedCells:
+    """Draw the cells of :class:`PlantedCells`."""
+    rng = np.random.default_rng(seed)
+    time = rng.permutation(np.linspace(0, 0.999, n_cells))
+    side = rng.choice([-1.0, 1.0], n_cells)
+    x = rng.normal(scale=noise, size=(n_cells, n_dims))
+    x[:, 0] += 4 * time
+    x[:, 1] += 4 * side * np.maximum(time - 0.5, 0)
+    velocity = np.zeros_like(x)
+    velocity[:, 0], velocity[:, 1] = 4, 4 * side * (time > 0.5)
+    labels = np.where(time <= 0.5, 0, np.where(side < 0, 1, 2))
+    return PlantedCells(x, time, labels, velocity, neighbor_graph(x))
+
+
+def neighbor_graph(x: np.ndarray, n_neighbors: int = 10) -> sp.csr_matrix:
+    """Return a symmetric neighbour graph whose weights fall with the distance."""
+    distances = kneighbors_graph(x, n_neighbors, mode="distance")
+    distances.data = np.exp(-((distances.data / distances.data.mean()) ** 2) / 2)
+    return sp.csr_matrix(distances.maximum(distances.T))
+
+
+@pytest.fixture(scope="session")
+def planted() -> PlantedCells:
+    """Return 240 cells of two fates; nobody may write to them."""
+    cells = plant_cells()
+    for array in (cells.x, cells.time, cells.labels, cells.velocity):
+        array.flags.writeable = False
+    return cells
+
+
+@pytest.fixture
+def adata(planted: PlantedCells) -> AnnData:
+    """Return these cells as an AnnData of one's own."""
+    return planted.adata()
+
+
+@pytest.fixture(scope="session")
+def _computed(planted: PlantedCells) -> OTVelocityKernel:
+    kernel = OTVelocityKernel(planted.adata(), cluster_key="clusters")
+    kernel.compute_windows(min_window_size=10).compute_velocity(show_progress_bar=False)
+    kernel.fit_field(hidden=(16, 16), n_steps=60, show_progress_bar=False)
+    return kernel.compute_transition_matrix()
+
+
+@pytest.fixture
+def computed(_computed: OTVelocityKernel) -> OTVelocityKernel:
+    """Return a quickly computed kernel of one's own, with an AnnData of one's own."""
+    return _computed.copy(deep=True)
