@@ -1,0 +1,252 @@
+"""Gene circuits as a table of interactions, their drift, and one integrator for all of them.
+
+Arrays only: depends on numpy and scipy, and knows no AnnData. The circuits themselves stand at the end of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
+
+__all__ = ["BIFURCATION", "CONVERGENCE", "TREE", "Circuit", "Network", "draw_network", "integrate"]
+
+FloatArray = NDArray[np.float64]
+Edge = tuple[str, str, float]
+
+_FRACTION_UNRELATED = 0.3
+_PRIVATE_NOISE = 0.2
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Who acts on whom, where cells begin, and what the clusters are called.
+
+    Gene `i` follows ``dx_i/dt = rate_i (expit(bias_i + sum_j weight_ij x_j) - x_i)``, the gene-circuit equation of
+    :cite:t:`mjolsness:91`: production saturates between 0 (off) and 1 (on), decay is linear.
+    """
+
+    bias: Mapping[str, float]
+    """Input of each gene without its regulators. The keys name the genes."""
+    edges: tuple[Edge, ...]
+    """Regulator, target and weight; positive activates, negative represses."""
+    starts: tuple[Mapping[str, float], ...]
+    """Genes that are not off at the beginning, one mapping per root. Cells begin at each root equally often."""
+    clusters: tuple[Edge, ...]
+    """Cluster, marker gene and threshold. The last entry that a cell exceeds names its cluster, else "Transition"."""
+    roots: tuple[str, ...]
+    """Clusters where the process begins."""
+    duration: float
+    """Time of the latest cells."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Turnover per unit of time, of the genes where it is not 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """All genes of a simulated set, the circuit first, and how their state is seen as log expression."""
+
+    names: tuple[str, ...]
+    """Names of the genes."""
+    roles: tuple[str, ...]
+    """"circuit", "target" or "unrelated"."""
+    weights: FloatArray
+    """Shape ``[n_genes, n_circuit]``: only the circuit regulates."""
+    bias: FloatArray
+    """Input without regulators, shape ``[n_genes]``."""
+    rate: FloatArray
+    """Turnover per unit of time, shape ``[n_genes]``."""
+    noise: FloatArray
+    """Process noise relative to that of the circuit, shape ``[n_genes]``."""
+    base: FloatArray
+    """Log expression of a gene that is off, shape ``[n_genes]``."""
+    amplitude: FloatArray
+    """Log expression that a gene gains when on, shape ``[n_genes]``."""
+
+    @property
+    def n_circuit(self) -> int:
+        """Number of genes that regulate others."""
+        return int(self.weights.shape[1])
+
+    def drift(self, x: FloatArray) -> FloatArray:
+        """Deterministic change of the state `x` per unit of time, both of shape ``[n_cells, n_genes]``."""
+        production: FloatArray = expit(x[:, : self.n_circuit] @ self.weights.T + self.bias)
+        return self.rate * (production - x)
+
+    def start(self, state: Mapping[str, float]) -> FloatArray:
+        """State of a root, shape ``[n_genes]``: the circuit as given, every other gene where its drift is zero."""
+        circuit = np.array([state.get(name, 0.0) for name in self.names[: self.n_circuit]])
+        return np.concatenate([circuit, expit(self.weights @ circuit + self.bias)[self.n_circuit :]])
+
+    def express(self, x: FloatArray) -> FloatArray:
+        """Log expression of the state `x`, both of shape ``[n_cells, n_genes]``."""
+        return self.base + self.amplitude * x
+
+
+def draw_network(circuit: Circuit, n_genes: int, rng: np.random.Generator) -> Network:
+    """Surround a circuit with targets, each regulated by up to two of its genes, and with unrelated genes.
+
+    Parameters
+    ----------
+    circuit
+        The genes that decide.
+    n_genes
+        Number of genes in all. Of those outside the circuit 70 % are targets, as many of each gene of the circuit.
+    rng
+        Where strengths, thresholds, rates and amplitudes are drawn from.
+
+    Returns
+    -------
+    The network of all genes.
+    """
+    genes = list(circuit.bias)
+    n_circuit = len(genes)
+    n_unrelated = int(_FRACTION_UNRELATED * (n_genes - n_circuit))
+    n_targets = n_genes - n_circuit - n_unrelated
+
+    weights = np.zeros((n_genes, n_circuit))
+    for regulator, target, weight in circuit.edges:
+        weights[genes.index(target), genes.index(regulator)] = weight
+    first = np.arange(n_targets) % n_circuit
+    gain = rng.uniform(4.0, 8.0, size=n_targets) * rng.choice([1.0, 1.0, -1.0], size=n_targets)
+    target_ix = n_circuit + np.arange(n_targets)
+    weights[target_ix, first] = gain
+    # a second, weaker regulator bends the paths: targets of one gene don't all move together
+    weights[target_ix, rng.integers(n_circuit, size=n_targets)] += rng.uniform(-3.0, 3.0, size=n_targets)
+    bias = np.concatenate(
+        [
+            list(circuit.bias.values()),
+            -gain * rng.uniform(0.3, 0.7, size=n_targets),
+            logit(rng.uniform(0.2, 0.8, size=n_unrelated)),
+        ]
+    )
+    rate = rng.uniform(0.7, 2.0, size=n_genes)
+    rate[:n_circuit] = [circuit.rates.get(name, 1.0) for name in genes]
+    targets = [f"{genes[i]}Target{n // n_circuit + 1}" for n, i in enumerate(first)]
+    return Network(
+        names=(*genes, *targets, *(f"Unrelated{i + 1}" for i in range(n_unrelated))),
+        roles=("circuit",) * n_circuit + ("target",) * n_targets + ("unrelated",) * n_unrelated,
+        weights=weights,
+        bias=bias,
+        rate=rate,
+        # most of a target's variation comes through the circuit; its own is forgotten at once and tells no direction
+        noise=np.where(np.arange(n_genes) < n_circuit, 1.0, _PRIVATE_NOISE),
+        base=rng.uniform(0.5, 1.5, size=n_genes),
+        amplitude=rng.uniform(0.8, 2.0, size=n_genes),
+    )
+
+
+def integrate(
+    network: Network,
+    start: FloatArray,
+    time: FloatArray,
+    *,
+    process_sd: ArrayLike,
+    rng: np.random.Generator,
+    n_steps: int = 200,
+) -> FloatArray:
+    """Bring every cell from its start to its own time, by the Euler-Maruyama scheme :cite:p:`kloeden:92`.
+
+    All cells take the same number of steps, each of ``time / n_steps``, so that they stay one array.
+
+    Parameters
+    ----------
+    network
+        Gives the drift.
+    start
+        States at time zero, shape ``[n_cells, n_genes]``.
+    time
+        How long each cell runs, shape ``[n_cells]``.
+    process_sd
+        Standard deviation of the process noise per square root of unit time, a number or shape ``[n_genes]``.
+    rng
+        Where the noise is drawn from.
+    n_steps
+        Number of steps.
+
+    Returns
+    -------
+    States at `time`, shape ``[n_cells, n_genes]``.
+    """
+    x, dt = start.copy(), (time / n_steps)[:, None]
+    kick = np.sqrt(dt) * np.asarray(process_sd, dtype=np.float64)
+    noisy = bool(np.any(kick > 0))
+    for _ in range(n_steps):
+        x += network.drift(x) * dt
+        if noisy:
+            x += kick * rng.standard_normal(x.shape)
+    return x
+
+
+def _toggle(a: str, b: str) -> tuple[Edge, ...]:
+    """Two genes that activate themselves and repress each other."""
+    return (a, a, 5.0), (b, b, 5.0), (a, b, -7.0), (b, a, -7.0)
+
+
+BIFURCATION = Circuit(
+    bias={"Stem": -5.0, "FateA": 0.5, "FateB": 0.5},
+    edges=(*_toggle("FateA", "FateB"), ("Stem", "FateA", -4.0), ("Stem", "FateB", -4.0)),
+    starts=({"Stem": 1.0},),
+    clusters=(("Progenitor", "Stem", 0.5), ("Fate A", "FateA", 0.7), ("Fate B", "FateB", 0.7)),
+    roots=("Progenitor",),
+    duration=8.5,
+    rates={"Stem": 0.4},
+)
+"""A toggle switch, kept open by a progenitor factor that decays."""
+
+TREE = Circuit(
+    bias={"Stem": -5.0, "BranchA": 0.5, "BranchB": 0.5} | dict.fromkeys(("FateA1", "FateA2", "FateB1", "FateB2"), -5.5),
+    edges=(
+        *_toggle("BranchA", "BranchB"),
+        ("Stem", "BranchA", -4.0),
+        ("Stem", "BranchB", -4.0),
+        *_toggle("FateA1", "FateA2"),
+        ("BranchA", "FateA1", 6.0),
+        ("BranchA", "FateA2", 6.0),
+        *_toggle("FateB1", "FateB2"),
+        ("BranchB", "FateB1", 6.0),
+        ("BranchB", "FateB2", 6.0),
+    ),
+    starts=({"Stem": 1.0},),
+    clusters=(
+        ("Progenitor", "Stem", 0.5),
+        ("Branch A", "BranchA", 0.7),
+        ("Branch B", "BranchB", 0.7),
+        ("Fate A1", "FateA1", 0.7),
+        ("Fate A2", "FateA2", 0.7),
+        ("Fate B1", "FateB1", 0.7),
+        ("Fate B2", "FateB2", 0.7),
+    ),
+    roots=("Progenitor",),
+    duration=11.0,
+    rates={"Stem": 0.5},
+)
+"""The bifurcation, and on each of its branches a second toggle switch that the branch turns on."""
+
+CONVERGENCE = Circuit(
+    bias={"RootA": -5.0, "RootB": -5.0, "MidA": -3.0, "MidB": -3.0, "Common": -1.5, "Fate": -7.0},
+    edges=(
+        ("RootA", "MidA", 6.0),
+        ("RootB", "MidB", 6.0),
+        ("RootA", "Common", -5.0),
+        ("RootB", "Common", -5.0),
+        ("MidA", "Common", 4.0),
+        ("MidB", "Common", 4.0),
+        ("Common", "Common", 5.0),
+        ("Common", "Fate", 10.0),
+    ),
+    starts=({"RootA": 1.0}, {"RootB": 1.0}),
+    clusters=(
+        ("Root A", "RootA", 0.5),
+        ("Root B", "RootB", 0.5),
+        ("Common", "Common", 0.7),
+        ("Fate", "Fate", 0.7),
+    ),
+    roots=("Root A", "Root B"),
+    duration=9.0,
+    rates={"RootA": 0.6, "RootB": 0.6, "MidA": 1.2, "MidB": 1.2, "Fate": 0.5},
+)
+"""Two progenitor factors that decay, a pulse of an intermediate gene after each, and one path for both from there."""
