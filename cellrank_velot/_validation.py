@@ -51,7 +51,9 @@ def check_number(
     number = float(value)
     inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not (np.isfinite(number) and inside):
-        interval = f"{'(' if open_low or low == -np.inf else '['}{low:g}, {high:g}{')' if open_high or high == np.inf else ']'}"
+        left = "(" if open_low or low == -np.inf else "["
+        right = ")" if open_high or high == np.inf else "]"
+        interval = f"{left}{low:g}, {high:g}{right}"
         raise ValueError(f"Expected `{name}` to be in {interval}, found `{value!r}`.")
     return number
 
@@ -83,7 +85,9 @@ def check_known(slot: str, key: Any, available: Iterable[Any], hint: str = "") -
     """
     available = list(available)
     if key not in available:
-        raise KeyError(f"Expected `{slot}[{key!r}]`, found the keys {sorted(map(str, available))}.{' ' if hint else ''}{hint}")
+        raise KeyError(
+            f"Expected `{slot}[{key!r}]`, found the keys {sorted(map(str, available))}.{' ' if hint else ''}{hint}"
+        )
 
 
 def first_names(names: Any, mask: Any, limit: int = 3) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -182,6 +182,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         overlap: float = 0.5,
         *,
         min_window_size: int = 20,
+        time_lag: float | None = 0.05,
+        overlap_clusters: int = 3,
         tail: Tail = "force",
         tail_threshold: int = 10,
         random_state: int = 0,
@@ -207,6 +209,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             window_size=window_size,
             overlap=overlap,
             min_window_size=min_window_size,
+            time_lag=time_lag,
+            overlap_clusters=overlap_clusters,
             tail=tail,
             tail_threshold=tail_threshold,
             random_state=random_state,
@@ -220,8 +224,9 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self,
         epsilon: float = 0.05,
         lambda_time: float = 1.0,
-        lambda_knn: float = 1.0,
+        lambda_knn: float = 0.0,
         *,
+        relaxation: float | Literal["auto"] = "auto",
         tol: float = 1e-6,
         max_iter: int = 500,
         device: str = "auto",
@@ -251,6 +256,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             epsilon=epsilon,
             lambda_time=lambda_time,
             lambda_knn=lambda_knn,
+            relaxation=relaxation,
             tol=tol,
             max_iter=max_iter,
             device=device,
@@ -265,10 +271,10 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         hidden: Sequence[int] = (128, 128),
         *,
         use_time: bool = True,
-        lambda_smooth: float = 10.0,
+        lambda_smooth: float = 0.1,
         lambda_curl: float = 0.0,
         lambda_divergence: float = 0.0,
-        n_steps: int = 1000,
+        n_steps: int = 400,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         held_out: float = 0.1,
@@ -531,7 +537,9 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         if packed is None:
             raise KeyError(f"Expected `adata.uns['velot'][{key!r}]`, found none: it was not written by this kernel.")
         if int(packed["n_cells"]) != adata.n_obs:
-            raise ValueError(f"Expected the `{packed['n_cells']}` cells that the kernel was saved with, found `{adata.n_obs}`.")
+            raise ValueError(
+                f"Expected the `{packed['n_cells']}` cells that the kernel was saved with, found `{adata.n_obs}`."
+            )
         stages = storage.unpack(packed)
         saved = adata.uns[f"{key}_params"]
         kernel: Self = super().from_adata(adata, key=key, copy=copy)
@@ -578,4 +586,6 @@ def _report(matrix: sp.csr_matrix, n_fallback: int, n_isolated: int, graph: sp.c
     neighbors = float(np.median(effective_neighbors(matrix)))
     degree = float(np.median(np.diff(graph.indptr)))
     if neighbors < 1.5 < degree:
-        logger.warning("Rows are nearly one-hot: %.2f effective neighbours of %g. Lower `softmax_scale`", neighbors, degree)
+        logger.warning(
+            "Rows are nearly one-hot: %.2f effective neighbours of %g. Lower `softmax_scale`", neighbors, degree
+        )

@@ -35,8 +35,8 @@ Similarity = Literal["cosine", "correlation", "dot_product"]
 BackwardMode = Literal["transpose", "negate"]
 SimilarityFunction = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
-# Elements of the displacements held at a time, edges times dimensions: 16 MiB.
-CHUNK_ELEMENTS = 2**21
+# Elements of the displacements held at a time, edges times dimensions: 2 MiB stay in a processor's cache.
+CHUNK_ELEMENTS = 2**18
 # Above this many cells a factorisation fills too much memory, and the condition number is bounded iteratively.
 FACTORIZE_BELOW = 20_000
 
@@ -129,7 +129,13 @@ def compute_transitions(
     velocity = np.where(known[:, None], -velocity if backward_mode == "negate" else velocity, 0.0)
     transpose = backward_mode == "transpose"
     logits = edge_similarities(
-        x, velocity, graph, similarity, variance_stabilize=variance_stabilize, transpose=transpose, loadings=loadings,
+        x,
+        velocity,
+        graph,
+        similarity,
+        variance_stabilize=variance_stabilize,
+        transpose=transpose,
+        loadings=loadings,
         device=device,
     )
     degree = np.diff(graph.indptr)
@@ -200,7 +206,7 @@ def edge_similarities(
 
 
 def effective_neighbors(matrix: sp.csr_matrix) -> NDArray[np.float64]:
-    """Return the effective number of targets of each cell, the exponential of its row's entropy, shape ``[n_cells]``."""
+    """Return the effective number of targets of each cell, the exponential of its entropy, shape ``[n_cells]``."""
     p = matrix.data
     terms = np.where(p > 0, -p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.exp(np.bincount(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), terms, matrix.shape[0]))

@@ -26,7 +26,8 @@ class Couplings:
     plan
         Array of shape ``[n_problems, n_source, n_target]``. Rows sum to the source weights exactly.
     marginal_error
-        Array of shape ``[n_problems]``: total absolute deviation of the column sums from the target weights.
+        Array of shape ``[n_problems]``: Euclidean norm of the deviation of the column sums from the target
+        weights.
     converged
         Array of shape ``[n_problems]``: whether that error is within the tolerance.
     n_iter
@@ -65,7 +66,7 @@ def sinkhorn(
     epsilon
         Entropic regularisation, in units of the cost.
     tol
-        Tolerance of the column sums, total absolute deviation.
+        Tolerance of the column sums, Euclidean norm of their deviation, as in POT.
     max_iter
         Bound on the number of iterations of each problem.
 
@@ -78,32 +79,37 @@ def sinkhorn(
     Sinkhorn's algorithm :cite:`cuturi:13` with the stabilisation of :cite:`schmitzer:19`.
     """
     a, b = source_weights, target_weights
-    log_kernel = (cost / -epsilon).masked_fill_((a == 0).unsqueeze(2) | (b == 0).unsqueeze(1), -torch.inf)
-    phi, psi = _log_steps(log_kernel, torch.zeros_like(a), a, b, n_steps=1)
-    error = _column_error(_plan(log_kernel, phi, psi), b)
-    n_iter = torch.ones(cost.shape[0], dtype=torch.long, device=cost.device)
-    active = torch.nonzero(error > tol).squeeze(1)
-    done = 1
+    padding = (a == 0).unsqueeze(2) | (b == 0).unsqueeze(1)
+    log_kernel = (cost / -epsilon).masked_fill_(padding, -torch.inf)
+    phi, psi = torch.zeros_like(a), torch.zeros_like(b)
+    plan = torch.zeros_like(log_kernel)
+    error = torch.full_like(a[:, 0], torch.inf)
+    n_iter = torch.zeros(cost.shape[0], dtype=torch.long, device=cost.device)
+    active = torch.arange(cost.shape[0], device=cost.device)
+    done = 0
     while done < max_iter and active.numel():
         # Solved problems leave, the rest go on with the potentials that they have.
         batch = _Scaled(log_kernel[active], a[active], b[active], phi[active], psi[active])
-        while done < max_iter:
-            steps = min(CHECK_EVERY, max_iter - done)
+        remaining = torch.arange(active.numel(), device=cost.device)
+        safe = True
+        while safe and done < max_iter and 2 * remaining.numel() > active.numel():
+            # POT looks at the first iteration and each tenth after it.
+            steps = min(CHECK_EVERY, max_iter - done) if done else 1
             safe = batch.advance(steps)
             done += steps
-            open_ = batch.open
-            phi[active[open_]], psi[active[open_]] = batch.potentials(open_)
-            error[active[open_]] = batch.error[open_]
-            n_iter[active[open_]] = done
-            batch.open = open_[error[active[open_]] > tol]
-            if not safe or 2 * batch.open.numel() <= active.numel():
-                break
-        active = active[batch.open]
-    return Couplings(plan=_plan(log_kernel, phi, psi), marginal_error=error, converged=error <= tol, n_iter=n_iter)
+            n_iter[active[remaining]] = done
+            solved = remaining[batch.error[remaining] <= tol]
+            plan[active[solved]], error[active[solved]] = batch.plan(solved), batch.error[solved]
+            remaining = remaining[batch.error[remaining] > tol]
+        active = active[remaining]
+        phi[active], psi[active] = batch.phi[remaining], batch.psi[remaining]
+    plan[active] = _plan(log_kernel[active], phi[active], psi[active])
+    error[active] = (plan[active].sum(1) - b[active]).norm(dim=1)
+    return Couplings(plan=plan, marginal_error=error, converged=error <= tol, n_iter=n_iter)
 
 
 class _Scaled:
-    """Iterations ``u K v`` around fixed potentials: ``K`` is the plan at the start, so ``u`` and ``v`` stay near one."""
+    """Iterations ``u K v`` around fixed potentials: ``K`` is the plan at the start, so both stay near one."""
 
     def __init__(
         self, log_kernel: torch.Tensor, a: torch.Tensor, b: torch.Tensor, phi: torch.Tensor, psi: torch.Tensor
@@ -113,33 +119,36 @@ class _Scaled:
         self.kernel_t = self.kernel.transpose(1, 2).contiguous()
         # Padding divides zero by one, not by zero.
         self.pad_a, self.pad_b = (a == 0).to(a.dtype).unsqueeze(1), (b == 0).to(b.dtype).unsqueeze(1)
-        self.log_u, self.log_v = torch.zeros_like(a), torch.zeros_like(b)
+        self.u, self.v = torch.ones_like(self.pad_a), torch.ones_like(self.pad_b)
+        self.start = phi, psi
         self.error = torch.full_like(a[:, 0], torch.inf)
-        self.open = torch.arange(a.shape[0], device=a.device)
 
     def advance(self, n_steps: int) -> bool:
-        """Take steps; return whether all scalings stayed in the safe range."""
-        u, v, a, b = self.log_u.exp().unsqueeze(1), self.log_v.exp(), self.a.unsqueeze(1), self.b.unsqueeze(1)
+        """Take steps; return whether all scalings stayed in the safe range.
+
+        A problem that left it takes these steps by log-sum-exp. It is not solved before its kernel was made anew.
+        """
+        a, b = self.a.unsqueeze(1), self.b.unsqueeze(1)
+        u, v, before = self.u, self.v, self.phi
         for _ in range(n_steps):
             v = b / torch.baddbmm(self.pad_b, u, self.kernel)
             u = a / torch.baddbmm(self.pad_a, v, self.kernel_t)
-        columns = v * torch.bmm(u, self.kernel)
-        self.error = (columns.squeeze(1) - self.b).abs().sum(1)
+        self.error = (v * torch.bmm(u, self.kernel) - b).squeeze(1).norm(dim=1)
         log_u = torch.where(self.a > 0, u.squeeze(1).log(), 0.0)
         log_v = torch.where(self.b > 0, v.squeeze(1).log(), 0.0)
         extreme = torch.maximum(log_u.abs().amax(1), log_v.abs().amax(1))
         unsafe = torch.nonzero(~(extreme < MAX_LOG_SCALING)).squeeze(1)  # true for nan, too
+        self.u, self.v, self.phi = u, v, self.start[0] + log_u
+        self.psi = self.start[1] + log_v
         if unsafe.numel():
-            start = (self.phi + self.log_u)[unsafe]
-            phi, psi = _log_steps(self.log_kernel[unsafe], start, self.a[unsafe], self.b[unsafe], n_steps)
-            log_u[unsafe], log_v[unsafe] = phi - self.phi[unsafe], psi - self.psi[unsafe]
-            self.error[unsafe] = _column_error(_plan(self.log_kernel[unsafe], phi, psi), self.b[unsafe])
-        self.log_u, self.log_v = log_u, log_v
+            steps = _log_steps(self.log_kernel[unsafe], before[unsafe], self.a[unsafe], self.b[unsafe], n_steps)
+            self.phi[unsafe], self.psi[unsafe] = steps
+            self.error[unsafe] = torch.inf
         return unsafe.numel() == 0
 
-    def potentials(self, which: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the potentials, over epsilon, of some problems."""
-        return (self.phi + self.log_u)[which], (self.psi + self.log_v)[which]
+    def plan(self, which: torch.Tensor) -> torch.Tensor:
+        """Return the plans of some problems."""
+        return self.u[which].transpose(1, 2) * self.kernel[which] * self.v[which]
 
 
 def _log_steps(
@@ -155,7 +164,3 @@ def _log_steps(
 
 def _plan(log_kernel: torch.Tensor, phi: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
     return (log_kernel + phi.unsqueeze(2)).add_(psi.unsqueeze(1)).exp_()
-
-
-def _column_error(plan: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (plan.sum(1) - b).abs().sum(1)

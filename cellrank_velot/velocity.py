@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,11 +18,11 @@ from tqdm.auto import tqdm
 
 from cellrank_velot._device import resolve_device, single_thread
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_integer, check_number
+from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.transport import sinkhorn
 from cellrank_velot.windows import Windows
 
-__all__ = ["TransportVelocity", "compute_velocity"]
+__all__ = ["TransportVelocity", "compute_velocity", "noise_filter"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -38,19 +39,25 @@ class TransportVelocity(Stage):
     ----------
     velocity
         Velocity in units of the basis per unit of time, shape ``[n_cells, n_dims]``; NaN without an estimate.
-    n_windows
-        Number of window pairs that contributed to each cell, shape ``[n_cells]``.
+    n_forward, n_backward
+        Number of window pairs that a cell goes out from and comes in by, shape ``[n_cells]``.
     converged
         Whether the coupling of each window pair converged, shape ``[n_pairs]``.
     marginal_error
-        Total absolute deviation of each coupling from its marginal, shape ``[n_pairs]``; NaN where the pair has
+        Euclidean norm of the deviation of each coupling from its marginal, shape ``[n_pairs]``; NaN where the pair has
         no difference in time and was left out.
     """
 
     velocity: NDArray[np.float64]
-    n_windows: NDArray[np.int64]
+    n_forward: NDArray[np.int64]
+    n_backward: NDArray[np.int64]
     converged: NDArray[np.bool_]
     marginal_error: NDArray[np.float64]
+
+    @property
+    def n_windows(self) -> NDArray[np.int64]:
+        """Number of window pairs that contributed to each cell, shape ``[n_cells]``."""
+        return self.n_forward + self.n_backward
 
     @property
     def confidence(self) -> NDArray[np.float64]:
@@ -71,7 +78,8 @@ def compute_velocity(
     *,
     epsilon: float = 0.05,
     lambda_time: float = 1.0,
-    lambda_knn: float = 1.0,
+    lambda_knn: float = 0.0,
+    relaxation: float | Literal["auto"] = "auto",
     tol: float = 1e-6,
     max_iter: int = 500,
     device: str = "auto",
@@ -80,10 +88,15 @@ def compute_velocity(
     r"""Transport each window to its target and average the displacements of each cell.
 
     The cost of moving cell i to cell j is :math:`\|x_i - x_j\|^2` over its maximum in the pair, plus
-    ``lambda_time`` where j is earlier than i, plus ``lambda_knn`` where j is no neighbour of i. The displacement of a
-    cell is barycentric, :math:`\sum_j P_{ij} x_j / \sum_j P_{ij} - x_i`; its velocity is the sum of its
-    displacements over the sum of the time between its windows. A cell without a neighbour in the target window
-    takes nothing from that pair.
+    ``lambda_time`` where j is earlier than i, plus ``lambda_knn`` where j is no neighbour of i. A cell is displaced
+    forward to :math:`\sum_j P_{ij} x_j / \sum_j P_{ij}`, the mean of where it goes, and backward to the mean of where
+    it comes from. The forward velocity :math:`v^+` is the sum of its forward displacements over the sum of the time
+    between the windows, :math:`v^-` likewise.
+
+    The mean of both, the current velocity, is free of the cell's own noise: whatever takes it off the manifold, the
+    forward displacement takes back and the backward one adds. What is left, :math:`(v^+ - v^-) / 2`, relaxes the cell
+    to the manifold :cite:`nelson:66`. Measurement noise does that as well as regulation does, so that a share F of it
+    is kept, :math:`v = (v^+ + v^-) / 2 + F (v^+ - v^-) / 2`.
 
     Parameters
     ----------
@@ -100,7 +113,12 @@ def compute_velocity(
     lambda_time
         Cost of going back in time.
     lambda_knn
-        Cost of going to a cell that is no neighbour.
+        Cost of going to a cell that is no neighbour. With it, a cell without a neighbour in the other window takes
+        nothing from that pair.
+    relaxation
+        Share of the relaxation to the manifold that is kept: ``1`` is the forward velocity, which VelOT reports,
+        ``0`` the current velocity. ``"auto"`` keeps, in each direction of the basis, what exceeds the noise floor,
+        see :func:`noise_filter`; it needs ``graph``. A cell that has one of both velocities takes it as it is.
     tol, max_iter
         Tolerance and bound of the solver, see :func:`cellrank_velot.transport.sinkhorn`.
     device
@@ -111,47 +129,90 @@ def compute_velocity(
     Raises
     ------
     ValueError
-        If a parameter is out of range.
+        If a parameter is out of range, or ``relaxation="auto"`` comes without a graph.
     """
     check_number("epsilon", epsilon, low=0, open_low=True)
     check_number("lambda_time", lambda_time, low=0)
     check_number("lambda_knn", lambda_knn, low=0)
     check_number("tol", tol, low=0, open_low=True)
     check_integer("max_iter", max_iter, low=1)
+    keep = _relaxation(x, graph, relaxation)
     where = resolve_device(device)
     use = np.flatnonzero(windows.dt > 0)
     if use.size < windows.n_pairs:
         logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
-    graph = graph if lambda_knn > 0 else None
+    penalised = graph if lambda_knn > 0 else None
 
-    total = torch.zeros((x.shape[0], x.shape[1] + 2), dtype=torch.float64, device=where)
+    # Columns: displacement, time and number of pairs.
+    forward = torch.zeros((x.shape[0], x.shape[1] + 2), dtype=torch.float64, device=where)
+    backward = torch.zeros_like(forward)
     converged = np.zeros(windows.n_pairs, dtype=np.bool_)
     error = np.full(windows.n_pairs, np.nan)
-    positions = torch.tensor(x, device=where)
-    times = torch.tensor(time, device=where)
+    positions, times = torch.tensor(x, device=where), torch.tensor(time, device=where)
     bar = tqdm(total=use.size, desc="transport", unit="pair", disable=not show_progress_bar)
     with bar, single_thread(where):
         for batch in _batches(windows, use):
-            pair = _PairBatch(windows, batch, positions, times, graph)
-            couplings = sinkhorn(
-                pair.cost(lambda_time, lambda_knn),
-                pair.source_weights,
-                pair.target_weights,
-                epsilon,
-                tol=tol,
-                max_iter=max_iter,
-            )
-            pair.add_to(total, couplings.plan)
+            pair = _PairBatch(windows, batch, positions, times, penalised)
+            cost = pair.cost(lambda_time, lambda_knn)
+            couplings = sinkhorn(cost, pair.source_weights, pair.target_weights, epsilon, tol=tol, max_iter=max_iter)
+            pair.add_to(forward, backward, couplings.plan)
             converged[batch] = couplings.converged.cpu().numpy()
             error[batch] = couplings.marginal_error.cpu().numpy()
             bar.update(batch.size)
 
+    ahead, n_ahead = _mean_velocity(forward)
+    behind, n_behind = _mean_velocity(backward)
+    current = np.where(np.isnan(behind), ahead, np.where(np.isnan(ahead), behind, (ahead + behind) / 2))
+    velocity = current + np.nan_to_num((ahead - behind) / 2) @ keep
+    _report(n_ahead + n_behind, converged[use], error[use])
+    return TransportVelocity(velocity, n_ahead, n_behind, converged, error)
+
+
+def noise_filter(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.float64]:
+    r"""Return the matrix that keeps of a deviation from the manifold what exceeds the noise floor.
+
+    The residuals of the cells from the mean of their neighbours have, in each principal direction, a variance
+    :math:`s_k`. Noise of measurement has one variance in all of them: the smallest, :math:`s`, of those that reach a
+    tenth of their median. What exceeds it is structure, and a direction keeps the share :math:`(1 - s / s_k)^2` of a
+    deviation: the gain of a Wiener filter, once for the deviation and once for the mean of the neighbours, which were
+    chosen near the noisy position.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``.
+
+    Returns
+    -------
+    Symmetric matrix of shape ``[n_dims, n_dims]`` with eigenvalues in ``[0, 1]``.
+    """
+    degree = np.asarray(graph.sum(axis=1)).ravel()
+    residual = (graph @ x / np.where(degree > 0, degree, 1.0)[:, None] - x)[degree > 0]
+    variance, directions = np.linalg.eigh(residual.T @ residual / max(residual.shape[0], 1))
+    floor = variance[variance >= np.median(variance) / 10].min()
+    gain = np.clip(1 - floor / np.maximum(variance, np.finfo(np.float64).tiny), 0, 1) ** 2
+    return (directions * gain) @ directions.T
+
+
+def _relaxation(x: NDArray[np.float64], graph: sp.csr_matrix | None, relaxation: float | str) -> NDArray[np.float64]:
+    """Return the matrix F of :func:`compute_velocity`."""
+    if isinstance(relaxation, str):
+        check_choice("relaxation", relaxation, ["auto"])
+        if graph is None:
+            raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
+        return noise_filter(x, graph)
+    return check_number("relaxation", relaxation, low=0, high=1) * np.eye(x.shape[1])
+
+
+def _mean_velocity(total: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return displacement over time, NaN where no pair contributed, and the number of pairs."""
     sums = total.cpu().numpy()
-    n_windows = sums[:, -1].astype(np.int64)
-    velocity = np.full(x.shape, np.nan)
-    np.divide(sums[:, :-2], sums[:, -2:-1], out=velocity, where=n_windows[:, None] > 0)
-    _report(n_windows, converged[use], error[use])
-    return TransportVelocity(velocity, n_windows, converged, error)
+    counts = sums[:, -1].astype(np.int64)
+    velocity = np.full((sums.shape[0], sums.shape[1] - 2), np.nan)
+    np.divide(sums[:, :-2], sums[:, -2:-1], out=velocity, where=counts[:, None] > 0)
+    return velocity, counts
 
 
 class _PairBatch:
@@ -189,27 +250,41 @@ class _PairBatch:
 
     def cost(self, lambda_time: float, lambda_knn: float) -> torch.Tensor:
         """Return the costs, shape ``[n_pairs, n_source, n_target]``."""
-        cost = torch.cdist(self.x_source, self.x_target).square_()
-        real = self.source_real.unsqueeze(2) & self.target_real.unsqueeze(1)
-        largest = torch.where(real, cost, 0.0).amax((1, 2), keepdim=True)
+        norms = self.x_source.square().sum(2, keepdim=True) + self.x_target.square().sum(2).unsqueeze(1)
+        cost = torch.baddbmm(norms, self.x_source, self.x_target.transpose(1, 2), alpha=-2).clamp_(min=0)
+        # Padding repeats a cell of the window, so that it changes no maximum.
+        largest = cost.amax((1, 2), keepdim=True)
         cost /= torch.where(largest > 0, largest, 1.0)
-        cost += lambda_time * (self.t_source.unsqueeze(2) > self.t_target.unsqueeze(1))
+        if lambda_time:
+            cost.add_(self.t_source.unsqueeze(2) > self.t_target.unsqueeze(1), alpha=lambda_time)
         if self.adjacent is not None:
             cost += lambda_knn * ~self.adjacent
         return cost
 
-    def add_to(self, total: torch.Tensor, plan: torch.Tensor) -> None:
-        """Add each source cell's displacement, time and count to its row of ``total``."""
-        mass = plan.sum(2, keepdim=True)
-        displacement = torch.bmm(plan, self.x_target) / torch.where(mass > 0, mass, 1.0) - self.x_source
-        counts = self.source_real if self.adjacent is None else self.source_real & self._has_neighbour()
-        one = torch.ones_like(displacement[..., :1])
-        rows = torch.cat([displacement, self.dt[:, None, None] * one, one], dim=2)[counts]
-        total.index_add_(0, self.source[counts], rows)
+    def add_to(self, forward: torch.Tensor, backward: torch.Tensor, plan: torch.Tensor) -> None:
+        """Add displacement, time and count of each cell to its row: of sources forward, of targets backward."""
+        ahead = self.source_real if self.adjacent is None else self.source_real & self._reach(self.target_real, 2)
+        behind = self.target_real if self.adjacent is None else self.target_real & self._reach(self.source_real, 1)
+        goal = torch.bmm(plan, self.x_target) / _mass(plan, 2)
+        self._add(forward, self.source, goal - self.x_source, ahead)
+        origin = torch.bmm(plan.transpose(1, 2), self.x_source) / _mass(plan, 1)
+        self._add(backward, self.target, self.x_target - origin, behind)
 
-    def _has_neighbour(self) -> torch.Tensor:
+    def _add(self, total: torch.Tensor, cells: torch.Tensor, displacement: torch.Tensor, counts: torch.Tensor) -> None:
+        one = torch.ones_like(displacement[..., :1])
+        rows = torch.cat([displacement, self.dt[:, None, None] * one, one], dim=2)
+        total.index_add_(0, cells[counts], rows[counts])
+
+    def _reach(self, real: torch.Tensor, dim: Literal[1, 2]) -> torch.Tensor:
+        """Return whether a cell has a neighbour among the real cells along a dimension."""
         assert self.adjacent is not None
-        return (self.adjacent & self.target_real.unsqueeze(1)).any(2)
+        return (self.adjacent & real.unsqueeze(3 - dim)).any(dim)
+
+
+def _mass(plan: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the mass of each cell, one for padding, shape ``[n, n_cells, 1]``."""
+    mass = plan.sum(dim).unsqueeze(2)
+    return torch.where(mass > 0, mass, 1.0)
 
 
 def _batches(windows: Windows, use: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """Windows: groups of cells that are near each other in the basis and in time, and the pairs between which cells move.
 
-Depends on numpy and scikit-learn; knows neither AnnData nor transport.
+Depends on numpy, scipy and scikit-learn; knows neither AnnData nor transport.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from cellrank_velot._stage import Stage
@@ -25,6 +27,10 @@ Tail = Literal["force", "drop", "split"]
 
 # Above this many cells, clusters come from mini-batches: the cost of a full KMeans step is no longer small.
 MINI_BATCH_ABOVE = 20_000
+# Larger windows cost more and resolve less: the cost of transport grows with their square.
+MAX_WINDOW_SIZE = 60
+# Cells whose distances to all centres are held at a time.
+CHUNK_CELLS = 65_536
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,11 +121,16 @@ def build_windows(
     window_size: int | None = None,
     overlap: float = 0.5,
     min_window_size: int = 20,
+    time_lag: float | None = 0.05,
+    overlap_clusters: int = 3,
     tail: Tail = "force",
     tail_threshold: int = 10,
     random_state: int = 0,
 ) -> Windows:
-    """Cut each spatial cluster into overlapping windows of time and pair consecutive ones.
+    """Cut each neighbourhood of cells into overlapping windows of time, and pair each with a later one.
+
+    Neighbourhoods are spatial clusters that overlap: a cell belongs to its own and to the next nearest, so that flow
+    crosses borders. ``time_lag=None, overlap_clusters=1, window_size=n`` are the windows of VelOT.
 
     Parameters
     ----------
@@ -132,11 +143,17 @@ def build_windows(
     n_clusters
         Number of clusters; a hundredth of the cells, from 5 to 30, where not given.
     window_size
-        Cells per window; a quarter of the mean cluster where not given. A smaller cluster takes half of its cells.
+        Cells per window; a quarter of the mean neighbourhood, at most 60, where not given. A smaller neighbourhood
+        takes half of its cells.
     overlap
         Fraction of a window shared with the next one, in ``[0, 1)``.
     min_window_size
-        Smallest window. A cluster of less than twice as many cells is skipped, and counted.
+        Smallest window. A neighbourhood of less than twice as many cells is skipped, and counted.
+    time_lag
+        Time from a window to its target. Displacements between windows that lie closer in time are mostly noise. A
+        neighbourhood that spans less than half of it has no pairs. ``None`` pairs consecutive windows.
+    overlap_clusters
+        Number of clusters that each cell belongs to, those with the nearest centres.
     tail
         What happens to the last cells of a cluster where they don't fill a window: ``"force"`` takes a last full
         window that ends with them, ``"drop"`` does so only for at least ``tail_threshold`` cells, ``"split"``
@@ -153,39 +170,45 @@ def build_windows(
     """
     check_number("overlap", overlap, low=0, high=1, open_high=True)
     check_integer("min_window_size", min_window_size, low=2)
+    check_integer("overlap_clusters", overlap_clusters, low=1)
     check_integer("tail_threshold", tail_threshold)
     check_choice("tail", tail, Tail)
+    if time_lag is not None:
+        check_number("time_lag", time_lag, low=0, open_low=True)
     n_cells = x.shape[0]
     if n_cells < 2 * min_window_size:
         raise ValueError(
             f"Expected at least two windows of `min_window_size={min_window_size}` cells, found `{n_cells}` cells."
         )
+    if window_size is not None:
+        check_integer("window_size", window_size, low=2)
     if labels is None:
         labels = cluster_cells(x, n_clusters, random_state=random_state)
-    n_labels = int(labels.max()) + 1
-    size = check_integer("window_size", window_size or n_cells // n_labels // 4 or 1, low=1)
+    groups = _neighborhoods(x, labels, overlap_clusters)
+    size = window_size or min(MAX_WINDOW_SIZE, sum(map(len, groups)) // len(groups) // 4)
 
     windows: list[NDArray[np.int64]] = []
-    pairs: list[tuple[int, int]] = []
-    skipped = 0
-    for members in _groups(labels, n_labels):
+    pairs: list[NDArray[np.int64]] = []
+    for members in groups:
         if members.size < 2 * min_window_size:
-            skipped += 1
             continue
         ordered = members[np.argsort(time[members], kind="stable")]
         local = max(min(size, ordered.size // 2), min_window_size)
-        cut = _cut(ordered, local, max(1, int(local * (1 - overlap))), tail, tail_threshold)
-        first = len(windows)
-        pairs += [(i, i + 1) for i in range(first, first + len(cut) - 1)]
-        windows += cut
-    if not pairs:
+        starts = _starts(ordered.size, local, max(1, int(local * (1 - overlap))), tail, tail_threshold)
+        source, target = _consecutive(starts) if time_lag is None else _lagged(starts, time[ordered], local, time_lag)
+        used = np.unique([source, target])
+        pairs.append(len(windows) + np.searchsorted(used, np.column_stack([source, target])))
+        windows += list(ordered[used[:, None] + np.arange(local)])
+    skipped = sum(members.size < 2 * min_window_size for members in groups)
+    if not windows:
         raise ValueError(
-            f"Expected a cluster of at least two windows of `min_window_size={min_window_size}` cells, found clusters "
-            f"of at most `{np.bincount(labels).max()}`. Lower `n_clusters` or `min_window_size`."
+            f"Found no pair of windows: {skipped} of {len(groups)} clusters have fewer than two windows of "
+            f"`min_window_size={min_window_size}` cells, the others no two windows `time_lag={time_lag}` apart. "
+            "Lower `n_clusters`, `min_window_size` or `time_lag`."
         )
     if skipped:
-        logger.warning("Skipped %d of %d clusters with fewer than %d cells", skipped, n_labels, 2 * min_window_size)
-    return _assemble(windows, np.asarray(pairs, dtype=np.int64), time, labels, skipped)
+        logger.warning("Skipped %d of %d clusters with fewer than %d cells", skipped, len(groups), 2 * min_window_size)
+    return _assemble(windows, np.concatenate(pairs), time, labels, skipped)
 
 
 def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, random_state: int = 0) -> NDArray[np.int64]:
@@ -218,16 +241,30 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
     return labels
 
 
-def _groups(labels: NDArray[np.int64], n_labels: int) -> list[NDArray[np.int64]]:
-    """Return the cells of each label."""
-    order = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=n_labels))
-    return np.split(order, ends[:-1])
+def _neighborhoods(x: NDArray[np.float64], labels: NDArray[np.int64], n_nearest: int) -> list[NDArray[np.int64]]:
+    """Return the cells of each cluster: its own, and those of others that have its centre among their nearest."""
+    n_labels = int(labels.max()) + 1
+    if n_nearest == 1 or n_labels == 1:
+        cells, cluster = np.arange(labels.size), labels
+    else:
+        n_nearest = min(n_nearest, n_labels)
+        members = sp.csr_matrix((np.ones(labels.size), (labels, np.arange(labels.size))), shape=(n_labels, labels.size))
+        centres = members @ x / np.maximum(np.bincount(labels, minlength=n_labels), 1)[:, None]
+        nearest = np.empty((labels.size, n_nearest), dtype=np.int64)
+        for start in range(0, labels.size, CHUNK_CELLS):
+            part = slice(start, start + CHUNK_CELLS)
+            distance = cdist(x[part], centres, "sqeuclidean")
+            distance[
+                np.arange(distance.shape[0]), labels[part]
+            ] = -1.0  # a cell is in its own cluster, whatever its shape
+            nearest[part] = np.argpartition(distance, n_nearest - 1, axis=1)[:, :n_nearest]
+        cells, cluster = np.repeat(np.arange(labels.size), n_nearest), nearest.ravel()
+    order = np.lexsort((cells, cluster))
+    return np.split(cells[order], np.cumsum(np.bincount(cluster, minlength=n_labels))[:-1])
 
 
-def _cut(ordered: NDArray[np.int64], size: int, step: int, tail: Tail, tail_threshold: int) -> list[NDArray[np.int64]]:
-    """Cut cells, ordered by time, into windows of one size; the last cells as ``tail`` says."""
-    n = ordered.size
+def _starts(n: int, size: int, step: int, tail: Tail, tail_threshold: int) -> NDArray[np.int64]:
+    """Return where the windows of ``n`` ordered cells start; those of the last cells as ``tail`` says."""
     starts = list(range(0, n - size + 1, step))
     rest = n - starts[-1] - step
     if starts[-1] + size < n:
@@ -235,8 +272,25 @@ def _cut(ordered: NDArray[np.int64], size: int, step: int, tail: Tail, tail_thre
             starts += [max(0, n - rest // 2 - size), n - size]
         elif tail != "drop" or rest >= tail_threshold:
             starts.append(n - size)
-    unique = np.unique(starts)  # a repeated window would be paired with itself
-    return list(ordered[unique[:, None] + np.arange(size)])
+    return np.unique(starts)  # a repeated window would be paired with itself
+
+
+def _consecutive(starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return starts[:-1], starts[1:]
+
+
+def _lagged(
+    starts: NDArray[np.int64], time: NDArray[np.float64], size: int, lag: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pair windows with the windows, starting anywhere, whose mean time is nearest to a lag later."""
+    summed = np.concatenate([[0.0], np.cumsum(time)])
+    mean = np.maximum.accumulate((summed[size:] - summed[:-size]) / size)  # ascending, but for rounding
+    wanted = mean[starts] + lag
+    above = np.minimum(np.searchsorted(mean, wanted), mean.size - 1)
+    below = np.maximum(above - 1, 0)
+    target = np.where(wanted - mean[below] < mean[above] - wanted, below, above)
+    far = (target > starts) & (mean[target] - mean[starts] >= lag / 2)
+    return starts[far], target[far]
 
 
 def _assemble(

@@ -73,5 +73,5 @@ def _jvp(network: Network, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tenso
 
 
 def _vjp(network: Network, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    _, pullback = torch.func.vjp(network, inputs)
+    pullback = torch.func.vjp(network, inputs)[1]
     return pullback(z)[0]

@@ -51,10 +51,10 @@ def fit_field(
     *,
     hidden: Sequence[int] = (128, 128),
     use_time: bool = True,
-    lambda_smooth: float = 1.0,
+    lambda_smooth: float = 0.1,
     lambda_curl: float = 0.0,
     lambda_divergence: float = 0.0,
-    n_steps: int = 1000,
+    n_steps: int = 400,
     batch_size: int = 256,
     learning_rate: float = 2e-3,
     held_out: float = 0.1,
@@ -109,7 +109,9 @@ def fit_field(
         If an option is out of range or fewer than ten cells have a velocity.
     """
     for name, value in (
-        ("lambda_smooth", lambda_smooth), ("lambda_curl", lambda_curl), ("lambda_divergence", lambda_divergence),
+        ("lambda_smooth", lambda_smooth),
+        ("lambda_curl", lambda_curl),
+        ("lambda_divergence", lambda_divergence),
     ):
         check_number(name, value, low=0)
     check_number("learning_rate", learning_rate, low=0, open_low=True)
