@@ -69,7 +69,10 @@ def _rebuild(cls: type[Stage], values: dict[str, Any]) -> Stage:
 
 def _locked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the array read-only: a copy where its owner could still write to it."""
-    if array.flags.writeable:
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and not owner.flags.writeable:
+        owner = owner.base
+    if owner is not None:
         array = array.copy(order="C")
         array.flags.writeable = False
     return array

@@ -134,6 +134,7 @@ def read_cells(adata: AnnData, *, time_key: str, basis: str, cluster_key: str | 
     """
     x = read_basis(adata, basis)
     time = read_time(adata, time_key)
+    _warn_about_outliers(time, time_key)
     _warn_about_duplicates(x)
     _warn_about_representation(adata, basis)
     labels = None if cluster_key is None else _read_labels(adata, cluster_key)
@@ -195,6 +196,8 @@ def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDA
     ------
     KeyError
         If loadings or genes are missing.
+    TypeError
+        If the column is not boolean.
     ValueError
         If the loadings do not belong to the basis, or no gene is left.
     """
@@ -208,12 +211,15 @@ def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDA
         )
     if isinstance(genes, str):
         check_known("adata.var", genes, adata.var.columns)
+        if not pd.api.types.is_bool_dtype(adata.var[genes].dtype):
+            raise TypeError(f"Expected `adata.var[{genes!r}]` to be boolean, found `{adata.var[genes].dtype}`.")
         chosen = adata.var[genes].to_numpy(dtype=bool)
     else:
+        genes = list(genes)
         missing = [str(gene) for gene in genes if gene not in adata.var_names]
         if missing:
             raise KeyError(f"Expected genes of `adata.var_names`, found `{len(missing)}` others: {missing[:5]}.")
-        chosen = adata.var_names.isin(list(genes))
+        chosen = adata.var_names.isin(genes)
     chosen = chosen & (loadings != 0).any(axis=1)
     if not chosen.any():
         raise ValueError("Expected genes with a weight in the PCA, found none: were they among the variable genes?")
@@ -228,7 +234,9 @@ def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> None:
     ValueError
         If it is and ``strict`` holds.
     """
-    n_components, labels = connected_components(graph, directed=False)
+    edges = sp.csr_matrix(graph, copy=True)
+    edges.eliminate_zeros()
+    n_components, labels = connected_components(edges, directed=False)
     if n_components == 1:
         return
     sizes = np.sort(np.bincount(labels))[::-1]
@@ -257,6 +265,16 @@ def _dense(values: Any, slot: str) -> NDArray[np.float64]:
         return np.array(values, dtype=np.float64)  # reads a backed array, too
     except (TypeError, ValueError) as error:
         raise TypeError(f"Expected `{slot}` to be numeric, found `{type(values).__name__}`.") from error
+
+
+def _warn_about_outliers(time: NDArray[np.float64], time_key: str) -> None:
+    low, high = np.quantile(time, [0.01, 0.99])
+    if high - low < 0.2 * np.ptp(time):
+        logger.warning(
+            "98 %% of the cells have a time from %.3g to %.3g, all of them one from %.3g to %.3g. A few outliers in "
+            "`adata.obs[%r]` set the scale: consider clipping them, or ranks",
+            *(low, high, time.min(), time.max(), time_key),
+        )
 
 
 def _warn_about_duplicates(x: NDArray[np.float64]) -> None:

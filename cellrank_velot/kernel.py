@@ -20,9 +20,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from cellrank_velot import storage
 from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_choice, check_known, check_number
+from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.cells import CellStates, find_basis, find_time_key, read_cells, read_loadings, warn_about_graph
-from cellrank_velot.field import VelocityField, fit_field
+from cellrank_velot.field import VelocityField, check_field_options, fit_field
 from cellrank_velot.transitions import (
     BackwardMode,
     Similarity,
@@ -31,12 +31,23 @@ from cellrank_velot.transitions import (
     condition_number,
     effective_neighbors,
 )
-from cellrank_velot.velocity import TransportVelocity, compute_velocity
+from cellrank_velot.velocity import TransportVelocity, check_velocity_options, compute_velocity
 from cellrank_velot.windows import Tail, Windows, build_windows
 
 __all__ = ["OTVelocityKernel"]
 
 logger = logging.getLogger("cellrank_velot")
+
+# What `params` may hold, in this order, and the value that goes without saying.
+PARAMS: dict[str, Any] = {
+    "similarity": ...,
+    "softmax_scale": ...,
+    "bwd_mode": ...,
+    "smooth": True,
+    "variance_stabilize": False,
+    "threshold": None,
+    "gene_subset": None,
+}
 
 
 class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
@@ -63,8 +74,6 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         Key in ``adata.obsp`` of the neighbour graph.
     check_connectivity
         Whether a graph that is not connected is an error; it is a warning otherwise.
-    **kwargs
-        Passed on to the parents, e.g. ``check_symmetric``.
 
     Raises
     ------
@@ -93,7 +102,6 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         cluster_key: str | None = None,
         conn_key: str = "connectivities",
         check_connectivity: bool = False,
-        **kwargs: Any,
     ) -> None:
         if not isinstance(adata, AnnData):
             raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
@@ -112,7 +120,6 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             cluster_key=cluster_key,
             conn_key=conn_key,
             check_connectivity=check_connectivity,
-            **kwargs,
         )
 
     def _read_from_adata(
@@ -122,11 +129,10 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         cluster_key: str | None = None,
         conn_key: str = "connectivities",
         check_connectivity: bool = False,
-        **kwargs: Any,
     ) -> None:
         check_known("adata.obsp", conn_key, self.adata.obsp.keys(), "Compute it with `scanpy.pp.neighbors(adata)`.")
         self._cells = read_cells(self.adata, time_key=time_key, basis=basis, cluster_key=cluster_key)
-        super()._read_from_adata(conn_key=conn_key, **kwargs)
+        super()._read_from_adata(conn_key=conn_key)
         warn_about_graph(self.connectivities, strict=check_connectivity)
 
     # ------------------------------------------------------------------------------------------------- stages
@@ -199,8 +205,10 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         Raises
         ------
         ValueError
-            If a parameter is out of range or there are too few cells.
+            If a parameter is out of range, there are too few cells, or both ``n_clusters`` and a ``cluster_key``.
         """
+        if self.cells.labels is not None and n_clusters is not None:
+            raise ValueError("Expected `n_clusters` or the `cluster_key` of the kernel, found both.")
         windows = build_windows(
             self.cells.x,
             self.cells.time,
@@ -246,6 +254,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         ValueError
             If a parameter is out of range.
         """
+        check_velocity_options(epsilon, lambda_time, lambda_knn, relaxation, tol, max_iter)
+        resolve_device(device)
         if self._windows is None:
             self.compute_windows()
         transport = compute_velocity(
@@ -274,7 +284,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         lambda_smooth: float = 0.1,
         lambda_curl: float = 0.0,
         lambda_divergence: float = 0.0,
-        n_steps: int = 400,
+        n_steps: int = 300,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         held_out: float = 0.1,
@@ -297,6 +307,9 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         ValueError
             If a parameter is out of range.
         """
+        lambdas = (lambda_smooth, lambda_curl, lambda_divergence)
+        check_field_options(hidden, lambdas, n_steps, batch_size, learning_rate, held_out, patience)
+        resolve_device(device)
         if self._transport is None:
             self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
         transport = self._needed("transport", "compute_velocity")
@@ -354,13 +367,18 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         positions = np.asarray(positions, dtype=np.float64)
         if positions.ndim != 2 or positions.shape[1] != field.n_dims:
             raise ValueError(f"Expected `positions` of shape `[n_points, {field.n_dims}]`, found `{positions.shape}`.")
+        check_integer("n_neighbors", n_neighbors, low=1)
+        if not np.isfinite(positions).all():
+            raise ValueError("Expected finite `positions` and `time`, found NaN or infinite values.")
+        if time is None and not positions.size:
+            time = 0.0
         if time is None:
             search = NearestNeighbors(n_neighbors=min(n_neighbors, self.cells.n_cells)).fit(self.cells.x)
             time = self.cells.time[search.kneighbors(positions, return_distance=False)].mean(axis=1)
         time = np.asarray(time, dtype=np.float64)
         if time.shape not in ((), (positions.shape[0],)):
             raise ValueError(f"Expected `time` of shape `[{positions.shape[0]}]`, found `{time.shape}`.")
-        if not (np.isfinite(positions).all() and np.isfinite(time).all()):
+        if not np.isfinite(time).all():
             raise ValueError("Expected finite `positions` and `time`, found NaN or infinite values.")
         return field(positions, time)
 
@@ -424,7 +442,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         loadings = None if gene_subset is None else read_loadings(self.adata, self._init_kwargs["basis"], gene_subset)
         if check_connectivity:
             warn_about_graph(self.connectivities, strict=True)
-        request = {
+        request: dict[str, Any] = {
             "similarity": similarity,
             "softmax_scale": softmax_scale,
             "backward_mode": backward_mode if self.backward else None,
@@ -434,6 +452,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             "gene_subset": None if loadings is None else storage.fingerprint({"loadings": loadings}),
             "compute_cond_num": compute_cond_num,
         }
+        request = storage.plain(request)
         if request == self._request and self._transition_matrix is not None:
             logger.debug("Using cached transition matrix")
             return self
@@ -455,7 +474,11 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         )
         cond = condition_number(result.matrix) if compute_cond_num else None
         self.transition_matrix = result.matrix
-        self._logits, self._condition_number, self._request = result.logits, cond, request
+        self._logits, self._condition_number = result.logits, cond
+        # Nothing tells whether two functions compute the same, and not every one can be pickled.
+        self._request = None if callable(similarity) else request
+        if loadings is not None:
+            request = {**request, "gene_subset": loadings.shape[1]}
         self._params = self._describe(request, result.softmax_scale)
         _report(result.matrix, result.n_fallback, result.n_isolated, self.connectivities, result.softmax_scale)
         return self
@@ -469,8 +492,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         }
         if request["backward_mode"] is not None:
             params["bwd_mode"] = request["backward_mode"]
-        defaults = {"smooth": True, "variance_stabilize": False, "threshold": None, "gene_subset": None}
-        params.update({name: request[name] for name, usual in defaults.items() if request[name] != usual})
+        said = ("smooth", "variance_stabilize", "threshold", "gene_subset")
+        params.update({name: request[name] for name in said if request[name] != PARAMS[name]})
         return params
 
     # --------------------------------------------------------------------------------------------- contract
@@ -503,9 +526,13 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         key = key or ("T_bwd" if self.backward else "T_fwd")
         packed = storage.pack({"windows": self._windows, "transport": self._transport, "field": self._field})
         packed["n_cells"] = self.cells.n_cells
+        packed["fingerprint"] = _fingerprint(self.transition_matrix)
         self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: packed}
         if self._windows is not None:
             self.adata.obs["velot_cluster"] = pd.Categorical(self._windows.cluster)
+        for slot, name in (("obsm", "velot_velocity"), ("obsm", "velot_velocity_raw"), ("obs", "velot_confidence")):
+            if name in getattr(self.adata, slot):  # of a kernel written before
+                del getattr(self.adata, slot)[name]
         if self._transport is not None:
             self.adata.obsm["velot_velocity_raw"] = self._transport.velocity.copy()
             self.adata.obs["velot_confidence"] = self._transport.confidence
@@ -540,11 +567,14 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             raise ValueError(
                 f"Expected the `{packed['n_cells']}` cells that the kernel was saved with, found `{adata.n_obs}`."
             )
+        if packed.get("fingerprint") != _fingerprint(adata.obsp[key]):
+            raise ValueError(f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, found another one.")
         stages = storage.unpack(packed)
         saved = adata.uns[f"{key}_params"]
         kernel: Self = super().from_adata(adata, key=key, copy=copy)
         kernel._init_kwargs = storage.plain(kernel._init_kwargs)
-        kernel._params = storage.plain(dict(saved["params"]))
+        params = storage.plain(dict(saved["params"]))
+        kernel._params = {name: params[name] for name in PARAMS if name in params}  # a file sorts them by name
         for name, stage in stages.items():
             setattr(kernel, f"_{name}", stage)
         return kernel
@@ -564,6 +594,11 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         if value is None:
             raise RuntimeError(f"Compute the {stage} first, as `.{method}()`.")
         return value
+
+
+def _fingerprint(matrix: sp.spmatrix) -> str:
+    matrix = sp.csr_matrix(matrix)
+    return storage.fingerprint({"data": matrix.data, "indices": matrix.indices.astype(np.int64)})
 
 
 def _check_transition_options(similarity: Any, softmax_scale: Any, backward_mode: Any, threshold: Any) -> None:

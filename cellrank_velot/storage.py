@@ -10,7 +10,6 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from anndata import AnnData
 
 from cellrank_velot._stage import Stage
 from cellrank_velot.field import VelocityField
@@ -91,10 +90,3 @@ def _writeable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _writeable(item) for key, item in value.items()}
     return value.copy() if isinstance(value, np.ndarray) else value
-
-
-def write_columns(adata: AnnData, columns: dict[str, dict[str, Any]]) -> None:
-    """Write values to the slots of AnnData, e.g. ``{"obsm": {"velot_velocity": ...}}``."""
-    for slot, values in columns.items():
-        for key, value in values.items():
-            getattr(adata, slot)[key] = value

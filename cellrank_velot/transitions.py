@@ -244,10 +244,10 @@ def condition_number(matrix: sp.csr_matrix) -> float:
 
 
 def _with_edges(graph: sp.csr_matrix) -> sp.csr_matrix:
-    """Return the graph in sorted rows without stored zeros; the caller's stays as it is."""
+    """Return the graph in sorted rows, each edge once and none of zero; the caller's stays as it is."""
     graph = sp.csr_matrix(graph, dtype=np.float64, copy=True)
+    graph.sum_duplicates()
     graph.eliminate_zeros()
-    graph.sort_indices()
     return graph
 
 

@@ -22,7 +22,7 @@ from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.transport import sinkhorn
 from cellrank_velot.windows import Windows
 
-__all__ = ["TransportVelocity", "compute_velocity", "noise_filter"]
+__all__ = ["TransportVelocity", "check_velocity_options", "compute_velocity", "noise_filter"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -118,7 +118,8 @@ def compute_velocity(
     relaxation
         Share of the relaxation to the manifold that is kept: ``1`` is the forward velocity, which VelOT reports,
         ``0`` the current velocity. ``"auto"`` keeps, in each direction of the basis, what exceeds the noise floor,
-        see :func:`noise_filter`; it needs ``graph``. A cell that has one of both velocities takes it as it is.
+        see :func:`noise_filter`; it needs ``graph``. A cell that has one of both velocities takes its relaxation from
+        its residual to the mean of its neighbours; without a graph it keeps that velocity as it is.
     tol, max_iter
         Tolerance and bound of the solver, see :func:`cellrank_velot.transport.sinkhorn`.
     device
@@ -131,11 +132,7 @@ def compute_velocity(
     ValueError
         If a parameter is out of range, or ``relaxation="auto"`` comes without a graph.
     """
-    check_number("epsilon", epsilon, low=0, open_low=True)
-    check_number("lambda_time", lambda_time, low=0)
-    check_number("lambda_knn", lambda_knn, low=0)
-    check_number("tol", tol, low=0, open_low=True)
-    check_integer("max_iter", max_iter, low=1)
+    check_velocity_options(epsilon, lambda_time, lambda_knn, relaxation, tol, max_iter)
     keep = _relaxation(x, graph, relaxation)
     where = resolve_device(device)
     use = np.flatnonzero(windows.dt > 0)
@@ -148,7 +145,7 @@ def compute_velocity(
     backward = torch.zeros_like(forward)
     converged = np.zeros(windows.n_pairs, dtype=np.bool_)
     error = np.full(windows.n_pairs, np.nan)
-    positions, times = torch.tensor(x, device=where), torch.tensor(time, device=where)
+    positions, times = (torch.tensor(a, dtype=torch.float64, device=where) for a in (x, time))
     bar = tqdm(total=use.size, desc="transport", unit="pair", disable=not show_progress_bar)
     with bar, single_thread(where):
         for batch in _batches(windows, use):
@@ -162,10 +159,30 @@ def compute_velocity(
 
     ahead, n_ahead = _mean_velocity(forward)
     behind, n_behind = _mean_velocity(backward)
-    current = np.where(np.isnan(behind), ahead, np.where(np.isnan(ahead), behind, (ahead + behind) / 2))
-    velocity = current + np.nan_to_num((ahead - behind) / 2) @ keep
+    velocity = _combined(ahead, behind, None if graph is None else _residuals(x, graph), keep)
     _report(n_ahead + n_behind, converged[use], error[use])
     return TransportVelocity(velocity, n_ahead, n_behind, converged, error)
+
+
+def check_velocity_options(
+    epsilon: float, lambda_time: float, lambda_knn: float, relaxation: float | str, tol: float, max_iter: int
+) -> None:
+    """Refuse options of :func:`compute_velocity` that are out of range.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is.
+    """
+    check_number("epsilon", epsilon, low=0, open_low=True)
+    check_number("lambda_time", lambda_time, low=0)
+    check_number("lambda_knn", lambda_knn, low=0)
+    if isinstance(relaxation, str):
+        check_choice("relaxation", relaxation, ["auto"])
+    else:
+        check_number("relaxation", relaxation, low=0, high=1)
+    check_number("tol", tol, low=0, open_low=True)
+    check_integer("max_iter", max_iter, low=1)
 
 
 def noise_filter(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.float64]:
@@ -188,9 +205,8 @@ def noise_filter(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.flo
     -------
     Symmetric matrix of shape ``[n_dims, n_dims]`` with eigenvalues in ``[0, 1]``.
     """
-    degree = np.asarray(graph.sum(axis=1)).ravel()
-    residual = (graph @ x / np.where(degree > 0, degree, 1.0)[:, None] - x)[degree > 0]
-    variance, directions = np.linalg.eigh(residual.T @ residual / max(residual.shape[0], 1))
+    residual = _residuals(x, graph)
+    variance, directions = np.linalg.eigh(residual.T @ residual / residual.shape[0])
     floor = variance[variance >= np.median(variance) / 10].min()
     gain = np.clip(1 - floor / np.maximum(variance, np.finfo(np.float64).tiny), 0, 1) ** 2
     return (directions * gain) @ directions.T
@@ -199,11 +215,41 @@ def noise_filter(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.flo
 def _relaxation(x: NDArray[np.float64], graph: sp.csr_matrix | None, relaxation: float | str) -> NDArray[np.float64]:
     """Return the matrix F of :func:`compute_velocity`."""
     if isinstance(relaxation, str):
-        check_choice("relaxation", relaxation, ["auto"])
         if graph is None:
             raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
         return noise_filter(x, graph)
-    return check_number("relaxation", relaxation, low=0, high=1) * np.eye(x.shape[1])
+    return relaxation * np.eye(x.shape[1])
+
+
+def _residuals(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.float64]:
+    """Return the way from each cell to the mean of its neighbours, zero without any, shape ``[n_cells, n_dims]``."""
+    degree = np.asarray(graph.sum(axis=1)).reshape(-1, 1)
+    return np.where(degree > 0, graph @ x / np.where(degree > 0, degree, 1.0) - x, 0.0)
+
+
+def _combined(
+    ahead: NDArray[np.float64],
+    behind: NDArray[np.float64],
+    residual: NDArray[np.float64] | None,
+    keep: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the current velocity plus what is kept of the relaxation.
+
+    Where a cell has one of both velocities, its relaxation is taken to be in proportion to its residual from the mean
+    of its neighbours, as it is in the cells that have both.
+    """
+    forward_only = np.asarray(np.isnan(behind).any(axis=1))
+    two_sided = ~forward_only & ~np.asarray(np.isnan(ahead).any(axis=1))
+    relaxation = (ahead - behind) / 2
+    if residual is not None:
+        square = np.sum(residual[two_sided] ** 2)
+        rate = np.sum(residual[two_sided] * relaxation[two_sided]) / square if square > 0 else 0.0
+        relaxation[~two_sided] = rate * residual[~two_sided]
+    else:
+        relaxation[~two_sided] = 0.0
+    one_sided = np.where(forward_only[:, None], ahead - relaxation, behind + relaxation)
+    current = np.where(two_sided[:, None], (ahead + behind) / 2, one_sided)
+    return np.asarray(current + relaxation @ keep)
 
 
 def _mean_velocity(total: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -335,7 +381,10 @@ def _adjacency(graph: sp.csr_matrix, source: NDArray[np.int64], target: NDArray[
 
 def _report(n_windows: NDArray[np.int64], converged: NDArray[np.bool_], error: NDArray[np.float64]) -> None:
     if not converged.all():
-        logger.warning(
+        # Below this error a plan moves no velocity that anyone could see.
+        level = logging.WARNING if error.max() > 1e-3 else logging.INFO
+        logger.log(
+            level,
             "%d of %d couplings did not converge (largest marginal error %.1e). Raise `max_iter` or `epsilon`",
             (~converged).sum(),
             converged.size,

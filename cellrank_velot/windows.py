@@ -69,6 +69,11 @@ class Windows(Stage):
             raise ValueError(f"Expected `dt` of shape `({self.n_pairs},)`, found `{self.dt.shape}`.")
         if self.indices.size and not 0 <= self.indices.min() <= self.indices.max() < self.n_cells:
             raise ValueError(f"Expected `indices` below `{self.n_cells}`, found `{self.indices.max()}`.")
+        ends = (self.offsets[0], self.offsets[-1]) if self.offsets.size else (-1, -1)
+        if ends != (0, self.indices.size) or (np.diff(self.offsets) < 0).any():
+            raise ValueError(f"Expected `offsets` that ascend from `0` to `{self.indices.size}`, found `{ends}`.")
+        if self.pairs.size and not 0 <= self.pairs.min() <= self.pairs.max() < self.n_windows:
+            raise ValueError(f"Expected `pairs` of windows below `{self.n_windows}`, found `{self.pairs.max()}`.")
 
     @property
     def n_cells(self) -> int:
@@ -184,7 +189,7 @@ def build_windows(
         check_integer("window_size", window_size, low=2)
     if labels is None:
         labels = cluster_cells(x, n_clusters, random_state=random_state)
-    groups = _neighborhoods(x, labels, overlap_clusters)
+    groups = _neighborhoods(x, np.unique(labels, return_inverse=True)[1], overlap_clusters)
     size = window_size or min(MAX_WINDOW_SIZE, sum(map(len, groups)) // len(groups) // 4)
 
     windows: list[NDArray[np.int64]] = []
@@ -194,7 +199,7 @@ def build_windows(
             continue
         ordered = members[np.argsort(time[members], kind="stable")]
         local = max(min(size, ordered.size // 2), min_window_size)
-        starts = _starts(ordered.size, local, max(1, int(local * (1 - overlap))), tail, tail_threshold)
+        starts = _starts(ordered.size, local, max(1, int(round(local * (1 - overlap), 6))), tail, tail_threshold)
         source, target = _consecutive(starts) if time_lag is None else _lagged(starts, time[ordered], local, time_lag)
         used = np.unique([source, target])
         pairs.append(len(windows) + np.searchsorted(used, np.column_stack([source, target])))

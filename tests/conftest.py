@@ -56,7 +56,7 @@ class PlantedCells:
         adata.obsm["X_pca"], adata.obsm["X_umap"] = self.x.copy(), self.x[:, :2].copy()
         adata.varm["PCs"] = loadings
         adata.obsp["connectivities"] = self.graph.copy()
-        adata.obsp["distances"] = kneighbors_graph(self.x, 10, mode="distance")
+        adata.obsp["distances"] = small_indices(kneighbors_graph(self.x, 10, mode="distance"))
         adata.uns["neighbors"] = {
             "connectivities_key": "connectivities",
             "distances_key": "distances",
@@ -83,7 +83,13 @@ def neighbor_graph(x: np.ndarray, n_neighbors: int = 10) -> sp.csr_matrix:
     """Return a symmetric neighbour graph whose weights fall with the distance."""
     distances = kneighbors_graph(x, n_neighbors, mode="distance")
     distances.data = np.exp(-((distances.data / distances.data.mean()) ** 2) / 2)
-    return sp.csr_matrix(distances.maximum(distances.T))
+    return small_indices(sp.csr_matrix(distances.maximum(distances.T)))
+
+
+def small_indices(graph: sp.csr_matrix) -> sp.csr_matrix:
+    """Return the graph with indices of 32 bits, as scanpy leaves it."""
+    graph.indices, graph.indptr = graph.indices.astype(np.int32), graph.indptr.astype(np.int32)
+    return graph
 
 
 @pytest.fixture(scope="session")

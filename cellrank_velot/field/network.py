@@ -42,7 +42,8 @@ class VelocityField(Stage):
     use_time
         Whether time is an input.
     history
-        Losses by name, and the step of each, all of shape ``[n_evaluations]``.
+        Losses by name, those of training as means since the evaluation before, and the step of each, all of shape
+        ``[n_evaluations]``.
     best_step
         Step whose weights are kept.
     """

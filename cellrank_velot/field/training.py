@@ -21,7 +21,7 @@ from cellrank_velot._validation import check_integer, check_number
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
 from cellrank_velot.field.network import VelocityField, build_network
 
-__all__ = ["fit_field"]
+__all__ = ["check_field_options", "fit_field"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -54,7 +54,7 @@ def fit_field(
     lambda_smooth: float = 0.1,
     lambda_curl: float = 0.0,
     lambda_divergence: float = 0.0,
-    n_steps: int = 400,
+    n_steps: int = 300,
     batch_size: int = 256,
     learning_rate: float = 2e-3,
     held_out: float = 0.1,
@@ -108,16 +108,9 @@ def fit_field(
     ValueError
         If an option is out of range or fewer than ten cells have a velocity.
     """
-    for name, value in (
-        ("lambda_smooth", lambda_smooth),
-        ("lambda_curl", lambda_curl),
-        ("lambda_divergence", lambda_divergence),
-    ):
-        check_number(name, value, low=0)
-    check_number("learning_rate", learning_rate, low=0, open_low=True)
-    check_number("held_out", held_out, low=0, high=0.5, open_low=True)
-    for name, count in (("n_steps", n_steps), ("batch_size", batch_size), ("patience", patience)):
-        check_integer(name, count, low=1)
+    check_field_options(
+        hidden, (lambda_smooth, lambda_curl, lambda_divergence), n_steps, batch_size, learning_rate, held_out, patience
+    )
     where = resolve_device(device)
     known = np.flatnonzero(np.isfinite(velocity).all(axis=1) & (weight > 0))
     if known.size < 10:
@@ -125,7 +118,7 @@ def fit_field(
     rng = np.random.default_rng(random_state)
     known = rng.permutation(known)
     cells = _standardize(x, time, velocity, weight, known, use_time=use_time, device=where)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int(rng.integers(2**31)))
         network = build_network(cells.inputs.shape[1], x.shape[1], list(hidden)).to(where)
     trainer = _Trainer(
@@ -153,6 +146,32 @@ def fit_field(
     )
 
 
+def check_field_options(
+    hidden: Sequence[int],
+    lambdas: tuple[float, float, float],
+    n_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    held_out: float,
+    patience: int,
+) -> None:
+    """Refuse options of :func:`fit_field` that are out of range; ``lambdas`` are smoothness, curl and divergence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is.
+    """
+    for size in hidden:
+        check_integer("hidden", size, low=1)
+    for name, value in zip(("lambda_smooth", "lambda_curl", "lambda_divergence"), lambdas, strict=True):
+        check_number(name, value, low=0)
+    for name, count in (("n_steps", n_steps), ("batch_size", batch_size), ("patience", patience)):
+        check_integer(name, count, low=1)
+    check_number("learning_rate", learning_rate, low=0, open_low=True)
+    check_number("held_out", held_out, low=0, high=0.5, open_low=True)
+
+
 @dataclass(frozen=True, eq=False)
 class _Trainer:
     """One run of training."""
@@ -172,6 +191,7 @@ class _Trainer:
         optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
         rows: list[tuple[float, ...]] = []
+        recent: list[torch.Tensor] = []
         best, best_step, kept = np.inf, 0, self._weights()
         with tqdm(total=n_steps, desc="field", unit="step", disable=not show_progress_bar) as bar:
             for step in range(1, n_steps + 1):
@@ -181,10 +201,12 @@ class _Trainer:
                 optimizer.step()
                 schedule.step()
                 bar.update()
+                recent.append(torch.stack(losses).detach())
                 if step % EVALUATE_EVERY and step != n_steps:
                     continue
                 validation = self._held_out_loss()
-                rows.append((step, validation, *(loss.item() for loss in losses)))
+                rows.append((step, validation, *torch.stack(recent).mean(0).tolist()))
+                recent.clear()
                 if validation < best:
                     best, best_step, kept = validation, step, self._weights()
                 elif step - best_step >= patience * EVALUATE_EVERY:

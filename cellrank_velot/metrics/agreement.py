@@ -1,0 +1,153 @@
+"""Does the velocity repeat itself: a field from one part of the cells, against transport in the other part.
+
+Depends on the stages windows, velocity and field, numpy and scipy; knows neither AnnData nor CellRank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from cellrank_velot._stage import Stage
+from cellrank_velot._validation import check_number
+from cellrank_velot.field import fit_field
+from cellrank_velot.metrics.direction import cosines
+from cellrank_velot.velocity import TransportVelocity, compute_velocity
+from cellrank_velot.windows import build_windows
+
+__all__ = ["FieldFunction", "HeldOutAgreement", "held_out_agreement"]
+
+FloatArray = NDArray[np.float64]
+FieldFunction = Callable[[FloatArray, FloatArray], FloatArray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOutAgreement(Stage):
+    """Velocities of the held-out cells, asked and estimated.
+
+    Attributes
+    ----------
+    cells
+        Held-out cells, shape ``[n_held_out]``.
+    predicted
+        What the field of the other cells says, shape ``[n_held_out, n_dims]``.
+    estimated
+        What transport among the held-out cells says, shape ``[n_held_out, n_dims]``; NaN without an estimate.
+    """
+
+    cells: NDArray[np.int64]
+    predicted: FloatArray
+    estimated: FloatArray
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine of both over the cells with an estimate, in ``[-1, 1]``; NaN where there is none."""
+        cosine = cosines(self.predicted, self.estimated)
+        known = np.isfinite(cosine)
+        return float(cosine[known].mean()) if known.any() else float("nan")
+
+    @property
+    def r2(self) -> float:
+        """Share of the variance of the estimates that the field predicts, at most one; NaN where nothing varies.
+
+        Where all cells move alike, only noise varies and it is about zero or less: read the cosine there.
+        """
+        known = np.isfinite(self.estimated).all(axis=1) & np.isfinite(self.predicted).all(axis=1)
+        estimated, predicted = self.estimated[known], self.predicted[known]
+        if known.sum() < 2:
+            return float("nan")
+        total = float(np.square(estimated - estimated.mean(axis=0)).sum())
+        return 1 - float(np.square(estimated - predicted).sum()) / total if total > 0 else float("nan")
+
+
+def held_out_agreement(
+    x: FloatArray,
+    time: FloatArray,
+    graph: sp.csr_matrix,
+    *,
+    labels: NDArray[np.int64] | None = None,
+    held_out: float = 0.5,
+    windows: Mapping[str, Any] | None = None,
+    velocity: Mapping[str, Any] | None = None,
+    field: Mapping[str, Any] | None = None,
+    fit: Callable[[FloatArray, FloatArray, sp.csr_matrix], FieldFunction] | None = None,
+    random_state: int = 0,
+) -> HeldOutAgreement:
+    """Fit a field without some of the cells and compare it there with an estimate from these cells alone.
+
+    The two share no cell, so that agreement is no overfitting. It says that an estimate repeats itself, not that it is
+    true: a bias of both is not seen, and the noise of the estimates, which are not smoothed, keeps the cosine below
+    one. Compare fields under the same ``windows`` and ``velocity``.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``; each part keeps its own edges.
+    labels
+        Codes of clusters within which windows are made, shape ``[n_cells]``; KMeans where not given.
+    held_out
+        Share of the cells that are held out, in ``(0, 1)``.
+    windows, velocity, field
+        Options of :func:`~cellrank_velot.windows.build_windows`, of
+        :func:`~cellrank_velot.velocity.compute_velocity` and of :func:`~cellrank_velot.field.fit_field`.
+    fit
+        Another method to judge in place of the three stages: takes positions, time and graph of the cells that are
+        kept, returns a function from positions and time to velocities.
+    random_state
+        Seed that chooses the cells.
+
+    Returns
+    -------
+    The velocities, with ``cosine`` and ``r2``.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, a share is out of range, or a part has too few cells for its windows or its field.
+
+    Examples
+    --------
+    For a kernel, ``held_out_agreement(kernel.cells.x, kernel.cells.time, kernel.connectivities).cosine``.
+    """
+    check_number("held_out", held_out, low=0, high=1, open_low=True, open_high=True)
+    n_cells = x.shape[0]
+    if time.shape != (n_cells,) or graph.shape != (n_cells, n_cells) or (labels is not None and len(labels) != n_cells):
+        raise ValueError(f"Expected time, graph and labels of `{n_cells}` cells, found another number.")
+    chosen = np.zeros(n_cells, dtype=np.bool_)
+    chosen[np.random.default_rng(random_state).permutation(n_cells)[: round(held_out * n_cells)]] = True
+    kept, left_out = (_part(x, time, graph, labels, np.flatnonzero(c)) for c in (~chosen, chosen))
+    if fit is None:
+        transport = _transport(kept, windows, velocity)
+        predict: FieldFunction = fit_field(
+            *kept[:2], transport.velocity, transport.confidence, kept[2], **(field or {})
+        )
+    else:
+        predict = fit(*kept[:3])
+    predicted = np.asarray(predict(*left_out[:2]), dtype=np.float64)
+    return HeldOutAgreement(np.flatnonzero(chosen), predicted, _transport(left_out, windows, velocity).velocity)
+
+
+_Part = tuple[FloatArray, FloatArray, sp.csr_matrix, NDArray[np.int64] | None]
+
+
+def _part(
+    x: FloatArray, time: FloatArray, graph: sp.csr_matrix, labels: NDArray[np.int64] | None, cells: NDArray[np.int64]
+) -> _Part:
+    """Return positions, time, graph and labels of some cells."""
+    codes = None if labels is None else np.unique(np.asarray(labels)[cells], return_inverse=True)[1].astype(np.int64)
+    return x[cells], time[cells], sp.csr_matrix(graph)[cells][:, cells], codes
+
+
+def _transport(part: _Part, windows: Mapping[str, Any] | None, velocity: Mapping[str, Any] | None) -> TransportVelocity:
+    x, time, graph, labels = part
+    built = build_windows(x, time, labels=labels, **(windows or {}))
+    return compute_velocity(x, time, built, graph, **(velocity or {}))

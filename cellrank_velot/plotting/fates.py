@@ -1,0 +1,201 @@
+"""Where cells go: macrostates and fate probabilities in an embedding, as CellRank's estimators find them.
+
+Depends on the shared files of this folder. Reads the keys that CellRank writes to AnnData, not CellRank itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from numpy.typing import NDArray
+
+from cellrank_velot._validation import check_choice, check_known
+from cellrank_velot.plotting._colors import PROBABILITY, palette_of
+from cellrank_velot.plotting._embedding import (
+    HasAnnData,
+    adata_of,
+    draw_categories,
+    draw_values,
+    positions,
+    suffix_of,
+)
+from cellrank_velot.plotting._figure import close_figure, open_axes, style
+
+__all__ = ["fate_map", "fate_probabilities", "macrostates"]
+
+Which = Literal["all", "terminal", "initial"]
+_STATES = {"all": "macrostates", "terminal": "term_states", "initial": "init_states"}
+
+
+def macrostates(
+    data: AnnData | HasAnnData,
+    basis: str = "umap",
+    *,
+    which: Which = "all",
+    backward: bool | None = None,
+    size: float | None = None,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+    ax: Axes | None = None,
+) -> Axes | None:
+    """Draw the cells most typical of each macrostate; the other cells are grey.
+
+    Parameters
+    ----------
+    data
+        A :class:`cellrank.estimators.GPCCA` with its states, or its AnnData.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+    which
+        All macrostates, or those chosen as ``"terminal"`` or ``"initial"`` states.
+    backward
+        Direction of the process; that of the estimator, or forward, where not given.
+    size
+        Area of the cells.
+    title
+        Title of the Axes.
+    figsize
+        Width and height of the figure in inches.
+    dpi
+        Dots per inch.
+    save
+        File to save to; a relative one lies in scanpy's ``settings.figdir``.
+    show
+        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
+    ax
+        Axes to draw into.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the embedding or the states are missing.
+    ValueError
+        If ``which`` is unknown.
+    """
+    check_choice("which", which, Which)
+    adata = adata_of(data)
+    x, name = positions(adata, basis)
+    key = f"{_STATES[which]}_{suffix_of(data, backward)}"
+    check_known("adata.obs", key, adata.obs.columns, "Compute it with `GPCCA.compute_macrostates()` and its followers.")
+    values = pd.Categorical(adata.obs[key])
+    with style():
+        figure, (panel,), ours = open_axes(ax, panel_size=(5.0, 4.0), figsize=figsize, dpi=dpi)
+        draw_categories(panel, x, name, values, palette_of(adata, key, list(values.categories)), size=size)
+        panel.set_title(title or "")
+        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+
+
+def fate_map(
+    data: AnnData | HasAnnData,
+    basis: str = "umap",
+    *,
+    lineages: str | Sequence[str] | None = None,
+    backward: bool | None = None,
+    n_columns: int | None = None,
+    size: float | None = None,
+    cmap: str | Colormap = PROBABILITY,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
+) -> list[Axes] | None:
+    """Draw the fate probabilities, one panel for each lineage, all on the scale from 0 to 1.
+
+    Parameters
+    ----------
+    data
+        An estimator with its fate probabilities, or its AnnData.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+    lineages
+        Names of the lineages to draw; all where not given.
+    backward
+        Direction of the process; that of the estimator, or forward, where not given.
+    n_columns
+        Number of panels in a row, at most; 3 where not given, or 2 for four lineages.
+    size
+        Area of the cells.
+    cmap
+        Colours of the probability.
+    figsize, dpi, save, show
+        As in :func:`macrostates`.
+    ax
+        Axes to draw into, one for each lineage.
+
+    Returns
+    -------
+    The list of Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the embedding, the fate probabilities or a lineage is missing.
+    ValueError
+        If the number of Axes is not that of the lineages.
+    """
+    adata = adata_of(data)
+    x, name = positions(adata, basis)
+    table = fate_probabilities(data, backward=backward)
+    chosen = list(table.columns) if lineages is None else [lineages] if isinstance(lineages, str) else list(lineages)
+    for lineage in chosen:
+        check_known("lineages", lineage, table.columns)
+    with style():
+        figure, panels, ours = open_axes(
+            ax,
+            n_panels=len(chosen),
+            n_columns=n_columns or (2 if len(chosen) == 4 else 3),
+            panel_size=(2.9, 2.6),
+            figsize=figsize,
+            dpi=dpi,
+        )
+        for panel, lineage in zip(panels, chosen, strict=True):
+            scale = draw_values(
+                panel, x, name, table[lineage].to_numpy(), label=None, cmap=cmap, limits=(0.0, 1.0), size=size
+            )
+            panel.set_title(lineage)
+        bar = figure.colorbar(scale, ax=panels, shrink=0.7, aspect=18, pad=0.02, label="Fate probability")
+        bar.outline.set_visible(False)
+        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+
+
+def fate_probabilities(data: AnnData | HasAnnData, *, backward: bool | None = None) -> pd.DataFrame:
+    """Return the fate probabilities that CellRank wrote, one row for each cell and one column for each lineage.
+
+    Parameters
+    ----------
+    data
+        An estimator or its AnnData, also when it comes from a file, which forgets the names of the lineages.
+    backward
+        Direction of the process; that of the estimator, or forward, where not given.
+
+    Raises
+    ------
+    KeyError
+        If there are none.
+    """
+    adata, suffix = adata_of(data), suffix_of(data, backward)
+    key = f"lineages_{suffix}"
+    check_known("adata.obsm", key, adata.obsm.keys(), "Compute it with `GPCCA.compute_fate_probabilities()`.")
+    stored: Any = adata.obsm[key]
+    values: NDArray[np.float64] = np.asarray(getattr(stored, "X", stored), dtype=np.float64)
+    names = getattr(stored, "names", None)
+    if names is None and f"term_states_{suffix}" in adata.obs:
+        names = adata.obs[f"term_states_{suffix}"].cat.categories
+    if names is None or len(names) != values.shape[1]:
+        names = [f"Lineage {i + 1}" for i in range(values.shape[1])]
+    return pd.DataFrame(values, index=adata.obs_names, columns=[str(lineage) for lineage in names])

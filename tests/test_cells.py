@@ -1,0 +1,288 @@
+"""What is read from an AnnData, and that bad input gets a clear error and changes nothing."""
+
+import logging
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from cellrank_velot.cells import (
+    TIME_KEYS,
+    find_basis,
+    find_time_key,
+    read_basis,
+    read_cells,
+    read_loadings,
+    read_time,
+    warn_about_graph,
+)
+
+KEYS = {"time_key": "dpt_pseudotime", "basis": "X_pca", "cluster_key": None}
+
+
+def test_reads_positions_time_and_clusters(adata: AnnData, planted):
+    cells = read_cells(adata, time_key="dpt_pseudotime", basis="X_pca", cluster_key="clusters")
+    np.testing.assert_array_equal(cells.x, planted.x)
+    assert (cells.n_cells, cells.n_dims) == planted.x.shape
+    assert cells.time.min() == 0
+    assert cells.time.max() == 1
+    np.testing.assert_allclose(cells.time, planted.time / planted.time.max(), atol=1e-15)
+    for code in range(3):  # one code per cluster, whatever its number
+        assert np.unique(adata.obs["clusters"].to_numpy()[cells.labels == code]).size == 1
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1.0, 1e9])
+def test_time_is_scaled_whatever_its_unit(adata: AnnData, factor: float):
+    expected = read_cells(adata, **KEYS).time
+    adata.obs["dpt_pseudotime"] = adata.obs["dpt_pseudotime"] * factor - 3 * factor
+    np.testing.assert_allclose(read_cells(adata, **KEYS).time, expected, atol=1e-9)
+
+
+def test_cells_do_not_follow_later_changes(adata: AnnData, planted):
+    cells = read_cells(adata, time_key="dpt_pseudotime", basis="X_pca", cluster_key="clusters")
+    time, labels = cells.time.copy(), cells.labels.copy()
+    adata.obsm["X_pca"][:] = 0
+    adata.obs["dpt_pseudotime"] = 0.5
+    adata.obs["clusters"] = "stem"
+    np.testing.assert_array_equal(cells.x, planted.x)
+    np.testing.assert_array_equal(cells.time, time)
+    np.testing.assert_array_equal(cells.labels, labels)
+
+
+# ------------------------------------------------------------------------------------------------------ keys
+def test_first_known_time_key_is_chosen_and_logged(adata: AnnData, caplog):
+    caplog.set_level(logging.INFO, "cellrank_velot")
+    adata.obs["latent_time"] = 0.0
+    assert find_time_key(adata, None) == "dpt_pseudotime"
+    assert "adata.obs['dpt_pseudotime']" in caplog.text
+    del adata.obs["dpt_pseudotime"], adata.obs["latent_time"]
+    for key in reversed(TIME_KEYS):
+        adata.obs[key] = 0.0
+        assert find_time_key(adata, None) == key  # each one precedes those added before
+    assert find_time_key(adata, "stage") == "stage"
+
+
+def test_time_keys_are_those_promised():
+    assert TIME_KEYS == (
+        "pseudotime",
+        "dpt_pseudotime",
+        "palantir_pseudotime",
+        "latent_time",
+        "velocity_pseudotime",
+        "ct_pseudotime",
+    )
+
+
+def test_no_time_says_what_to_do(adata: AnnData):
+    del adata.obs["dpt_pseudotime"]
+    with pytest.raises(KeyError, match=r"'palantir_pseudotime'.* found the keys \['clusters', 'stage'\].*pp\.prepare"):
+        find_time_key(adata, None)
+    with pytest.raises(KeyError, match=r"Expected `adata.obs\['age'\]`, found the keys \['clusters', 'stage'\]"):
+        find_time_key(adata, "age")
+
+
+def test_basis_is_found_with_and_without_prefix(adata: AnnData):
+    assert find_basis(adata, "pca") == find_basis(adata, "X_pca") == "X_pca"
+    adata.obsm["scVI"] = adata.obsm["X_pca"]
+    assert find_basis(adata, "scVI") == "scVI"
+    adata.obsm["pca"] = adata.obsm["X_pca"]
+    assert find_basis(adata, "pca") == "pca"
+
+
+def test_missing_basis_lists_those_there(adata: AnnData):
+    with pytest.raises(KeyError, match=r"obsm\['X_scVI'\]`, found the keys \['X_pca', 'X_umap'\].*scanpy\.pp\.pca"):
+        find_basis(adata, "X_scVI")
+
+
+# ------------------------------------------------------------------------------------------------------ time
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_unusable_time_is_counted_and_named(adata: AnnData, bad: float):
+    adata.obs.loc[["cell_3", "cell_5", "cell_8", "cell_13"], "dpt_pseudotime"] = bad
+    with pytest.raises(ValueError, match=r"in `4` of `240` cells: 'cell_3', 'cell_5', 'cell_8', \.\.\.\. Diffusion"):
+        read_time(adata, "dpt_pseudotime")
+
+
+def test_nothing_but_nan_is_refused(adata: AnnData):
+    adata.obs["dpt_pseudotime"] = np.nan
+    with pytest.raises(ValueError, match="in `240` of `240` cells"):
+        read_time(adata, "dpt_pseudotime")
+
+
+def test_constant_time_is_refused(adata: AnnData):
+    adata.obs["dpt_pseudotime"] = 0.25
+    with pytest.raises(
+        ValueError, match=r"Expected `adata.obs\['dpt_pseudotime'\]` to vary, found the constant `0.25`"
+    ):
+        read_time(adata, "dpt_pseudotime")
+
+
+def test_no_cells_are_refused(adata: AnnData):
+    with pytest.raises(ValueError, match="Expected an AnnData with cells, found none"):
+        read_time(adata[:0].copy(), "dpt_pseudotime")
+
+
+@pytest.mark.parametrize("key", ["clusters", "early"])
+def test_time_that_is_no_number_is_refused(adata: AnnData, key: str):
+    adata.obs["early"] = adata.obs["dpt_pseudotime"] < 0.5
+    with pytest.raises(TypeError, match=rf"Expected `adata.obs\['{key}'\]` to be numeric, found `(object|str|bool)`"):
+        read_time(adata, key)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "Int64", "category", "ordered"])
+def test_time_of_any_numeric_kind_is_read(adata: AnnData, dtype: str):
+    whole = np.floor(adata.obs["dpt_pseudotime"].to_numpy() * 5).astype(int)
+    kind = pd.CategoricalDtype([4, 3, 2, 1, 0], ordered=True) if dtype == "ordered" else dtype
+    adata.obs["age"] = pd.Series(whole, index=adata.obs_names).astype(kind)
+    time = read_time(adata, "age")
+    assert time.dtype == np.float64
+    np.testing.assert_array_equal(time, whole)
+
+
+def test_missing_value_of_a_nullable_column_counts_as_nan(adata: AnnData):
+    age = pd.Series(np.arange(240), index=adata.obs_names).astype("Int64")
+    age.iloc[7] = pd.NA
+    adata.obs["age"] = age
+    with pytest.raises(ValueError, match="in `1` of `240` cells: 'cell_7'"):
+        read_time(adata, "age")
+
+
+# ----------------------------------------------------------------------------------------------------- basis
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_unusable_positions_are_counted_and_named(adata: AnnData, bad: float):
+    adata.obsm["X_pca"][[2, 4], 1] = bad
+    with pytest.raises(ValueError, match=r"obsm\['X_pca'\]` to be finite, .* in `2` cells: 'cell_2', 'cell_4'"):
+        read_basis(adata, "X_pca")
+
+
+@pytest.mark.parametrize("kind", ["float32", "csr", "csc", "frame", "fortran"])
+def test_basis_of_any_kind_is_read(adata: AnnData, planted, kind: str):
+    x = planted.x.astype(np.float32) if kind == "float32" else planted.x
+    adata.obsm["X_pca"] = {
+        "float32": lambda: x,
+        "csr": lambda: sp.csr_matrix(x),
+        "csc": lambda: sp.csc_matrix(x),
+        "frame": lambda: pd.DataFrame(x, index=adata.obs_names, columns=[f"PC{i}" for i in range(x.shape[1])]),
+        "fortran": lambda: np.asfortranarray(x),
+    }[kind]()
+    read = read_basis(adata, "X_pca")
+    assert read.dtype == np.float64
+    np.testing.assert_array_equal(read, x)
+
+
+def test_basis_of_a_backed_file_is_read(adata: AnnData, planted, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    try:
+        assert backed.isbacked
+        np.testing.assert_array_equal(read_cells(backed, **KEYS).x, planted.x)
+    finally:
+        backed.file.close()
+
+
+def test_basis_without_dimensions_or_numbers_is_refused(adata: AnnData):
+    adata.obsm["X_none"] = np.empty((240, 0))
+    with pytest.raises(ValueError, match=r"obsm\['X_none'\]` to have `2` dimensions, found the shape `\(240, 0\)`"):
+        read_basis(adata, "X_none")
+    adata.obsm["X_text"] = pd.DataFrame({"name": adata.obs_names.to_numpy()}, index=adata.obs_names)
+    with pytest.raises(TypeError, match=r"Expected `adata.obsm\['X_text'\]` to be numeric, found `DataFrame`"):
+        read_basis(adata, "X_text")
+
+
+@pytest.mark.parametrize("n_dims", [1, 3, 30])
+def test_duplicated_cells_are_counted(adata: AnnData, caplog, n_dims: int):
+    x = np.random.default_rng(0).normal(size=(240, n_dims))
+    adata.obsm["X_pca"] = x
+    read_cells(adata, **KEYS)
+    assert "same position" not in caplog.text
+    x[[10, 20, 30]] = x[[11, 11, 31]]
+    adata.obsm["X_pca"] = x
+    assert read_cells(adata, **KEYS).n_cells == 240
+    assert "Found 3 cells at the same position as another cell" in caplog.text
+
+
+def test_graph_of_another_representation_is_told(adata: AnnData, caplog):
+    read_cells(adata, **KEYS)
+    assert not caplog.records
+    read_cells(adata, **{**KEYS, "basis": "X_umap"})
+    assert "The neighbour graph was built on 'X_pca' and velocities are computed in 'X_umap'" in caplog.text
+
+
+# -------------------------------------------------------------------------------------------------- clusters
+@pytest.mark.parametrize("dtype", ["category", "object", "float64", "string"])
+def test_cluster_without_a_name_is_counted(adata: AnnData, dtype: str):
+    codes = pd.Series(adata.obs["clusters"].cat.codes.to_numpy(), index=adata.obs_names)
+    column = codes.astype("float64") if dtype == "float64" else codes.map({0: "a", 1: "b", 2: "c"}).astype(dtype)
+    column.iloc[[0, 9]] = np.nan
+    adata.obs["clusters"] = column
+    with pytest.raises(ValueError, match=r"obs\['clusters'\]`, found none for `2` cells: 'cell_0', 'cell_9'"):
+        read_cells(adata, **{**KEYS, "cluster_key": "clusters"})
+
+
+def test_unused_categories_make_no_cluster(adata: AnnData):
+    adata.obs["clusters"] = adata.obs["clusters"].cat.add_categories(["a", "zz"])
+    labels = read_cells(adata, **{**KEYS, "cluster_key": "clusters"}).labels
+    np.testing.assert_array_equal(np.unique(labels), [0, 1, 2])
+
+
+def test_missing_cluster_key_lists_those_there(adata: AnnData):
+    with pytest.raises(KeyError, match=r"obs\['louvain'\]`, found the keys \['clusters', 'dpt_pseudotime', 'stage'\]"):
+        read_cells(adata, **{**KEYS, "cluster_key": "louvain"})
+
+
+# ----------------------------------------------------------------------------------------- graph and loadings
+def test_pieces_of_the_graph_are_counted(caplog):
+    def ring(n):
+        return sp.csr_matrix((np.ones(n), (np.arange(n), np.roll(np.arange(n), 1))), shape=(n, n))
+
+    warn_about_graph(ring(9))
+    assert not caplog.records
+    pieces = sp.csr_matrix(sp.block_diag([ring(3), ring(5), ring(1)]))
+    warn_about_graph(pieces)
+    assert "The neighbour graph has 3 components, of 5, 3, 1 cells" in caplog.text
+    with pytest.raises(ValueError, match="has 3 components, of 5, 3, 1 cells.*Use more neighbours"):
+        warn_about_graph(pieces, strict=True)
+
+
+def test_edge_of_weight_zero_connects_nothing():
+    graph = sp.csr_matrix(np.array([[0, 1, 0, 0], [1, 0, 2, 0], [0, 2, 0, 1], [0, 0, 1, 0]], dtype=float))
+    graph.data[graph.data == 2] = 0
+    with pytest.raises(ValueError, match="has 2 components, of 2, 2 cells"):
+        warn_about_graph(graph, strict=True)
+
+
+def test_loadings_take_the_basis_to_genes(adata: AnnData):
+    genes = ["gene_7", "gene_2"]
+    loadings = read_loadings(adata, "X_pca", genes)
+    expected = adata[:, ["gene_2", "gene_7"]].X - 5  # in the order of `var_names`
+    np.testing.assert_allclose(adata.obsm["X_pca"] @ loadings, expected, atol=1e-5)
+    by_column = read_loadings(adata, "X_pca", "highly_variable")
+    np.testing.assert_array_equal(by_column, adata.varm["PCs"][:12].T)
+
+
+def test_genes_without_a_weight_are_left_out(adata: AnnData):
+    adata.varm["PCs"][:5] = 0
+    assert read_loadings(adata, "X_pca", ["gene_1", "gene_7"]).shape == (5, 1)
+    with pytest.raises(ValueError, match="Expected genes with a weight in the PCA, found none"):
+        read_loadings(adata, "X_pca", ["gene_1"])
+
+
+@pytest.mark.parametrize("column", [1.5, 1, "False"])
+def test_column_that_chooses_genes_must_be_boolean(adata: AnnData, column):
+    adata.var["means"] = column  # as a number or a text each would count as chosen
+    with pytest.raises(TypeError, match=r"Expected `adata.var\['means'\]` to be boolean, found"):
+        read_loadings(adata, "X_pca", "means")
+
+
+def test_loadings_errors(adata: AnnData):
+    with pytest.raises(KeyError, match=r"found `2` others: \['Sox9', 'Ins1'\]"):
+        read_loadings(adata, "X_pca", ["gene_1", "Sox9", "Ins1"])
+    with pytest.raises(KeyError, match=r"Expected `adata.var\['driver'\]`, found the keys \['highly_variable'\]"):
+        read_loadings(adata, "X_pca", "driver")
+    with pytest.raises(ValueError, match=r"the `2` dimensions of `adata.obsm\['X_umap'\]`, found `5`"):
+        read_loadings(adata, "X_umap", ["gene_1"])
+    del adata.varm["PCs"]
+    with pytest.raises(KeyError, match=r"Expected `adata.varm\['PCs'\]`, found the keys \[\].*loadings of a PCA"):
+        read_loadings(adata, "X_pca", ["gene_1"])

@@ -1,0 +1,230 @@
+"""Batched entropic transport against POT, exact transport, a closed form and its own optimality conditions."""
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from cellrank_velot import transport
+from cellrank_velot.transport import sinkhorn
+
+SIZES = [(12, 9), (20, 20), (5, 17), (1, 6), (8, 1), (2, 2)]
+
+
+def problems(seed: int = 0, *, uniform: bool = True, sizes=SIZES):
+    """Return costs in [0, 1] and marginals of problems of different sizes."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for n, m in sizes:
+        cost = ot.dist(rng.normal(size=(n, 3)), rng.normal(size=(m, 3)))
+        a, b = (np.full(k, 1 / k) if uniform else rng.dirichlet(np.ones(k)) for k in (n, m))
+        result.append((cost / cost.max(), a, b))
+    return result
+
+
+def padded(batch):
+    """Join problems into one batch; what is padded has no weight and a cost that must not matter."""
+    n, m = (max(cost.shape[axis] for cost, _, _ in batch) for axis in (0, 1))
+    cost, a, b = torch.full((len(batch), n, m), 0.3).double(), torch.zeros(len(batch), n), torch.zeros(len(batch), m)
+    a, b = a.double(), b.double()
+    for i, (c, p, q) in enumerate(batch):
+        cost[i, : p.size, : q.size] = torch.from_numpy(c)
+        a[i, : p.size], b[i, : q.size] = torch.from_numpy(p), torch.from_numpy(q)
+    return cost, a, b
+
+
+def solve(batch, epsilon, **kwargs):
+    return sinkhorn(*padded(batch), epsilon, **{"tol": 1e-12, "max_iter": 20_000, **kwargs})
+
+
+# --------------------------------------------------------------------------------------- independent solvers
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.5])
+def test_padded_batch_agrees_with_pot(epsilon: float, uniform: bool):
+    batch = problems(uniform=uniform)
+    result = solve(batch, epsilon)
+    assert result.converged.all()
+    for plan, (cost, a, b) in zip(result.plan.numpy(), batch, strict=True):
+        expected = ot.sinkhorn(a, b, cost, epsilon, stopThr=1e-13, numItermax=100_000)
+        np.testing.assert_allclose(plan[: a.size, : b.size], expected, atol=1e-6 / a.size, rtol=1e-6)
+        assert plan[a.size :].sum() == plan[:, b.size :].sum() == 0
+
+
+@pytest.mark.parametrize("epsilon", [2e-3, 1e-2])
+def test_small_epsilon_agrees_with_pot_in_the_log_domain(epsilon: float):
+    # Where equal weights make the exact plan an assignment, no Sinkhorn converges in time: POT does not, either.
+    batch = problems(1, uniform=False)
+    result = solve(batch, epsilon)
+    assert result.converged.all()
+    for plan, (cost, a, b) in zip(result.plan.numpy(), batch, strict=True):
+        with np.errstate(divide="ignore"):
+            expected = ot.bregman.sinkhorn_log(a, b, cost, epsilon, stopThr=1e-12, numItermax=100_000)
+        np.testing.assert_allclose(plan[: a.size, : b.size], expected, atol=1e-6)
+
+
+def test_unconverged_plan_agrees_with_pot_step_by_step():
+    (cost, a, b), *_ = problems()
+    result = solve([(cost, a, b)], 0.05, tol=1e-300, max_iter=31)
+    # POT updates in the same order, but starts from the other marginal.
+    u, v, kernel = np.ones(a.size), np.ones(b.size), np.exp(-cost / 0.05)
+    for _ in range(31):
+        v = b / (kernel.T @ u)
+        u = a / (kernel @ v)
+    np.testing.assert_allclose(result.plan[0].numpy(), u[:, None] * kernel * v, rtol=1e-9)
+    assert result.n_iter.tolist() == [31]
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 5e-3, 2e-2])
+def test_cost_tends_to_that_of_exact_transport(epsilon: float):
+    batch = problems(2, uniform=False, sizes=[(15, 15), (10, 18)])
+    result = solve(batch, epsilon, tol=1e-9)
+    assert result.converged.all()
+    for plan, (cost, a, b) in zip(result.plan.numpy(), batch, strict=True):
+        exact = ot.emd2(a, b, cost)
+        found = (plan[: a.size, : b.size] * cost).sum()
+        # The entropic plan costs at most its entropy, times epsilon, more.
+        assert exact - 1e-8 <= found <= exact + epsilon * np.log(a.size * b.size)
+
+
+def test_closed_form_of_two_cells():
+    epsilon, c = 0.3, 0.7
+    result = solve([(np.array([[0.0, c], [c, 0.0]]), np.full(2, 0.5), np.full(2, 0.5))], epsilon)
+    stay = 0.5 / (1 + np.exp(-c / epsilon))
+    np.testing.assert_allclose(result.plan[0], [[stay, 0.5 - stay], [0.5 - stay, stay]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.05, 2.0])
+def test_optimality_log_plan_is_cost_plus_potentials(epsilon: float):
+    batch = problems(3, sizes=[(9, 7)])
+    plan, cost = solve(batch, epsilon, max_iter=500).plan[0], torch.from_numpy(batch[0][0])
+    rest = plan.log() + cost / epsilon
+    rest = rest[torch.isfinite(plan.log()).all(1)]
+    mixed = rest - rest.mean(0) - rest.mean(1, keepdim=True) + rest.mean()
+    np.testing.assert_allclose(mixed.numpy(), 0, atol=1e-9 / epsilon)
+
+
+# ------------------------------------------------------------------------------------------------ marginals
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0])
+def test_no_epsilon_loses_mass(epsilon: float):
+    batch = problems(4, uniform=False)
+    cost, a, b = padded(batch)
+    result = sinkhorn(cost, a, b, epsilon, tol=1e-6, max_iter=300)
+    assert torch.isfinite(result.plan).all()
+    assert (result.plan >= 0).all()
+    np.testing.assert_allclose(result.plan.sum(2), a, rtol=1e-11, atol=1e-15)
+    np.testing.assert_allclose(result.plan.sum((1, 2)), 1, rtol=1e-11)
+    np.testing.assert_allclose((result.plan.sum(1) - b).norm(dim=1), result.marginal_error, atol=1e-11)
+    assert (result.marginal_error[result.converged] <= 1e-6).all()
+    assert result.converged.all() or epsilon < 0.05
+
+
+def test_large_epsilon_gives_the_independent_coupling():
+    cost, a, b = padded(problems(5, uniform=False))
+    result = sinkhorn(cost, a, b, 1e6)
+    np.testing.assert_allclose(result.plan, a[:, :, None] * b[:, None], atol=1e-6)
+    assert result.converged.all()
+
+
+def test_constant_cost_is_solved_at_once():
+    cost, a, b = padded(problems(5, uniform=False))
+    result = sinkhorn(torch.full_like(cost, 3.0), a, b, 0.05)
+    np.testing.assert_allclose(result.plan, a[:, :, None] * b[:, None], atol=1e-15)
+    assert result.n_iter.tolist() == [1] * len(SIZES)
+
+
+# --------------------------------------------------------------------------------- hard and unsolved problems
+def test_wide_spread_of_costs_goes_by_log_sum_exp(monkeypatch):
+    steps = []
+    by_log = transport._log_steps
+    monkeypatch.setattr(transport, "_log_steps", lambda *args, **kw: steps.append(kw) or by_log(*args, **kw))
+    rng = np.random.default_rng(6)
+    easy, hard = problems(6, uniform=False, sizes=[(10, 10), (10, 10)])
+    ranks = rng.normal(scale=300, size=10)[:, None] * rng.normal(size=10)  # only sorting solves it
+    hard = (ranks - ranks.min(), *hard[1:])
+    assert np.exp(-hard[0]).min() == 0
+    result = solve([easy, hard], 1.0, tol=1e-10)
+    assert len(steps) > 1, "the first step is always one by log-sum-exp"
+    assert result.converged.all()
+    for plan, (cost, a, b) in zip(result.plan.numpy(), (easy, hard), strict=True):
+        with np.errstate(divide="ignore"):
+            expected = ot.bregman.sinkhorn_log(a, b, cost, 1.0, stopThr=1e-11, numItermax=100_000)
+        np.testing.assert_allclose(plan, expected, atol=1e-6)
+
+
+def test_easy_problems_never_need_log_sum_exp(monkeypatch):
+    steps = []
+    by_log = transport._log_steps
+    monkeypatch.setattr(transport, "_log_steps", lambda *args, **kw: steps.append(kw) or by_log(*args, **kw))
+    assert solve(problems(7), 0.05).converged.all()
+    assert not steps
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 10, 11, 25])
+def test_too_few_iterations_are_reported(max_iter: int):
+    result = solve(problems(8, sizes=[(20, 20), (2, 2)]), 1e-3, tol=1e-9, max_iter=max_iter)
+    assert not result.converged[0]
+    assert result.marginal_error[0] > 1e-9
+    assert result.n_iter[0] == max_iter
+    assert torch.isfinite(result.plan).all()
+
+
+def test_each_problem_stops_when_it_has_converged():
+    batch = problems(9, sizes=[(15, 15), (15, 15)])
+    batch[1] = (np.zeros_like(batch[1][0]), *batch[1][1:])
+    result = solve(batch, 0.01, tol=1e-8)
+    assert result.converged.all()
+    assert result.n_iter[1] == 1
+    assert result.n_iter[0] > 10
+
+
+# ---------------------------------------------------------------------------------------------- invariances
+def test_batch_equals_its_problems_one_by_one():
+    batch = problems(10, uniform=False)
+    together = solve(batch, 0.02)
+    for plan, problem in zip(together.plan.numpy(), batch, strict=True):
+        alone = solve([problem], 0.02).plan[0].numpy()
+        np.testing.assert_allclose(plan[: alone.shape[0], : alone.shape[1]], alone, atol=1e-10)
+
+
+def test_permuted_cells_get_the_permuted_plan():
+    batch = problems(11, uniform=False, sizes=[(12, 9), (12, 9)])
+    cost, a, b = padded(batch)
+    rng = np.random.default_rng(0)
+    rows, columns = torch.from_numpy(rng.permutation(12)), torch.from_numpy(rng.permutation(9))
+    plan = sinkhorn(cost, a, b, 0.05, tol=1e-12, max_iter=5000).plan
+    again = sinkhorn(cost[:, rows][:, :, columns], a[:, rows], b[:, columns], 0.05, tol=1e-12, max_iter=5000).plan
+    np.testing.assert_allclose(again, plan[:, rows][:, :, columns], atol=1e-12)
+
+
+def test_weight_of_zero_is_padding_wherever_it_is():
+    cost, a, b = padded(problems(12, sizes=[(7, 8)]))
+    keep_a, keep_b = torch.arange(7) % 3 != 1, torch.arange(8) % 4 != 2
+    holes_a, holes_b = (torch.where(keep, 1.0, 0.0).double()[None] / keep.sum() for keep in (keep_a, keep_b))
+    with_holes = sinkhorn(cost, holes_a, holes_b, 0.05, tol=1e-12, max_iter=5000).plan[0]
+    without = sinkhorn(
+        cost[:, keep_a][:, :, keep_b], holes_a[:, keep_a], holes_b[:, keep_b], 0.05, tol=1e-12, max_iter=5000
+    ).plan[0]
+    np.testing.assert_allclose(with_holes[keep_a][:, keep_b], without, atol=1e-12)
+    assert with_holes[~keep_a].sum() == with_holes[:, ~keep_b].sum() == 0
+
+
+def test_costs_of_leaving_and_arriving_do_not_matter():
+    cost, a, b = padded(problems(13, sizes=[(12, 9), (5, 6)]))
+    rng = np.random.default_rng(0)
+    shifted = cost + torch.from_numpy(5 * rng.random((2, 12, 1)) + 5 * rng.random((2, 1, 9)))
+    plans = [sinkhorn(c, a, b, 0.1, tol=1e-12, max_iter=5000).plan for c in (cost, shifted)]
+    np.testing.assert_allclose(plans[0], plans[1], atol=1e-10)
+
+
+def test_inputs_stay_and_repeats_are_bit_equal():
+    inputs = padded(problems(14))
+    before = [tensor.clone() for tensor in inputs]
+    first, second = sinkhorn(*inputs, 0.01), sinkhorn(*inputs, 0.01)
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
+    assert torch.equal(first.plan, second.plan)
+
+
+def test_empty_batch():
+    result = sinkhorn(torch.zeros(0, 3, 4).double(), torch.zeros(0, 3).double(), torch.zeros(0, 4).double(), 0.05)
+    assert result.plan.shape == (0, 3, 4)
+    assert result.converged.shape == (0,)
