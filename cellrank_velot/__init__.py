@@ -2,12 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from cellrank_velot import datasets, metrics
+from cellrank_velot import datasets, direction, metrics
 from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
 from cellrank_velot.kernel import OTVelocityKernel
 
-__all__ = ["OTVelocityKernel", "__version__", "datasets", "metrics", "pl", "pp"]
+__all__ = ["OTVelocityKernel", "__version__", "datasets", "direction", "metrics", "pl", "pp"]
 
 try:
     __version__ = version("cellrank_velot")

@@ -485,3 +485,19 @@ def test_progress_bars_are_shown_when_asked(adata: AnnData, capsys):
     printed = capsys.readouterr().err
     assert "transport" in printed
     assert "field" in printed
+
+
+def test_diagnostics_and_states_from_the_kernel(computed):
+    test = computed.permutation_test("clusters", n_permutations=19)
+    assert 0.05 <= test.p_value <= 1
+    assert -1 <= computed.flip_test("clusters").mean <= 1
+    states = computed.suggest_terminal_states("clusters")
+    assert set(sum(states.values(), [])) <= set(computed.adata.obs_names)
+    assert computed.suggest_initial_states("clusters").keys().isdisjoint(states)
+    with pytest.raises(KeyError, match=r"Expected `adata.obs\['louvain'\]`"):
+        computed.suggest_terminal_states("louvain")
+
+
+def test_states_need_a_transition_matrix(adata):
+    with pytest.raises(RuntimeError, match=r"Compute the transition matrix first, as `.compute_transition_matrix\(\)`"):
+        OTVelocityKernel(adata).suggest_terminal_states()

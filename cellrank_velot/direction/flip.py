@@ -1,0 +1,127 @@
+"""Reversed time: whether the velocity reverses with it, as that of a flow does and that of noise does not.
+
+Depends on ``_common``, numpy, scipy and pandas; knows neither AnnData nor CellRank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import ArrayLike, NDArray
+
+from cellrank_velot._stage import Stage
+from cellrank_velot.direction._common import check_cells, check_labels, pattern, velocity_by_time
+
+__all__ = ["FlipTest", "flip_test"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlipTest(Stage):
+    """What :func:`flip_test` found.
+
+    Attributes
+    ----------
+    cosine
+        Cosine of each cell's velocity with the reverse of its velocity in reversed time, shape ``[n_cells]``; NaN
+        without a velocity. 1 where it reverses with time, -1 where it does not notice.
+    labels
+        Cluster of each cell, shape ``[n_cells]``, as text; ``None`` where no clusters were given.
+    """
+
+    cosine: NDArray[np.float64]
+    labels: NDArray[np.str_] | None
+
+    @property
+    def mean(self) -> float:
+        """Mean cosine of the cells with a velocity."""
+        return float(np.nanmean(self.cosine))
+
+    @property
+    def reversed_share(self) -> float:
+        """Share of these cells whose velocity reverses, by a positive cosine."""
+        return float((self.cosine[np.isfinite(self.cosine)] > 0).mean())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return mean cosine, share of reversed cells and number of cells, of all cells and of each cluster."""
+        known = np.isfinite(self.cosine)
+        groups = {"all": known}
+        if self.labels is not None:
+            groups |= {str(label): known & (self.labels == label) for label in np.unique(self.labels)}
+        rows = {
+            name: {"cosine": self.cosine[cells].mean(), "reversed": (self.cosine[cells] > 0).mean(), "n": cells.sum()}
+            for name, cells in groups.items()
+            if cells.any()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").astype({"n": np.int64})
+
+    def __str__(self) -> str:
+        return (
+            f"Reversed time: the velocity reverses in {self.reversed_share:.0%} of the cells, "
+            f"mean cosine {self.mean:+.2f} (signal above 0, noise below)."
+        )
+
+
+def flip_test(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    labels: ArrayLike | None = None,
+    *,
+    smooth: bool = True,
+    neighborhoods: NDArray[np.int64] | None = None,
+    window_options: Mapping[str, Any] | None = None,
+    velocity_options: Mapping[str, Any] | None = None,
+    random_state: int = 0,
+) -> FlipTest:
+    r"""Reverse the time and see whether the velocity reverses.
+
+    Compares the forward velocity :math:`v(t)` with :math:`-v(-t)` by their cosine, in each cell. A flow reverses.
+    Noise does not: a cell that is off the manifold is displaced back to it in either direction of time, so that the
+    cosine is negative. Averaged over neighbours it was 0.6 to 0.9 on simulated flows and 0.3 on pancreas, and below
+    -0.3 on all of them with shuffled time. The test says how much of a velocity is flow; it cannot say which of both
+    directions of time is right, as it treats them alike.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``.
+    labels
+        Cluster of each cell, shape ``[n_cells]``, to report by.
+    smooth
+        Whether to average velocities over each cell and its neighbours before they are compared.
+    neighborhoods
+        Cluster codes within which windows are built, shape ``[n_cells]``; KMeans in ``x`` where not given.
+    window_options
+        Options of :func:`cellrank_velot.windows.build_windows`.
+    velocity_options
+        Options of :func:`cellrank_velot.velocity.compute_velocity`. Here the whole relaxation is kept, where not given:
+        the current velocity, with ``relaxation=0``, reverses by construction.
+    random_state
+        Seed of KMeans.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, values are not finite, or no windows can be built.
+    """
+    x, time, graph = check_cells(x, time, graph)
+    names = None if labels is None else check_labels(labels, time.size).astype(str)
+    options = {"relaxation": 1.0, **(velocity_options or {})}
+    velocity = velocity_by_time(x, graph, neighborhoods, window_options, options, random_state)
+    forward, reverse = velocity(time), -velocity(1 - time)
+    if smooth:
+        near = pattern(graph) + sp.identity(time.size, format="csr")
+        forward, reverse = near @ np.nan_to_num(forward), near @ np.nan_to_num(reverse)
+    norm = np.linalg.norm(forward, axis=1) * np.linalg.norm(reverse, axis=1)
+    cosine = np.full(time.size, np.nan)
+    np.divide((forward * reverse).sum(axis=1), norm, out=cosine, where=norm > 0)
+    return FlipTest(cosine, names)
