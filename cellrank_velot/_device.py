@@ -15,9 +15,13 @@ def resolve_device(device: str) -> torch.device:
 
     Raises
     ------
+    TypeError
+        If it is not a name.
     ValueError
         If torch does not know the name, or the device is not there.
     """
+    if not isinstance(device, str):
+        raise TypeError(f"Expected `device` to be a name such as 'auto' or 'cpu', found `{type(device).__name__}`.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

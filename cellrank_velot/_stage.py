@@ -6,6 +6,7 @@ Depends on numpy only. A stage is a frozen dataclass whose fields are arrays or 
 from __future__ import annotations
 
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -29,9 +30,8 @@ class Stage:
             if isinstance(value, np.ndarray):
                 object.__setattr__(self, field.name, _locked(value))
             elif isinstance(value, dict):
-                object.__setattr__(
-                    self, field.name, {k: _locked(v) if isinstance(v, np.ndarray) else v for k, v in value.items()}
-                )
+                locked = {k: _locked(v) if isinstance(v, np.ndarray) else v for k, v in value.items()}
+                object.__setattr__(self, field.name, MappingProxyType(locked))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.to_dict())
@@ -41,7 +41,8 @@ class Stage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name; :meth:`from_dict` is the inverse."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: dict(v) if isinstance(v, MappingProxyType) else v for name, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

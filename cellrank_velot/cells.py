@@ -1,12 +1,12 @@
 """Cells: what the stages need to know of an AnnData, read and checked before any work begins.
 
-One of the few modules that know AnnData. Depends on anndata, numpy, scipy and pandas.
+One of the few modules that know AnnData. Depends on anndata, numpy, scipy, pandas and scikit-learn.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
 
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_known, first_names
@@ -67,6 +68,13 @@ class CellStates(Stage):
         """Number of cells."""
         return int(self.x.shape[0])
 
+    def time_at(self, positions: NDArray[np.float64], n_neighbors: int = 15) -> NDArray[np.float64]:
+        """Return the mean time of the cells nearest to each position, shape ``[n_points]``."""
+        if not positions.size:
+            return np.empty(0)
+        search = NearestNeighbors(n_neighbors=min(n_neighbors, self.n_cells)).fit(self.x)
+        return np.asarray(self.time[search.kneighbors(positions, return_distance=False)].mean(axis=1))
+
     @property
     def n_dims(self) -> int:
         """Number of dimensions of the basis."""
@@ -109,7 +117,9 @@ def find_basis(adata: AnnData, basis: str) -> str:
     raise AssertionError  # pragma: no cover
 
 
-def read_cells(adata: AnnData, *, time_key: str, basis: str, cluster_key: str | None) -> CellStates:
+def read_cells(
+    adata: AnnData, *, time_key: str, basis: str, cluster_key: str | None, conn_key: str = "connectivities"
+) -> CellStates:
     """Read and check what the stages need.
 
     Parameters
@@ -122,6 +132,8 @@ def read_cells(adata: AnnData, *, time_key: str, basis: str, cluster_key: str | 
         Key in ``adata.obsm`` of the positions.
     cluster_key
         Key in ``adata.obs`` of clusters to use in place of KMeans, or ``None``.
+    conn_key
+        Key in ``adata.obsp`` of the neighbour graph, which is checked to belong to the basis.
 
     Raises
     ------
@@ -136,7 +148,7 @@ def read_cells(adata: AnnData, *, time_key: str, basis: str, cluster_key: str | 
     time = read_time(adata, time_key)
     _warn_about_outliers(time, time_key)
     _warn_about_duplicates(x)
-    _warn_about_representation(adata, basis)
+    _warn_about_representation(adata, basis, conn_key)
     labels = None if cluster_key is None else _read_labels(adata, cluster_key)
     return CellStates(x=x, time=(time - time.min()) / np.ptp(time), labels=labels)
 
@@ -164,7 +176,7 @@ def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
         time = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.") from error
-    if pd.api.types.is_bool_dtype(column.dtype):
+    if pd.api.types.is_bool_dtype(column.dtype) or column.dtype.kind in "mM":
         raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.")
     if time.size == 0:
         raise ValueError("Expected an AnnData with cells, found none.")
@@ -201,6 +213,11 @@ def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDA
     ValueError
         If the loadings do not belong to the basis, or no gene is left.
     """
+    if basis != "X_pca":
+        raise ValueError(
+            f"Expected the basis `X_pca`, whose loadings are in `adata.varm['PCs']`, found `{basis}`: a subset of "
+            "genes needs the way from the basis to the genes."
+        )
     check_known("adata.varm", "PCs", adata.varm.keys(), "A subset of genes needs the loadings of a PCA.")
     loadings = np.asarray(adata.varm["PCs"], dtype=np.float64)
     n_dims = adata.obsm[basis].shape[1]
@@ -226,8 +243,12 @@ def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDA
     return loadings[chosen].T
 
 
-def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> None:
+def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[np.int64] | None:
     """Say whether the neighbour graph is in pieces, and how large they are.
+
+    Returns
+    -------
+    The component of each cell, shape ``[n_cells]``; ``None`` for a connected graph.
 
     Raises
     ------
@@ -238,13 +259,14 @@ def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> None:
     edges.eliminate_zeros()
     n_components, labels = connected_components(edges, directed=False)
     if n_components == 1:
-        return
+        return None
     sizes = np.sort(np.bincount(labels))[::-1]
     shown = ", ".join(map(str, sizes[:10])) + (", ..." if sizes.size > 10 else "")
     message = f"The neighbour graph has {n_components} components, of {shown} cells: no fate crosses between them."
     if strict:
         raise ValueError(f"{message} Use more neighbours, or one component.")
     logger.warning(message)
+    return labels.astype(np.int64)
 
 
 def _read_labels(adata: AnnData, cluster_key: str) -> NDArray[np.int64]:
@@ -285,9 +307,11 @@ def _warn_about_duplicates(x: NDArray[np.float64]) -> None:
         logger.warning("Found %d cells at the same position as another cell", n_duplicates)
 
 
-def _warn_about_representation(adata: AnnData, basis: str) -> None:
-    params = adata.uns.get("neighbors", {}).get("params", {})
-    used = params.get("use_rep")
+def _warn_about_representation(adata: AnnData, basis: str, conn_key: str) -> None:
+    entries = [entry for entry in adata.uns.values() if isinstance(entry, Mapping)]
+    params = [e.get("params", {}) for e in entries if e.get("connectivities_key") == conn_key]
+    # scanpy takes the PCA where it was not told what to take, and doesn't write that down.
+    used = params[0].get("use_rep", "X_pca" if "X_pca" in adata.obsm else None) if params else None
     if isinstance(used, str) and used != basis:
         logger.warning(
             "The neighbour graph was built on %r and velocities are computed in %r. "

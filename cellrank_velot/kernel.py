@@ -1,6 +1,6 @@
 """The kernel: reads an AnnData, calls a stage, keeps its result and clears what came after it. No numerics here.
 
-The only module that knows CellRank, by public names alone.
+It knows CellRank by public names alone; no stage knows it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from anndata import AnnData
 from cellrank.kernels import BidirectionalKernel
 from cellrank.kernels.mixins import ConnectivityMixin
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 from cellrank_velot import storage
 from cellrank_velot._device import resolve_device
@@ -29,6 +28,7 @@ from cellrank_velot.transitions import (
     BackwardMode,
     Similarity,
     SimilarityFunction,
+    check_similarity,
     compute_transitions,
     condition_number,
     effective_neighbors,
@@ -40,16 +40,10 @@ __all__ = ["OTVelocityKernel"]
 
 logger = logging.getLogger("cellrank_velot")
 
-# What `params` may hold, in this order, and the value that goes without saying.
-PARAMS: dict[str, Any] = {
-    "similarity": ...,
-    "softmax_scale": ...,
-    "bwd_mode": ...,
-    "smooth": True,
-    "variance_stabilize": False,
-    "threshold": None,
-    "gene_subset": None,
-}
+# Options of the transition matrix that are shown where they are not these.
+DEFAULTS: dict[str, Any] = {"smooth": True, "variance_stabilize": False, "threshold": None, "gene_subset": None}
+# What `params` may hold, in the order in which it is shown.
+PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
 
 
 class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
@@ -71,7 +65,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     basis
         Key in ``adata.obsm`` of the positions, with or without ``X_``: a PCA, a batch-corrected or latent embedding.
     cluster_key
-        Key in ``adata.obs`` of clusters within which windows are made; KMeans in the basis where not given.
+        Key in ``adata.obs`` of clusters that windows are made in, instead of KMeans in the basis. They overlap all the
+        same, unless :meth:`compute_windows` is told ``overlap_clusters=1``.
     conn_key
         Key in ``adata.obsp`` of the neighbour graph.
     check_connectivity
@@ -113,6 +108,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._logits: sp.csr_matrix | None = None
         self._condition_number: float | None = None
         self._request: dict[str, Any] | None = None
+        self._computed: sp.csr_matrix | None = None
+        self._settings: dict[str, dict[str, Any]] = {}
         # The keys found are what is stored: a column added later must not change what a saved kernel reads.
         super().__init__(
             adata,
@@ -133,9 +130,9 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         check_connectivity: bool = False,
     ) -> None:
         check_known("adata.obsp", conn_key, self.adata.obsp.keys(), "Compute it with `scanpy.pp.neighbors(adata)`.")
-        self._cells = read_cells(self.adata, time_key=time_key, basis=basis, cluster_key=cluster_key)
+        self._cells = read_cells(self.adata, time_key=time_key, basis=basis, cluster_key=cluster_key, conn_key=conn_key)
         super()._read_from_adata(conn_key=conn_key)
-        warn_about_graph(self.connectivities, strict=check_connectivity)
+        self._components = warn_about_graph(self.connectivities, strict=check_connectivity)
 
     # ------------------------------------------------------------------------------------------------- stages
     @property
@@ -157,6 +154,11 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     def field(self) -> VelocityField | None:
         """The velocity field; ``None`` before :meth:`fit_field`."""
         return self._field
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Parameters of each step that was run, by step; those left at ``None`` are not in it."""
+        return {step: dict(values) for step, values in self._settings.items()}
 
     @property
     def logits(self) -> sp.csr_matrix | None:
@@ -191,7 +193,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         *,
         min_window_size: int = 20,
         time_lag: float | None = 0.05,
-        overlap_clusters: int = 3,
+        overlap_clusters: int | None = None,
         tail: Tail = "force",
         tail_threshold: int = 10,
         random_state: int = 0,
@@ -209,6 +211,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         ValueError
             If a parameter is out of range, there are too few cells, or both ``n_clusters`` and a ``cluster_key``.
         """
+        settings = _settings(locals())
         if self.cells.labels is not None and n_clusters is not None:
             raise ValueError("Expected `n_clusters` or the `cluster_key` of the kernel, found both.")
         windows = build_windows(
@@ -221,12 +224,14 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             min_window_size=min_window_size,
             time_lag=time_lag,
             overlap_clusters=overlap_clusters,
+            components=self._components,
             tail=tail,
             tail_threshold=tail_threshold,
             random_state=random_state,
         )
         self._clear("_windows", "_transport", "_field")
         self._windows = windows
+        self._settings = {"windows": settings}
         logger.info("Built %d pairs of %d windows", windows.n_pairs, windows.n_windows)
         return self
 
@@ -256,6 +261,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         ValueError
             If a parameter is out of range.
         """
+        settings = _settings(locals())
         check_velocity_options(epsilon, lambda_time, lambda_knn, relaxation, tol, max_iter)
         resolve_device(device)
         if self._windows is None:
@@ -276,6 +282,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         )
         self._clear("_transport", "_field")
         self._transport = transport
+        self._settings["velocity"] = settings
+        self._settings.pop("field", None)
         return self
 
     def fit_field(
@@ -309,6 +317,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         ValueError
             If a parameter is out of range.
         """
+        settings = _settings(locals())
         lambdas = (lambda_smooth, lambda_curl, lambda_divergence)
         check_field_options(hidden, lambdas, n_steps, batch_size, learning_rate, held_out, patience)
         resolve_device(device)
@@ -337,6 +346,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         )
         self._clear("_field")
         self._field = field
+        self._settings["field"] = {**settings, "hidden": np.asarray(hidden, dtype=np.int64)}
         return self
 
     def query_velocity(
@@ -372,12 +382,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         check_integer("n_neighbors", n_neighbors, low=1)
         if not np.isfinite(positions).all():
             raise ValueError("Expected finite `positions` and `time`, found NaN or infinite values.")
-        if time is None and not positions.size:
-            time = 0.0
-        if time is None:
-            search = NearestNeighbors(n_neighbors=min(n_neighbors, self.cells.n_cells)).fit(self.cells.x)
-            time = self.cells.time[search.kneighbors(positions, return_distance=False)].mean(axis=1)
-        time = np.asarray(time, dtype=np.float64)
+        time = np.asarray(self.cells.time_at(positions, n_neighbors) if time is None else time, dtype=np.float64)
         if time.shape not in ((), (positions.shape[0],)):
             raise ValueError(f"Expected `time` of shape `[{positions.shape[0]}]`, found `{time.shape}`.")
         if not np.isfinite(time).all():
@@ -440,9 +445,10 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         ValueError
             If an option is unknown or out of range, or the graph is not connected and that was asked.
         """
-        _check_transition_options(similarity, softmax_scale, backward_mode, threshold)
+        check_similarity(similarity, self.cells.n_dims)
+        _check_transition_options(softmax_scale, backward_mode, threshold)
         loadings = None if gene_subset is None else read_loadings(self.adata, self._init_kwargs["basis"], gene_subset)
-        if check_connectivity:
+        if check_connectivity and self._components is not None:
             warn_about_graph(self.connectivities, strict=True)
         request: dict[str, Any] = {
             "similarity": similarity,
@@ -455,7 +461,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             "compute_cond_num": compute_cond_num,
         }
         request = storage.plain(request)
-        if request == self._request and self._transition_matrix is not None:
+        if request == self._request and self._transition_matrix is self._computed:
             logger.debug("Using cached transition matrix")
             return self
         if smooth and self._field is None:
@@ -476,6 +482,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         )
         cond = condition_number(result.matrix) if compute_cond_num else None
         self.transition_matrix = result.matrix
+        self._computed = self._transition_matrix  # the user may put another one in its place
         self._logits, self._condition_number = result.logits, cond
         # Nothing tells whether two functions compute the same, and not every one can be pickled.
         self._request = None if callable(similarity) else request
@@ -494,8 +501,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         }
         if request["backward_mode"] is not None:
             params["bwd_mode"] = request["backward_mode"]
-        said = ("smooth", "variance_stabilize", "threshold", "gene_subset")
-        params.update({name: request[name] for name in said if request[name] != PARAMS[name]})
+        params.update({name: request[name] for name, usual in DEFAULTS.items() if request[name] != usual})
         return params
 
     # -------------------------------------------------------------------------------------------- diagnostics
@@ -589,7 +595,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
 
     # --------------------------------------------------------------------------------------------- contract
     def __invert__(self) -> OTVelocityKernel:
-        kernel: OTVelocityKernel = self._copy_ignore("_transition_matrix", "_logits")
+        kernel: OTVelocityKernel = self._copy_ignore("_transition_matrix", "_computed", "_logits")
         kernel._backward = not self.backward
         kernel._init_kwargs["backward"] = kernel._backward
         kernel._clear()
@@ -617,10 +623,13 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         key = key or ("T_bwd" if self.backward else "T_fwd")
         packed = storage.pack({"windows": self._windows, "transport": self._transport, "field": self._field})
         packed["n_cells"] = self.cells.n_cells
-        packed["fingerprint"] = _fingerprint(self.transition_matrix)
+        packed["fingerprint"] = _fingerprint(self.transition_matrix, self.cells)
+        packed["settings"] = self._settings
         self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: packed}
         if self._windows is not None:
-            self.adata.obs["velot_cluster"] = pd.Categorical(self._windows.cluster)
+            cluster_key = self._init_kwargs["cluster_key"]
+            clusters = self._windows.cluster if cluster_key is None else self.adata.obs[cluster_key].to_numpy()
+            self.adata.obs["velot_cluster"] = pd.Categorical(clusters)
         for slot, name in (("obsm", "velot_velocity"), ("obsm", "velot_velocity_raw"), ("obs", "velot_confidence")):
             if name in getattr(self.adata, slot):  # of a kernel written before
                 del getattr(self.adata, slot)[name]
@@ -632,7 +641,9 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
 
     @classmethod
     def from_adata(cls, adata: AnnData, key: str, copy: bool = False) -> Self:
-        """Read a kernel saved by :meth:`write_to_adata`, with its windows, velocities and field.
+        """Read a kernel saved by :meth:`write_to_adata`, with its windows, velocities, field and settings.
+
+        Logits and condition number are not saved: :meth:`compute_transition_matrix` gives them again.
 
         Parameters
         ----------
@@ -658,12 +669,16 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             raise ValueError(
                 f"Expected the `{packed['n_cells']}` cells that the kernel was saved with, found `{adata.n_obs}`."
             )
-        if packed.get("fingerprint") != _fingerprint(adata.obsp[key]):
-            raise ValueError(f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, found another one.")
         stages = storage.unpack(packed)
         saved = adata.uns[f"{key}_params"]
         kernel: Self = super().from_adata(adata, key=key, copy=copy)
         kernel._init_kwargs = storage.plain(kernel._init_kwargs)
+        if packed.get("fingerprint") != _fingerprint(adata.obsp[key], kernel.cells):
+            raise ValueError(
+                f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time that it was "
+                "computed from, found others. Compute the kernel again."
+            )
+        kernel._settings = storage.plain(packed.get("settings", {}))
         params = storage.plain(dict(saved["params"]))
         kernel._params = {name: params[name] for name in PARAMS if name in params}  # a file sorts them by name
         for name, stage in stages.items():
@@ -675,6 +690,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         for name in stages:
             setattr(self, name, None)
         self._transition_matrix = None
+        self._computed = None
         self._logits = None
         self._condition_number = None
         self._request = None
@@ -687,15 +703,21 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         return value
 
 
-def _fingerprint(matrix: sp.spmatrix) -> str:
+def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what a method was asked for, without what does not change its result."""
+    unsaid = ("self", "device", "show_progress_bar", "n_jobs")
+    return {name: storage.plain(value) for name, value in arguments.items() if name not in unsaid and value is not None}
+
+
+def _fingerprint(matrix: sp.spmatrix, cells: CellStates) -> str:
+    """Return a digest of a transition matrix and the cells that it was computed from."""
     matrix = sp.csr_matrix(matrix)
-    return storage.fingerprint({"data": matrix.data, "indices": matrix.indices.astype(np.int64)})
+    entries = {name: getattr(matrix, name).astype(np.int64) for name in ("indices", "indptr")}
+    return storage.fingerprint({"data": matrix.data, **entries, "x": cells.x, "time": cells.time})
 
 
-def _check_transition_options(similarity: Any, softmax_scale: Any, backward_mode: Any, threshold: Any) -> None:
+def _check_transition_options(softmax_scale: Any, backward_mode: Any, threshold: Any) -> None:
     """Refuse bad options before the expensive steps."""
-    if not callable(similarity):
-        check_choice("similarity", similarity, Similarity)
     check_choice("backward_mode", backward_mode, BackwardMode)
     if softmax_scale is not None:
         check_number("softmax_scale", softmax_scale, low=0, open_low=True)
@@ -711,6 +733,10 @@ def _report(matrix: sp.csr_matrix, n_fallback: int, n_isolated: int, graph: sp.c
         logger.warning("%d cells have no neighbour: they stay where they are", n_isolated)
     neighbors = float(np.median(effective_neighbors(matrix)))
     degree = float(np.median(np.diff(graph.indptr)))
+    if neighbors > 0.98 * degree > 2:
+        logger.warning(
+            "Rows are nearly uniform: %.1f effective neighbours of %g. Raise `softmax_scale`", neighbors, degree
+        )
     if neighbors < 1.5 < degree:
         logger.warning(
             "Rows are nearly one-hot: %.2f effective neighbours of %g. Lower `softmax_scale`", neighbors, degree

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cellrank_velot._validation import check_integer, check_known
 from cellrank_velot.cells import read_time, warn_about_graph
 
-__all__ = ["choose_root_cell", "prepare"]
+__all__ = ["choose_root_cell", "prepare", "set_pseudotime"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -121,7 +121,7 @@ def prepare(
     if pseudotime_key is None:
         sc.tl.diffmap(work, n_comps=min(_N_DIFFUSION, work.n_obs - 2), random_state=random_state)
         roots = roots or [choose_root_cell(work, name, cluster_key) for name in root_clusters]
-        _set_pseudotime(work, roots)
+        set_pseudotime(work, roots)
     sc.tl.umap(work, random_state=random_state)
 
     if copy and source is adata:
@@ -315,8 +315,11 @@ def _diffusion_position(adata: AnnData) -> NDArray[np.float64]:
     return np.asarray(components * eigenvalues / np.maximum(1 - eigenvalues, 1e-6))
 
 
-def _set_pseudotime(work: AnnData, roots: Sequence[int]) -> None:
-    """Write the diffusion pseudotime from the nearest root, in [0, 1]."""
+def set_pseudotime(work: AnnData, roots: Sequence[int]) -> None:
+    """Write the diffusion pseudotime from the nearest root, in [0, 1], to ``obs["dpt_pseudotime"]``.
+
+    Needs the diffusion map of scanpy. Source: :cite:`haghverdi:16`.
+    """
     position = _diffusion_position(work)
     scaled = []
     for root in roots:

@@ -23,6 +23,7 @@ __all__ = [
     "Similarity",
     "SimilarityFunction",
     "Transitions",
+    "check_similarity",
     "compute_transitions",
     "condition_number",
     "edge_similarities",
@@ -203,6 +204,21 @@ def edge_similarities(
             displacement, at_edge = (a.sign() * a.abs().sqrt() for a in (displacement, at_edge))
         result[edges] = _compare(at_edge, displacement, similarity)
     return result
+
+
+def check_similarity(similarity: Similarity | SimilarityFunction, n_dims: int) -> None:
+    """Refuse an unknown similarity, or a function that does not return one finite number per edge.
+
+    Raises
+    ------
+    ValueError
+        If it is one of these, or a correlation of one dimension, which is always one.
+    """
+    if callable(similarity):
+        v, d = torch.ones((3, n_dims), dtype=torch.float64), torch.eye(3, n_dims, dtype=torch.float64) + 0.5
+        _compare(v, d, similarity)
+    elif check_choice("similarity", similarity, Similarity) == "correlation" and n_dims < 2:
+        raise ValueError("Expected at least `2` dimensions for a correlation, found `1`: use the cosine.")
 
 
 def effective_neighbors(matrix: sp.csr_matrix) -> NDArray[np.float64]:

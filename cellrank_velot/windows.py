@@ -127,7 +127,8 @@ def build_windows(
     overlap: float = 0.5,
     min_window_size: int = 20,
     time_lag: float | None = 0.05,
-    overlap_clusters: int = 3,
+    overlap_clusters: int | None = None,
+    components: NDArray[np.int64] | None = None,
     tail: Tail = "force",
     tail_threshold: int = 10,
     random_state: int = 0,
@@ -158,13 +159,17 @@ def build_windows(
         Time from a window to its target. Displacements between windows that lie closer in time are mostly noise. A
         neighbourhood that spans less than half of it has no pairs. ``None`` pairs consecutive windows.
     overlap_clusters
-        Number of clusters that each cell belongs to, those with the nearest centres.
+        Number of clusters that each cell belongs to, its own and those with the nearest centres; where not given, 3,
+        but at most half of the clusters, or neighbourhoods would be much the same.
+    components
+        Connected component of each cell in the neighbour graph, shape ``[n_cells]``; no window has cells of two.
     tail
         What happens to the last cells of a cluster where they don't fill a window: ``"force"`` takes a last full
         window that ends with them, ``"drop"`` does so only for at least ``tail_threshold`` cells, ``"split"``
         shares them between two last windows.
     tail_threshold
-        Cells that are worth a window of their own under ``"drop"``.
+        Cells that are worth a window of their own under ``"drop"``, counted from where the next window would start,
+        as VelOT does: those that it shares with the last one are among them.
     random_state
         Seed of KMeans.
 
@@ -175,7 +180,8 @@ def build_windows(
     """
     check_number("overlap", overlap, low=0, high=1, open_high=True)
     check_integer("min_window_size", min_window_size, low=2)
-    check_integer("overlap_clusters", overlap_clusters, low=1)
+    if overlap_clusters is not None:
+        check_integer("overlap_clusters", overlap_clusters, low=1)
     check_integer("tail_threshold", tail_threshold)
     check_choice("tail", tail, Tail)
     if time_lag is not None:
@@ -186,10 +192,17 @@ def build_windows(
             f"Expected at least two windows of `min_window_size={min_window_size}` cells, found `{n_cells}` cells."
         )
     if window_size is not None:
-        check_integer("window_size", window_size, low=2)
+        check_integer("window_size", window_size, low=min_window_size)
+        if window_size > n_cells:
+            raise ValueError(
+                f"Expected `window_size` of at most the number of cells, `{n_cells}`, found `{window_size}`."
+            )
     if labels is None:
         labels = cluster_cells(x, n_clusters, random_state=random_state)
-    groups = _neighborhoods(x, np.unique(labels, return_inverse=True)[1], overlap_clusters)
+    codes = np.unique(labels, return_inverse=True)[1]
+    groups = _neighborhoods(x, codes, overlap_clusters or min(3, (int(codes.max()) + 2) // 2))
+    if components is not None:
+        groups = [group[components[group] == part] for group in groups for part in np.unique(components[group])]
     size = window_size or min(MAX_WINDOW_SIZE, sum(map(len, groups)) // len(groups) // 4)
 
     windows: list[NDArray[np.int64]] = []

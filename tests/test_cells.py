@@ -281,8 +281,11 @@ def test_loadings_errors(adata: AnnData):
         read_loadings(adata, "X_pca", ["gene_1", "Sox9", "Ins1"])
     with pytest.raises(KeyError, match=r"Expected `adata.var\['driver'\]`, found the keys \['highly_variable'\]"):
         read_loadings(adata, "X_pca", "driver")
-    with pytest.raises(ValueError, match=r"the `2` dimensions of `adata.obsm\['X_umap'\]`, found `5`"):
+    with pytest.raises(ValueError, match=r"Expected the basis `X_pca`.* found `X_umap`"):
         read_loadings(adata, "X_umap", ["gene_1"])
+    adata.obsm["X_pca"] = adata.obsm["X_pca"][:, :2]
+    with pytest.raises(ValueError, match=r"the `2` dimensions of `adata.obsm\['X_pca'\]`, found `5`"):
+        read_loadings(adata, "X_pca", ["gene_1"])
     del adata.varm["PCs"]
     with pytest.raises(KeyError, match=r"Expected `adata.varm\['PCs'\]`, found the keys \[\].*loadings of a PCA"):
         read_loadings(adata, "X_pca", ["gene_1"])

@@ -501,3 +501,42 @@ def test_diagnostics_and_states_from_the_kernel(computed):
 def test_states_need_a_transition_matrix(adata):
     with pytest.raises(RuntimeError, match=r"Compute the transition matrix first, as `.compute_transition_matrix\(\)`"):
         OTVelocityKernel(adata).suggest_terminal_states()
+
+
+def test_settings_are_kept_and_come_back(computed, tmp_path):
+    computed.compute_velocity(epsilon=0.1, show_progress_bar=False).fit_field((8,), n_steps=5, show_progress_bar=False)
+    computed.compute_transition_matrix()
+    assert computed.settings["windows"]["min_window_size"] == 10
+    assert computed.settings["velocity"]["epsilon"] == 0.1
+    computed.write_to_adata()
+    computed.adata.write_h5ad(tmp_path / "cells.h5ad")
+    again = OTVelocityKernel.from_adata(anndata.read_h5ad(tmp_path / "cells.h5ad"), key="T_fwd").settings
+    assert again["velocity"] == computed.settings["velocity"]
+    np.testing.assert_array_equal(again["field"].pop("hidden"), [8])
+    assert again["field"] == {k: v for k, v in computed.settings["field"].items() if k != "hidden"}
+
+
+def test_another_basis_than_the_one_saved_is_refused(computed):
+    computed.write_to_adata()
+    computed.adata.obsm["X_pca"] = computed.adata.obsm["X_pca"] + 1e-9
+    with pytest.raises(ValueError, match="and the basis and time that it was computed from, found others"):
+        OTVelocityKernel.from_adata(computed.adata, key="T_fwd")
+
+
+def test_matrix_put_in_by_the_user_is_not_taken_for_a_computed_one(computed):
+    expected = computed.transition_matrix.copy()
+    computed.transition_matrix = sp.identity(expected.shape[0], format="csr")
+    computed.compute_transition_matrix()
+    np.testing.assert_array_equal(computed.transition_matrix.toarray(), expected.toarray())
+
+
+def test_weights_of_the_field_are_locked(computed):
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        computed.field.weights["0.bias"] = 0
+
+
+def test_graph_on_the_pca_is_told_from_a_latent_basis(adata, caplog):
+    adata.uns["neighbors"] = {"connectivities_key": "connectivities", "params": {"n_neighbors": 15}}
+    adata.obsm["X_scVI"] = adata.obsm["X_pca"][:, ::-1]
+    OTVelocityKernel(adata, basis="scVI")
+    assert "The neighbour graph was built on 'X_pca' and velocities are computed in 'X_scVI'" in caplog.text

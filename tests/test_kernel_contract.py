@@ -376,7 +376,7 @@ def test_documented_keys_are_written(computed):
     np.testing.assert_array_equal(adata.obsm["velot_velocity"], computed.velocity)
     np.testing.assert_array_equal(adata.obsm["velot_velocity_raw"], computed.raw_velocity)
     np.testing.assert_array_equal(adata.obs["velot_confidence"], computed.confidence)
-    np.testing.assert_array_equal(adata.obs["velot_cluster"].astype(int), computed.windows.cluster)
+    np.testing.assert_array_equal(adata.obs["velot_cluster"], adata.obs["clusters"])
     assert "T_fwd" in adata.obsp
     assert "T_fwd" in adata.uns["velot"]
     adata.obsm["velot_velocity_raw"][:] = 0  # what is in the AnnData is its own
@@ -494,6 +494,7 @@ def test_cross_boundary_correctness(computed):
 
 
 def test_gpcca_finds_the_planted_fates(computed, planted):
+    computed.fit_field(show_progress_bar=False).compute_transition_matrix()  # the shared one is trained for speed
     combined = 0.8 * computed + 0.2 * ConnectivityKernel(computed.adata).compute_transition_matrix()
     g = cr.estimators.GPCCA(combined)
     g.compute_schur(n_components=10, method="brandts")
@@ -507,7 +508,7 @@ def test_gpcca_finds_the_planted_fates(computed, planted):
     late = planted.time > 0.7
     assert ((fates > 0.5) == (planted.labels == 1))[late].mean() > 0.98
     early = planted.time < 0.1
-    assert np.abs(fates[early] - 0.5).mean() < 0.3
+    assert np.abs(fates[early] - 0.5).mean() < 0.2
     drivers = g.compute_lineage_drivers(lineages=["left"])
     assert drivers.shape[0] == 20
     assert np.isfinite(drivers["left_corr"]).all()

@@ -54,11 +54,28 @@ def test_split_shares_the_tail_between_two_windows():
 
 
 def test_a_small_cluster_takes_half_of_its_cells():
-    assert cut(10, 100) == [(0, 4), (2, 6), (4, 8), (5, 9)]
+    assert cut(10, 10) == [(0, 4), (2, 6), (4, 8), (5, 9)]
 
 
-def test_no_window_is_smaller_than_the_minimum():
-    assert cut(9, 2, overlap=0, min_window_size=4) == [(0, 3), (4, 7), (5, 8)]
+def test_window_size_out_of_range_is_an_error():
+    with pytest.raises(ValueError, match="Expected `window_size` to be at least `4`, found `2`"):
+        cut(9, 2, min_window_size=4)
+    with pytest.raises(ValueError, match="`window_size` of at most the number of cells, `10`, found `100`"):
+        cut(10, 100)
+
+
+def test_no_window_has_cells_of_two_components(planted):
+    components = np.arange(planted.time.size) % 2
+    result = build_windows(planted.x, planted.time, components=components, min_window_size=5, random_state=0)
+    assert {len(set(components[result.cells(i)])) for i in range(result.n_windows)} == {1}
+
+
+@pytest.mark.parametrize(("n_labels", "overlap"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (9, 3)])
+def test_neighborhoods_overlap_in_less_than_all_clusters(n_labels: int, overlap: int):
+    x = np.random.default_rng(0).normal(size=(n_labels * 60, 2))
+    labels, time = np.repeat(np.arange(n_labels), 60), x[:, 0]
+    found, expected = (build_windows(x, time, labels=labels, overlap_clusters=k) for k in (None, overlap))
+    np.testing.assert_array_equal(found.indices, expected.indices)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +288,7 @@ def test_ties_keep_the_order_of_the_cells():
 @pytest.mark.parametrize("overlap", [0.0, 0.5, 0.95])
 def test_no_window_repeats_and_none_is_paired_with_itself(tail: str, overlap: float):
     for n in range(4, 40):
-        for size in (2, 5, 8):
+        for size in (s for s in (2, 5, 8) if s <= n):
             found = cut(n, size, tail, overlap)
             assert len(set(found)) == len(found)
             assert found == sorted(found)

@@ -5,7 +5,7 @@ Depends on numpy and torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils import skip_init
 
 from cellrank_velot._device import resolve_device
 from cellrank_velot._stage import Stage
 
-__all__ = ["VelocityField", "build_network"]
+__all__ = ["VelocityField", "build_network", "draw_weights"]
 
 # Points evaluated at a time, so that a query of any length has bounded memory.
 CHUNK_POINTS = 65_536
@@ -48,14 +49,14 @@ class VelocityField(Stage):
         Step whose weights are kept.
     """
 
-    weights: dict[str, NDArray[np.float32]]
+    weights: Mapping[str, NDArray[np.float32]]
     centre: NDArray[np.float64]
     x_scale: float
     time_centre: float
     time_scale: float
     velocity_scale: float
     use_time: bool
-    history: dict[str, NDArray[np.float64]]
+    history: Mapping[str, NDArray[np.float64]]
     best_step: int
 
     @property
@@ -115,9 +116,21 @@ class VelocityField(Stage):
 
 
 def build_network(n_inputs: int, n_outputs: int, hidden: list[int]) -> nn.Sequential:
-    """Return a multilayer perceptron with smooth activations, whose derivatives exist everywhere."""
+    """Return a multilayer perceptron with smooth activations, whose derivatives exist everywhere.
+
+    Its weights are not set: torch would draw them from the global random state.
+    """
     sizes = [n_inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], n_outputs))
+        layers += [skip_init(nn.Linear, before, after), nn.SiLU()]
+    return nn.Sequential(*layers, skip_init(nn.Linear, sizes[-1], n_outputs))
+
+
+def draw_weights(network: nn.Sequential, generator: torch.Generator) -> None:
+    """Draw weights and biases of each layer uniformly, within one over the root of its number of inputs."""
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            bound = layer.in_features**-0.5
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from cellrank_velot._device import resolve_device, single_thread
 from cellrank_velot._validation import check_integer, check_number
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
-from cellrank_velot.field.network import VelocityField, build_network
+from cellrank_velot.field.network import VelocityField, build_network, draw_weights
 
 __all__ = ["check_field_options", "fit_field"]
 
@@ -118,9 +118,9 @@ def fit_field(
     rng = np.random.default_rng(random_state)
     known = rng.permutation(known)
     cells = _standardize(x, time, velocity, weight, known, use_time=use_time, device=where)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(rng.integers(2**31)))
-        network = build_network(cells.inputs.shape[1], x.shape[1], list(hidden)).to(where)
+    network = build_network(cells.inputs.shape[1], x.shape[1], list(hidden))
+    draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
+    network.to(where)
     trainer = _Trainer(
         cells=cells,
         network=network,
@@ -162,6 +162,8 @@ def check_field_options(
     TypeError, ValueError
         If one is.
     """
+    if not isinstance(hidden, Sequence | np.ndarray):
+        raise TypeError(f"Expected `hidden` to be a sequence of layer sizes, found `{type(hidden).__name__}`.")
     for size in hidden:
         check_integer("hidden", size, low=1)
     for name, value in zip(("lambda_smooth", "lambda_curl", "lambda_divergence"), lambdas, strict=True):

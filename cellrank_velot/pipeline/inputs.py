@@ -15,11 +15,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from cellrank_velot._validation import check_known, first_names
-from cellrank_velot.cells import TIME_KEYS, find_basis, read_time
+from cellrank_velot.cells import TIME_KEYS, find_basis, read_time, warn_about_graph
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.pipeline.job import JobOptions
 from cellrank_velot.plotting._colors import palette
-from cellrank_velot.preprocessing import choose_root_cell, prepare
+from cellrank_velot.preprocessing import choose_root_cell, prepare, set_pseudotime
 
 __all__ = ["build_kernel", "prepare_inputs"]
 
@@ -163,13 +163,13 @@ def _complete_graph(adata: AnnData, basis: str, options: JobOptions) -> None:
 def _diffusion_time(adata: AnnData, options: JobOptions) -> str:
     """Compute a diffusion pseudotime from the root on the graph that is there."""
     _describe_graph(adata)
+    warn_about_graph(adata.obsp["connectivities"], strict=True)
     sc.tl.diffmap(adata, random_state=options.seed)
     if options.root_cell is not None:
         root = int(adata.obs_names.get_loc(options.root_cell))
     else:
         root = choose_root_cell(adata, str(options.root_cluster), str(options.cluster_key))
-    adata.uns["iroot"] = root
-    sc.tl.dpt(adata)
+    set_pseudotime(adata, [root])
     logger.info("Computed a diffusion pseudotime from cell %r", str(adata.obs_names[root]))
     return "dpt_pseudotime"
 

@@ -115,7 +115,9 @@ def _history(data: Any, key: str) -> tuple[Mapping[str, Any], int]:
                 f"Expected a field in `adata.uns['velot'][{key!r}]`: call `kernel.write_to_adata()` first."
             ) from error
         return field["history"], int(field["best_step"])
-    found = data if isinstance(data, VelocityField) else getattr(data, "field", None)
+    if not isinstance(data, VelocityField) and not hasattr(data, "field"):
+        raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
+    found = data if isinstance(data, VelocityField) else data.field
     if found is None:
         raise RuntimeError("Compute the field first, as `.fit_field()`.")
     return found.history, found.best_step

@@ -34,7 +34,7 @@ __all__ = ["confidence", "embedding", "velocity_stream"]
 def velocity_stream(
     data: AnnData | HasAnnData,
     basis: str = "umap",
-    color: str | None = "clusters",
+    color: str | None = "auto",
     *,
     key: str | None = None,
     n_grid: int = 50,
@@ -65,7 +65,8 @@ def velocity_stream(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``; its first two dimensions are drawn.
     color
-        Column of ``adata.obs`` or gene that colours the cells; grey where ``None``.
+        Column of ``adata.obs`` or gene that colours the cells, grey where ``None``. ``"auto"`` is ``"clusters"`` where
+        there is such a column.
     key
         Key in ``adata.obsp`` of the transition matrix, for an AnnData; ``"T_fwd"`` where not given.
     n_grid, smooth, min_density
@@ -104,6 +105,8 @@ def velocity_stream(
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
+    if color == "auto":
+        color = "clusters" if "clusters" in adata.obs else None
     velocity = project_velocity(_transitions(data, key), x)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     with style():
@@ -240,6 +243,8 @@ def embedding(
 def _confidence(data: Any) -> tuple[Any, Any]:
     """Return confidence and transport velocity of a kernel, or those written to an AnnData."""
     if not isinstance(data, AnnData):
+        if not hasattr(data, "raw_velocity"):
+            raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
         return data.confidence, data.raw_velocity
     check_known("adata.obs", "velot_confidence", data.obs.columns, "Call `kernel.write_to_adata()` first.")
     return data.obs["velot_confidence"].to_numpy(dtype=float), data.obsm["velot_velocity_raw"]
