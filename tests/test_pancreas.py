@@ -1,0 +1,57 @@
+"""The main job on real cells: from counts to fates and driver genes."""
+
+import anndata
+import cellrank as cr
+import numpy as np
+import pytest
+
+import cellrank_velot as cv
+from cellrank_velot import metrics
+
+FATES = ("Alpha", "Beta", "Delta", "Epsilon")
+EDGES = [
+    ("Ductal", "Ngn3 low EP"),
+    ("Ngn3 low EP", "Ngn3 high EP"),
+    ("Ngn3 high EP", "Pre-endocrine"),
+    *(("Pre-endocrine", fate) for fate in FATES),
+]
+
+
+@pytest.fixture(scope="module")
+def kernel(data_dir):
+    adata = anndata.read_h5ad(data_dir / "pancreas_739.h5ad")
+    cv.pp.prepare(adata, root_cluster="Ductal")
+    return cv.OTVelocityKernel(adata).compute_transition_matrix(show_progress_bar=False)
+
+
+def test_velocity_follows_the_known_tree(kernel):
+    clusters = kernel.adata.obs["clusters"]
+    across = metrics.cross_boundary_correctness(kernel.cells.x, kernel.velocity, kernel.connectivities, clusters, EDGES)
+    within = metrics.inner_cluster_coherence(kernel.velocity, kernel.connectivities, clusters)
+    assert across.min() > 0.2  # no edge is walked backwards
+    assert across.mean() >= 0.45
+    assert within.mean() >= 0.55
+    assert metrics.step_forward_fraction(kernel.transition_matrix, kernel.cells.time) > 0.7
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.8])
+def test_chain_reaches_fates_and_drivers(kernel, weight):
+    other = cr.kernels.ConnectivityKernel(kernel.adata).compute_transition_matrix()
+    g = cr.estimators.GPCCA(kernel if weight == 1 else weight * kernel + (1 - weight) * other)
+    g.compute_schur(n_components=12, method="brandts")
+    g.compute_macrostates(n_states=5, n_cells=20, cluster_key="clusters")
+    assert "Beta" in set(g.macrostates.cat.categories)
+    states = {fate: kernel.adata.obs_names[kernel.adata.obs["clusters"] == fate] for fate in FATES}
+    g.set_terminal_states({fate: list(cells) for fate, cells in states.items()})
+    g.compute_fate_probabilities(use_petsc=False, show_progress_bar=False)
+    fates = np.asarray(g.fate_probabilities)
+    np.testing.assert_allclose(fates.sum(axis=1), 1, atol=1e-3)
+    assert (fates >= 0).all()
+    drivers = g.compute_lineage_drivers(lineages=["Alpha", "Beta"])
+    assert "Gcg" in drivers["Alpha_corr"].nlargest(10).index
+    assert {"Ins1", "Ins2"} & set(drivers["Beta_corr"].nlargest(20).index)
+
+
+def test_root_is_suggested_and_time_has_a_direction(kernel):
+    assert any(name.startswith("Ductal") for name in kernel.suggest_initial_states("clusters"))
+    assert kernel.permutation_test(n_permutations=19).p_value == pytest.approx(0.05)
