@@ -152,8 +152,8 @@ def main() -> None:
     text = (
         "# Accuracy\n\nMade by `python tests/benchmarks/accuracy.py`. Everything at its default.\n\n"
         "Mean cosine to the true velocity over the 80 % fastest cells, mean over seeds (smallest to largest); "
-        "2000 cells, 3 seeds each, the shared bifurcation 3000 cells. CellRank's PseudotimeKernel gives no velocity: taken "
-        "is the mean displacement of one step.\n\n"
+        "2000 cells, 3 seeds each, the shared bifurcation 3000 cells. CellRank's PseudotimeKernel gives no velocity: "
+        "taken is the mean displacement of one step.\n\n"
         f"{table(cosines)}\n![Cosine to the true velocity](figures/accuracy.png)\n\n"
         "Pancreas, 739 cells, root among the ductal cells; mean over the edges of the known tree of the cosine across "
         f"borders, mean over clusters of the coherence:\n\n{table(on_pancreas)}"
