@@ -464,13 +464,10 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         if request == self._request and self._transition_matrix is self._computed:
             logger.debug("Using cached transition matrix")
             return self
-        if smooth and self._field is None:
-            self.fit_field(device=device, show_progress_bar=show_progress_bar)
-        if not smooth and self._transport is None:
-            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
+        velocity = self._velocity_for_transitions(smooth, device, show_progress_bar)
         result = compute_transitions(
             self.cells.x,
-            self.velocity if smooth else self.raw_velocity,
+            velocity,
             self.connectivities,
             similarity=similarity,
             softmax_scale=softmax_scale,
@@ -491,6 +488,14 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._params = self._describe(request, result.softmax_scale)
         _report(result.matrix, result.n_fallback, result.n_isolated, self.connectivities, result.softmax_scale)
         return self
+
+    def _velocity_for_transitions(self, smooth: bool, device: str, show_progress_bar: bool) -> NDArray[np.float64]:
+        """Return the velocity to use, after the steps that are missing for it."""
+        if smooth and self._field is None:
+            self.fit_field(device=device, show_progress_bar=show_progress_bar)
+        if not smooth and self._transport is None:
+            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
+        return self.velocity if smooth else self.raw_velocity
 
     def _describe(self, request: dict[str, Any], softmax_scale: float) -> dict[str, Any]:
         """Return what was asked and found as short plain values, which `repr` shows and h5ad holds."""

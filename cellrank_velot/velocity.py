@@ -288,10 +288,12 @@ class _PairBatch:
 
     @property
     def source_weights(self) -> torch.Tensor:
+        """Mass of each source cell, one in all, none for padding, shape ``[n_pairs, n_source]``."""
         return self.source_real / self.source_real.sum(1, keepdim=True, dtype=torch.float64)
 
     @property
     def target_weights(self) -> torch.Tensor:
+        """Mass of each target cell, one in all, none for padding, shape ``[n_pairs, n_target]``."""
         return self.target_real / self.target_real.sum(1, keepdim=True, dtype=torch.float64)
 
     def cost(self, lambda_time: float, lambda_knn: float) -> torch.Tensor:

@@ -178,25 +178,7 @@ def build_windows(
     ValueError
         If a parameter is out of range or there are fewer cells than two windows.
     """
-    check_number("overlap", overlap, low=0, high=1, open_high=True)
-    check_integer("min_window_size", min_window_size, low=2)
-    if overlap_clusters is not None:
-        check_integer("overlap_clusters", overlap_clusters, low=1)
-    check_integer("tail_threshold", tail_threshold)
-    check_choice("tail", tail, Tail)
-    if time_lag is not None:
-        check_number("time_lag", time_lag, low=0, open_low=True)
-    n_cells = x.shape[0]
-    if n_cells < 2 * min_window_size:
-        raise ValueError(
-            f"Expected at least two windows of `min_window_size={min_window_size}` cells, found `{n_cells}` cells."
-        )
-    if window_size is not None:
-        check_integer("window_size", window_size, low=min_window_size)
-        if window_size > n_cells:
-            raise ValueError(
-                f"Expected `window_size` of at most the number of cells, `{n_cells}`, found `{window_size}`."
-            )
+    _check_options(x.shape[0], window_size, overlap, min_window_size, time_lag, overlap_clusters, tail, tail_threshold)
     if labels is None:
         labels = cluster_cells(x, n_clusters, random_state=random_state)
     codes = np.unique(labels, return_inverse=True)[1]
@@ -227,6 +209,37 @@ def build_windows(
     if skipped:
         logger.warning("Skipped %d of %d clusters with fewer than %d cells", skipped, len(groups), 2 * min_window_size)
     return _assemble(windows, np.concatenate(pairs), time, labels, skipped)
+
+
+def _check_options(
+    n_cells: int,
+    window_size: int | None,
+    overlap: float,
+    min_window_size: int,
+    time_lag: float | None,
+    overlap_clusters: int | None,
+    tail: str,
+    tail_threshold: int,
+) -> None:
+    """Refuse options of :func:`build_windows` that are out of range, and too few cells."""
+    check_number("overlap", overlap, low=0, high=1, open_high=True)
+    check_integer("min_window_size", min_window_size, low=2)
+    if overlap_clusters is not None:
+        check_integer("overlap_clusters", overlap_clusters, low=1)
+    check_integer("tail_threshold", tail_threshold)
+    check_choice("tail", tail, Tail)
+    if time_lag is not None:
+        check_number("time_lag", time_lag, low=0, open_low=True)
+    if n_cells < 2 * min_window_size:
+        raise ValueError(
+            f"Expected at least two windows of `min_window_size={min_window_size}` cells, found `{n_cells}` cells."
+        )
+    if window_size is not None:
+        check_integer("window_size", window_size, low=min_window_size)
+        if window_size > n_cells:
+            raise ValueError(
+                f"Expected `window_size` of at most the number of cells, `{n_cells}`, found `{window_size}`."
+            )
 
 
 def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, random_state: int = 0) -> NDArray[np.int64]:

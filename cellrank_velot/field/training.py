@@ -261,6 +261,7 @@ class _NeighborSampler:
         self.indices = torch.from_numpy(np.append(graph.indices, 0).astype(np.int64)).to(device)
 
     def sample(self, cells: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return one neighbour of each of these cells, same shape."""
         degree = self.degree[cells]
         draw = torch.rand(cells.shape, generator=generator, device=generator.device, dtype=torch.float64)
         neighbor = self.indices[self.start[cells] + (draw * degree).long()]
