@@ -78,77 +78,95 @@ def sinkhorn(
     -----
     Sinkhorn's algorithm :cite:`cuturi:13` with the stabilisation of :cite:`schmitzer:19`.
     """
-    a, b = source_weights, target_weights
-    padding = (a == 0).unsqueeze(2) | (b == 0).unsqueeze(1)
-    log_kernel = (cost / -epsilon).masked_fill_(padding, -torch.inf)
-    phi, psi = torch.zeros_like(a), torch.zeros_like(b)
-    plan = torch.zeros_like(log_kernel)
-    error = torch.full_like(a[:, 0], torch.inf)
+    log_kernel = cost / -epsilon
+    padding = (source_weights == 0).unsqueeze(2) | (target_weights == 0).unsqueeze(1)
+    if padding.any():
+        log_kernel.masked_fill_(padding, -torch.inf)
+    plan = torch.empty_like(log_kernel)
+    error = torch.full_like(source_weights[:, 0], torch.inf)
     n_iter = torch.zeros(cost.shape[0], dtype=torch.long, device=cost.device)
-    active = torch.arange(cost.shape[0], device=cost.device)
+    batch = _Scaled(log_kernel, source_weights, target_weights)
+    unsolved = batch.problem
     done = 0
-    while done < max_iter and active.numel():
-        # Solved problems leave, the rest go on with the potentials that they have.
-        batch = _Scaled(log_kernel[active], a[active], b[active], phi[active], psi[active])
-        remaining = torch.arange(active.numel(), device=cost.device)
-        safe = True
-        while safe and done < max_iter and 2 * remaining.numel() > active.numel():
-            # POT looks at the first iteration and each tenth after it.
-            steps = min(CHECK_EVERY, max_iter - done) if done else 1
-            safe = batch.advance(steps)
-            done += steps
-            n_iter[active[remaining]] = done
-            solved = remaining[batch.error[remaining] <= tol]
-            plan[active[solved]], error[active[solved]] = batch.plan(solved), batch.error[solved]
-            remaining = remaining[batch.error[remaining] > tol]
-        active = active[remaining]
-        phi[active], psi[active] = batch.phi[remaining], batch.psi[remaining]
-    plan[active] = _plan(log_kernel[active], phi[active], psi[active])
-    error[active] = (plan[active].sum(1) - b[active]).norm(dim=1)
+    while done < max_iter and unsolved.numel():
+        # POT looks at the first iteration and each tenth after it.
+        steps = min(CHECK_EVERY, max_iter - done) if done else 1
+        batch.advance(steps)
+        done += steps
+        n_iter[batch.problem[unsolved]] = done
+        solved = unsolved[batch.error[unsolved] <= tol]
+        plan[batch.problem[solved]], error[batch.problem[solved]] = batch.plan(solved), batch.error[solved]
+        unsolved = unsolved[batch.error[unsolved] > tol]
+        if not batch.safe or 2 * unsolved.numel() <= batch.problem.numel():
+            batch.reduce(unsolved)
+            unsolved = torch.arange(unsolved.numel(), device=cost.device)
+    left = batch.problem[unsolved]
+    plan[left] = _plan(log_kernel[left], batch.phi[unsolved], batch.psi[unsolved])
+    error[left] = (plan[left].sum(1) - target_weights[left]).norm(dim=1)
     return Couplings(plan=plan, marginal_error=error, converged=error <= tol, n_iter=n_iter)
 
 
 class _Scaled:
-    """Iterations ``u K v`` around fixed potentials: ``K`` is the plan at the start, so both stay near one."""
+    """Plans ``u K v`` of the problems that are not solved yet, around a kernel at fixed potentials.
 
-    def __init__(
-        self, log_kernel: torch.Tensor, a: torch.Tensor, b: torch.Tensor, phi: torch.Tensor, psi: torch.Tensor
-    ) -> None:
-        self.log_kernel, self.a, self.b, self.phi, self.psi = log_kernel, a, b, phi, psi
-        self.kernel = _plan(log_kernel, phi, psi)
-        self.kernel_t = self.kernel.transpose(1, 2).contiguous()
+    Attributes
+    ----------
+    problem
+        Which problems these are, shape ``[n]``.
+    phi, psi
+        Potentials over epsilon, shape ``[n, n_source]`` and ``[n, n_target]``.
+    error
+        Deviation of the column sums, shape ``[n]``; infinite for a problem that left the safe range.
+    safe
+        Whether all problems stayed in it.
+    """
+
+    def __init__(self, log_kernel: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+        self.log_kernel = log_kernel
+        self.problem = torch.arange(a.shape[0], device=a.device)
+        self.a, self.b = a.unsqueeze(1), b.unsqueeze(1)
         # Padding divides zero by one, not by zero.
-        self.pad_a, self.pad_b = (a == 0).to(a.dtype).unsqueeze(1), (b == 0).to(b.dtype).unsqueeze(1)
-        self.u, self.v = torch.ones_like(self.pad_a), torch.ones_like(self.pad_b)
-        self.start = phi, psi
+        self.pad_a, self.pad_b = ((weights == 0).to(a.dtype) for weights in (self.a, self.b))
+        self.u, self.v = torch.ones_like(self.a), torch.ones_like(self.b)
+        self.phi, self.psi = torch.zeros_like(a), torch.zeros_like(b)
+        self.fixed_phi, self.fixed_psi = self.phi, self.psi
+        self.kernel = log_kernel.exp()
         self.error = torch.full_like(a[:, 0], torch.inf)
+        self.safe = True
 
-    def advance(self, n_steps: int) -> bool:
-        """Take steps; return whether all scalings stayed in the safe range.
-
-        A problem that left it takes these steps by log-sum-exp. It is not solved before its kernel was made anew.
-        """
-        a, b = self.a.unsqueeze(1), self.b.unsqueeze(1)
-        u, v, before = self.u, self.v, self.phi
+    def advance(self, n_steps: int) -> None:
+        """Take steps; a problem whose scalings leave the safe range takes them by log-sum-exp."""
+        before = self.phi
         for _ in range(n_steps):
-            v = b / torch.baddbmm(self.pad_b, u, self.kernel)
-            u = a / torch.baddbmm(self.pad_a, v, self.kernel_t)
-        self.error = (v * torch.bmm(u, self.kernel) - b).squeeze(1).norm(dim=1)
-        log_u = torch.where(self.a > 0, u.squeeze(1).log(), 0.0)
-        log_v = torch.where(self.b > 0, v.squeeze(1).log(), 0.0)
+            self.v = self.b / torch.baddbmm(self.pad_b, self.u, self.kernel)
+            self.u = self.a / torch.baddbmm(self.pad_a, self.v, self.kernel.transpose(1, 2))
+        self.error = (self.v * torch.bmm(self.u, self.kernel) - self.b).squeeze(1).norm(dim=1)
+        log_u = torch.where(self.a > 0, self.u.log(), 0.0).squeeze(1)
+        log_v = torch.where(self.b > 0, self.v.log(), 0.0).squeeze(1)
+        self.phi, self.psi = self.fixed_phi + log_u, self.fixed_psi + log_v
         extreme = torch.maximum(log_u.abs().amax(1), log_v.abs().amax(1))
         unsafe = torch.nonzero(~(extreme < MAX_LOG_SCALING)).squeeze(1)  # true for nan, too
-        self.u, self.v, self.phi = u, v, self.start[0] + log_u
-        self.psi = self.start[1] + log_v
-        if unsafe.numel():
-            steps = _log_steps(self.log_kernel[unsafe], before[unsafe], self.a[unsafe], self.b[unsafe], n_steps)
-            self.phi[unsafe], self.psi[unsafe] = steps
-            self.error[unsafe] = torch.inf
-        return unsafe.numel() == 0
+        self.safe = unsafe.numel() == 0
+        if not self.safe:
+            weights = self.a[unsafe].squeeze(1), self.b[unsafe].squeeze(1)
+            log_kernel = self.log_kernel[self.problem[unsafe]]
+            self.phi[unsafe], self.psi[unsafe] = _log_steps(log_kernel, before[unsafe], *weights, n_steps)
+            self.error[unsafe] = torch.inf  # it is solved at the earliest with a kernel at these potentials
 
     def plan(self, which: torch.Tensor) -> torch.Tensor:
         """Return the plans of some problems."""
-        return self.u[which].transpose(1, 2) * self.kernel[which] * self.v[which]
+        return self.kernel[which].mul_(self.u[which].transpose(1, 2)).mul_(self.v[which])
+
+    def reduce(self, which: torch.Tensor) -> None:
+        """Keep some problems; at new potentials where the scalings left the safe range."""
+        for name in ("problem", "a", "b", "pad_a", "pad_b", "u", "v", "phi", "psi", "fixed_phi", "fixed_psi"):
+            setattr(self, name, getattr(self, name)[which])
+        if self.safe:
+            self.kernel = self.kernel[which]
+        else:
+            self.kernel = _plan(self.log_kernel[self.problem], self.phi, self.psi)
+            self.fixed_phi, self.fixed_psi = self.phi, self.psi
+            self.u, self.v = torch.ones_like(self.u), torch.ones_like(self.v)
 
 
 def _log_steps(
