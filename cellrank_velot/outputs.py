@@ -212,7 +212,13 @@ def _parameters(result: JobResult) -> dict[str, dict[str, object]]:
             "training steps, at most": options.n_steps,
             "seed": options.seed,
         },
+        **{step.capitalize(): _readable(values) for step, values in result.kernel.settings.items()},
     }
+
+
+def _readable(settings: dict[str, object]) -> dict[str, object]:
+    """Return the parameters of a step as people write them."""
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in settings.items()}
 
 
 def _summary(result: JobResult) -> list[str]:
