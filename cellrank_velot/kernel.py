@@ -629,7 +629,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         packed = storage.pack({"windows": self._windows, "transport": self._transport, "field": self._field})
         packed["n_cells"] = self.cells.n_cells
         packed["fingerprint"] = _fingerprint(self.transition_matrix, self.cells)
-        packed["settings"] = self._settings
+        packed["settings"] = self.settings
         self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: packed}
         if self._windows is not None:
             cluster_key = self._init_kwargs["cluster_key"]

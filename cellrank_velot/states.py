@@ -112,8 +112,8 @@ def find_sinks(
     time
         Time of each cell, shape ``[n_cells]``.
     min_persistence
-        Smallest persistence of a sink; 1.5 asks for a contrast of :math:`e^{1.5} = 4.5`. On simulated flows, true
-        sinks had at least 2.7, others at most 0.5.
+        Smallest persistence of a sink; 1.5 asks for a contrast of :math:`e^{1.5} = 4.5`. Chosen on
+        simulated flows, where true sinks had at least 2.7 and others at most 0.5.
     min_time
         Share of the cells that are earlier than the peak of a sink, at least.
     min_cells

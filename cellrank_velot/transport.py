@@ -52,8 +52,8 @@ def sinkhorn(
     r"""Solve balanced entropic transport for a batch of problems.
 
     Minimises :math:`\langle P, C \rangle - \epsilon H(P)` over plans with the given marginals. The dual potentials
-    live in the log domain. Iterations scale the plan that they give, by matrix-vector products, which is five times
-    faster than a log-sum-exp; a problem whose scalings leave a safe range takes its steps by log-sum-exp instead.
+    live in the log domain. Iterations scale the plan that they give, by matrix-vector products, which is several
+    times faster than a log-sum-exp; a problem whose scalings leave a safe range takes its steps by log-sum-exp instead.
     So a small ``epsilon`` neither overflows nor loses mass.
 
     Parameters

@@ -53,7 +53,7 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     RuntimeError
         If there are neither macrostates nor terminal states given.
     """
-    # On a busy machine two threads have taken seven times as long as one for the dense linear algebra of a few thousand
+    # On a busy machine two threads have taken much longer than one for the dense linear algebra of a few thousand
     # cells; and one gives the same digits everywhere.
     with threadpool_limits(1 if kernel.adata.n_obs <= MANY_CELLS else None, user_api="blas"):
         estimator = _estimator(_with_neighbors(kernel, options.weight))

@@ -27,7 +27,7 @@ from cellrank_velot import datasets, metrics
 DOCS = Path(__file__).parents[2] / "docs"
 FAMILIES: dict[str, Callable[[int], ad.AnnData]] = {
     "bifurcation": lambda seed: datasets.bifurcation(random_state=seed),
-    "noisy bifurcation": lambda seed: datasets.bifurcation(noise=2.0, random_state=seed),
+    "bifurcation, noise 2": lambda seed: datasets.bifurcation(noise=2.0, random_state=seed),
     "tree": lambda seed: datasets.tree(random_state=seed),
     "convergence": lambda seed: datasets.convergence(random_state=seed),
 }
@@ -74,6 +74,14 @@ def gradient(adata: ad.AnnData) -> np.ndarray:
     return weights @ x - np.asarray(weights.sum(axis=1)) * x
 
 
+SELECTION = (
+    "**How the defaults were chosen.** By trials on the shared bifurcation, on the pancreas with both preparations and "
+    "on one seed each of these simulated families: some dozens of combinations of lag, window size, clusters, filter "
+    "and smoothness. `lambda_smooth` was lowered until the pancreas exceeded the cross-boundary cosine that the "
+    "project had set itself (0.45). None of these sets is held back, so the figures of `cellrank_velot` are in-sample; "
+    "VelOT ran with its own defaults, nothing of it was tuned."
+)
+
 METHODS = {
     "cellrank_velot": ours,
     "relaxation=1": ours_forward,
@@ -90,7 +98,9 @@ def simulated(seeds: int) -> Iterator[dict[str, object]]:
         for seed in range(seeds):
             adata = make(seed)
             for time_key in ("dpt_pseudotime", "true_time"):
-                adata.obs["pseudotime"] = adata.obs[time_key]
+                # Scaled as VelOT's own preparation does: its network takes the time as it comes.
+                time = adata.obs[time_key].to_numpy(dtype=float)
+                adata.obs["pseudotime"] = (time - time.min()) / np.ptp(time)
                 for method, velocity in METHODS.items():
                     cosine = metrics.cosine_to_truth(velocity(adata), adata.obsm["true_velocity_pca"])
                     yield {"data": family, "time": time_key, "seed": seed, "method": method, "cosine": cosine}
@@ -154,6 +164,7 @@ def main() -> None:
         "Mean cosine to the true velocity over the 80 % fastest cells, mean over seeds (smallest to largest); "
         "2000 cells, 3 seeds each, the shared bifurcation 3000 cells. CellRank's PseudotimeKernel gives no velocity: "
         "taken is the mean displacement of one step.\n\n"
+        f"{SELECTION}\n\n"
         f"{table(cosines)}\n![Cosine to the true velocity](figures/accuracy.png)\n\n"
         "Pancreas, 739 cells, root among the ductal cells; mean over the edges of the known tree of the cosine across "
         f"borders, mean over clusters of the coherence:\n\n{table(on_pancreas)}"
