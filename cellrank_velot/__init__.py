@@ -6,8 +6,9 @@ from cellrank_velot import datasets, direction, metrics
 from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
 from cellrank_velot.kernel import OTVelocityKernel
+from cellrank_velot.search import gridsearch
 
-__all__ = ["OTVelocityKernel", "__version__", "datasets", "direction", "metrics", "pl", "pp"]
+__all__ = ["OTVelocityKernel", "__version__", "datasets", "direction", "gridsearch", "metrics", "pl", "pp"]
 
 try:
     __version__ = version("cellrank_velot")

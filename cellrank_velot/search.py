@@ -1,0 +1,411 @@
+"""Search of parameters: the kernel over a grid, each stage computed once for all combinations that share it.
+
+Reads AnnData through the kernel and changes nothing in it. Depends on the kernel, its metrics, joblib, pandas and tqdm.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import product
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from cellrank_velot._device import single_thread
+from cellrank_velot._stage import Stage
+from cellrank_velot._validation import check_known
+from cellrank_velot.kernel import OTVelocityKernel
+from cellrank_velot.metrics.chain import step_forward_fraction
+from cellrank_velot.metrics.direction import cross_boundary_correctness
+from cellrank_velot.metrics.table import summary
+from cellrank_velot.storage import STAGES, plain
+
+__all__ = ["SCORES", "gridsearch"]
+
+logger = logging.getLogger("cellrank_velot")
+
+# The steps by the names that qualify a parameter, in the order in which each needs the one before.
+STEPS = {
+    "kernel": "__init__",
+    "windows": "compute_windows",
+    "velocity": "compute_velocity",
+    "field": "fit_field",
+    "transition": "compute_transition_matrix",
+}
+# Columns of scores; names and meaning are those of `metrics.summary`.
+SCORES = (
+    "cross_boundary_cosine",
+    "cross_boundary_fraction",
+    "inner_cluster_coherence",
+    "step_forward",
+    "speed",
+    "coverage",
+    "converged",
+    "cosine_to_truth",
+    "cosine_to_truth_raw",
+)
+# What a combination may fail with while the others go on: bad values, missing keys, numerical trouble, a full GPU.
+ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+
+Choice = tuple[int, ...]
+
+
+def gridsearch(
+    adata: AnnData,
+    param_grid: Mapping[str, Sequence[Any]],
+    cluster_edges: Iterable[tuple[Any, Any]] | None = None,
+    cluster_key: str = "clusters",
+    fixed_params: Mapping[str, Any] | None = None,
+    *,
+    true_velocity_key: str | None = None,
+    n_jobs: int | None = 1,
+    show_progress_bar: bool = True,
+) -> pd.DataFrame:
+    """Score the kernel for every combination of parameters.
+
+    A step is computed once for all combinations that agree in its parameters and in those of the steps before it: a
+    grid over ``lambda_smooth`` builds its windows and solves its transport once. Scores need no known answer, so that
+    the best is no proof: a velocity that is smoothed to one direction is coherent, too.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, as for :class:`cellrank_velot.OTVelocityKernel`; nothing is written to it.
+    param_grid
+        Values to try of each parameter. The names are those of the arguments of
+        :class:`~cellrank_velot.OTVelocityKernel` and its methods ``compute_windows``, ``compute_velocity``,
+        ``fit_field`` and ``compute_transition_matrix``. A name that several of them have, such as ``random_state``,
+        goes to all; ``"kernel."``, ``"windows."``, ``"velocity."``, ``"field."`` or ``"transition."`` before it means
+        that one step, and takes it from the plain name.
+    cluster_edges
+        Pairs of clusters, from and to, that cells are known to move along; no ``cross_boundary`` scores without.
+    cluster_key
+        Key in ``adata.obs`` of the clusters that the scores are for. That of the kernel, in which windows are made, is
+        the parameter ``"cluster_key"``.
+    fixed_params
+        One value for each of other parameters, named in the same way.
+    true_velocity_key
+        Key in ``adata.obsm`` of a known velocity in the basis of the kernel; no ``cosine_to_truth`` without.
+    n_jobs
+        Number of jobs of joblib, whose ``parallel_config`` chooses the backend, and their number where ``None``. The
+        result does not depend on it.
+    show_progress_bar
+        Whether to show a progress bar, which counts the steps to compute.
+
+    Returns
+    -------
+    One row for each combination, the last parameter varying fastest. Columns are the parameters of the grid, then
+
+    - ``cross_boundary_cosine``, ``cross_boundary_fraction``: mean over the edges;
+    - ``inner_cluster_coherence``: mean over the clusters;
+    - ``step_forward``: share of cells that a step of the transition matrix leads on in time;
+    - ``speed``, ``coverage``, ``converged``: over all cells, as in :func:`cellrank_velot.metrics.summary`;
+    - ``cosine_to_truth``, ``cosine_to_truth_raw``: of the field and of transport;
+    - ``seconds``: what the steps of this combination took, those that other rows share included;
+    - ``error``: why there are no scores, ``None`` where there are.
+
+    All scores but ``step_forward``, ``coverage``, ``converged`` and ``cosine_to_truth_raw`` are of the velocity field,
+    also where ``smooth=False`` makes the transition matrix without it.
+
+    Raises
+    ------
+    KeyError
+        If clusters, a cluster of an edge, or the known velocity are missing.
+    TypeError
+        If the grid is no mapping, or the values of a parameter are no list.
+    ValueError
+        If a name is unknown or given twice, the grid or the values of a parameter are empty, or edges are no pairs.
+
+    Examples
+    --------
+    >>> import cellrank_velot
+    >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
+    >>> grid = {"epsilon": [0.02, 0.1], "lambda_smooth": [0.01, 0.1]}
+    >>> fixed = {"time_key": "true_time", "n_steps": 20}
+    >>> results = cellrank_velot.gridsearch(adata, grid, fixed_params=fixed, show_progress_bar=False)
+    >>> results.shape[0]
+    4
+    """
+    plan = _Plan.of(param_grid, fixed_params or {})
+    scoring = _Scoring.of(adata, cluster_key, cluster_edges, true_velocity_key)
+    outcomes = _run(adata, plan, scoring, n_jobs, show_progress_bar)
+    results = _table(plan, scoring, outcomes)
+    n_failed = int(results["error"].notna().sum())
+    if n_failed:
+        first = results["error"].dropna().iloc[0]
+        logger.warning("%d of %d combinations failed, see the column `error`: %s", n_failed, len(results), first)
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------------ the grid
+@dataclass(frozen=True)
+class _Plan:
+    """What to compute.
+
+    A combination is the number of its value for each parameter of the grid. What it shares with others at some step
+    has -1 for the parameters that only later steps take.
+    """
+
+    grid: dict[str, list[Any]]
+    fixed: dict[str, Any]
+    steps: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, param_grid: Mapping[str, Sequence[Any]], fixed_params: Mapping[str, Any]) -> _Plan:
+        """Check what was asked."""
+        for argument, given in (("param_grid", param_grid), ("fixed_params", fixed_params)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"Expected `{argument}` to be a mapping of names, found `{type(given).__name__}`.")
+        if not param_grid:
+            raise ValueError("Expected at least one parameter in `param_grid`, found none.")
+        twice = sorted(set(param_grid) & set(fixed_params))
+        if twice:
+            raise ValueError(f"Expected a parameter in `param_grid` or in `fixed_params`, found {twice} in both.")
+        steps = _resolve([*param_grid, *fixed_params])
+        return cls({name: _values(name, values) for name, values in param_grid.items()}, dict(fixed_params), steps)
+
+    def combinations(self) -> list[Choice]:
+        """Return all combinations, the last parameter varying fastest."""
+        return list(product(*(range(len(values)) for values in self.grid.values())))
+
+    def shared(self, choice: Choice, step: str) -> Choice:
+        """Return what of a combination a step and those before it depend on."""
+        order = list(STEPS)
+        first = (min(order.index(taker) for taker in self.steps[name]) for name in self.grid)
+        return tuple(i if at <= order.index(step) else -1 for i, at in zip(choice, first, strict=True))
+
+    def choices(self, step: str) -> list[Choice]:
+        """Return what a step must be computed for."""
+        return list(dict.fromkeys(self.shared(choice, step) for choice in self.combinations()))
+
+    def options(self, choice: Choice, step: str) -> dict[str, Any]:
+        """Return the arguments of a step."""
+        given = {name: values[i] for (name, values), i in zip(self.grid.items(), choice, strict=True)} | self.fixed
+        silent = {"show_progress_bar": False} if "show_progress_bar" in _parameters(step) else {}
+        return silent | {_argument(name): value for name, value in given.items() if step in self.steps[name]}
+
+
+def _parameters(step: str) -> list[str]:
+    """Return the names of the parameters of a step."""
+    signature = inspect.signature(getattr(OTVelocityKernel, STEPS[step]))
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, p in signature.parameters.items() if p.kind in named and name not in ("self", "adata")]
+
+
+def _argument(name: str) -> str:
+    """Return a name without its step."""
+    return name.rpartition(".")[2]
+
+
+def _resolve(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the steps that each name goes to."""
+    known = {step: _parameters(step) for step in STEPS}
+    qualified = {f"{step}.{name}": step for step in STEPS for name in known[step]}
+    steps: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if name in qualified:
+            steps[name] = (qualified[name],)
+            continue
+        takers = tuple(step for step in STEPS if name in known[step])
+        if not takers:
+            raise ValueError(_unknown(name, known, list(qualified)))
+        steps[name] = tuple(step for step in takers if f"{step}.{name}" not in names)
+        if not steps[name]:
+            raise ValueError(f"Expected a value of `{name}` once for each step, found it for {list(takers)} twice.")
+    return steps
+
+
+def _unknown(name: Any, known: Mapping[str, list[str]], qualified: list[str]) -> str:
+    elsewhere = [other for other in qualified if _argument(other) == _argument(str(name))]
+    candidates = [*dict.fromkeys(argument for names in known.values() for argument in names), *qualified]
+    close = elsewhere or get_close_matches(str(name), candidates, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    listed = "; ".join(f"{step}: {', '.join(names)}" for step, names in known.items())
+    return f"Expected the name of a parameter, found `{name!r}`.{hint} Known are, by step, {listed}."
+
+
+def _values(name: str, values: Any) -> list[Any]:
+    """Return the values of a parameter as a list of Python's own."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | pd.Series | pd.Index):
+        raise TypeError(f"Expected `param_grid[{name!r}]` to be a list of values, found `{type(values).__name__}`.")
+    if len(values) == 0:
+        raise ValueError(f"Expected at least one value in `param_grid[{name!r}]`, found none.")
+    return [plain(value) for value in values]
+
+
+# ----------------------------------------------------------------------------------------------------------- the scores
+@dataclass(frozen=True)
+class _Scoring:
+    """What the kernels are judged by."""
+
+    cluster_key: str
+    edges: list[tuple[Any, Any]] | None
+    truth_key: str | None
+
+    @classmethod
+    def of(
+        cls, adata: AnnData, cluster_key: str, edges: Iterable[tuple[Any, Any]] | None, truth_key: str | None
+    ) -> _Scoring:
+        """Check what was asked."""
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
+        check_known("adata.obs", cluster_key, adata.obs.columns)
+        if truth_key is not None:
+            check_known("adata.obsm", truth_key, adata.obsm.keys())
+        pairs = None if edges is None else list(edges)
+        if pairs is not None:
+            # The score itself knows which edges it takes: without neighbours it costs nothing to ask.
+            nowhere, no_graph = np.zeros((adata.n_obs, 1)), sp.csr_matrix((adata.n_obs, adata.n_obs))
+            cross_boundary_correctness(nowhere, nowhere, no_graph, adata.obs[cluster_key], pairs)
+        return cls(cluster_key, pairs, truth_key)
+
+    def columns(self) -> list[str]:
+        """Return the names of the scores."""
+        needed = {"cross_boundary": self.edges, "cosine_to_truth": self.truth_key}
+        missing = tuple(prefix for prefix, given in needed.items() if given is None)
+        return [name for name in SCORES if not name.startswith(missing)]
+
+    def of_field(self, kernel: OTVelocityKernel) -> dict[str, float]:
+        """Return the scores that do not depend on the transition matrix."""
+        table = summary(kernel, self.cluster_key, self.edges, self.truth_key)
+        # The row over all cells is the last of its metric: a cluster may be named "all", too.
+        overall = table[table["group"] == "all"].drop_duplicates("metric", keep="last")
+        return dict(zip(overall["metric"], overall["value"], strict=True))
+
+    def of_transitions(self, kernel: OTVelocityKernel) -> dict[str, float]:
+        """Return the score of the transition matrix."""
+        time = -kernel.cells.time if kernel.backward else kernel.cells.time
+        return {"step_forward": step_forward_fraction(kernel.transition_matrix, time)}
+
+
+def _table(plan: _Plan, scoring: _Scoring, outcomes: Mapping[Choice, _Outcome]) -> pd.DataFrame:
+    combinations = plan.combinations()
+    ends = [outcomes[choice] for choice in combinations]
+    columns: dict[str, Any] = {}
+    for position, (name, values) in enumerate(plan.grid.items()):
+        column = [values[choice[position]] for choice in combinations]
+        # Left to itself, pandas makes NaN of None, and floats of the integers beside it.
+        columns[name] = pd.Series(column, dtype=object if any(value is None for value in values) else None)
+    for name in scoring.columns():
+        columns[name] = np.array([np.nan if end.error else end.scores[name] for end in ends])
+    columns["seconds"] = np.array([np.nan if end.error else end.seconds for end in ends])
+    columns["error"] = pd.Series([end.error for end in ends], dtype=object)
+    return pd.DataFrame(columns)
+
+
+# -------------------------------------------------------------------------------------------------------------- the run
+@dataclass(frozen=True)
+class _Outcome:
+    """What a step leaves to those after it: stages, scores, the seconds until there, or why there is nothing."""
+
+    stages: dict[str, Stage] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+
+    def after(self, before: _Outcome) -> _Outcome:
+        """Return this with what was there before it."""
+        seconds = before.seconds + self.seconds
+        return _Outcome(before.stages | self.stages, before.scores | self.scores, seconds, self.error)
+
+
+class _Parallel(Parallel):
+    """Jobs that move a progress bar on, with any backend: not every one can return results one by one."""
+
+    def __init__(self, n_jobs: int | None, bar: Any) -> None:
+        super().__init__(n_jobs=n_jobs)
+        self._bar, self._shown = bar, 0
+
+    def __call__(self, iterable: Iterable[Any]) -> list[Any]:
+        self._shown = 0
+        return super().__call__(iterable)
+
+    def print_progress(self) -> None:
+        """Joblib calls this when tasks are done."""
+        self._bar.update(self.n_completed_tasks - self._shown)
+        self._shown = self.n_completed_tasks
+
+
+def _run(
+    adata: AnnData, plan: _Plan, scoring: _Scoring, n_jobs: int | None, show_progress_bar: bool
+) -> dict[Choice, _Outcome]:
+    """Return how every combination ended."""
+    kernels, outcomes = _read(adata, plan)
+    steps = [step for step in STEPS if step != "kernel"]
+    bar = tqdm(
+        total=sum(len(plan.choices(step)) for step in steps),
+        desc="grid search",
+        unit="step",
+        disable=not show_progress_bar,
+    )
+    # Threads set torch's number of threads as they please; with one outside, one is also what each of them restores.
+    with bar, single_thread(torch.device("cpu")), _Parallel(n_jobs, bar) as parallel:
+        # Step by step, not branch by branch: as many jobs as there are distinct stages, whichever the grid varies.
+        for before, step in zip(STEPS, steps, strict=False):
+            choices = plan.choices(step)
+            origin = {choice: outcomes[plan.shared(choice, before)] for choice in choices}
+            todo = [choice for choice in choices if origin[choice].error is None]
+            # Copied here: copying takes the AnnData out for a moment, which other threads must not see.
+            found = parallel(
+                delayed(_compute)(
+                    kernels[plan.shared(choice, "kernel")].copy(),
+                    step,
+                    plan.options(choice, step),
+                    origin[choice].stages,
+                    scoring,
+                )
+                for choice in todo
+            )
+            bar.update(len(choices) - len(todo))
+            outcomes = origin | {c: end.after(origin[c]) for c, end in zip(todo, found, strict=True)}
+    return outcomes
+
+
+def _read(adata: AnnData, plan: _Plan) -> tuple[dict[Choice, OTVelocityKernel], dict[Choice, _Outcome]]:
+    """Make the kernels, one unless the grid has parameters of theirs."""
+    kernels: dict[Choice, OTVelocityKernel] = {}
+    outcomes = {}
+    for choice in plan.choices("kernel"):
+        start = perf_counter()
+        try:
+            kernels[choice] = OTVelocityKernel(adata, **plan.options(choice, "kernel"))
+        except ERRORS as error:
+            outcomes[choice] = _Outcome(error=_message(error))
+        else:
+            outcomes[choice] = _Outcome(seconds=perf_counter() - start)
+    return kernels, outcomes
+
+
+def _compute(
+    kernel: OTVelocityKernel, step: str, options: dict[str, Any], stages: dict[str, Stage], scoring: _Scoring
+) -> _Outcome:
+    """Run one step of a kernel on the stages before it, and return what is new."""
+    for name, stage in stages.items():
+        setattr(kernel, f"_{name}", stage)
+    start = perf_counter()
+    try:
+        with single_thread(torch.device("cpu")):  # in a process of its own nobody has set it yet
+            getattr(kernel, STEPS[step])(**options)
+            seconds = perf_counter() - start
+            scores = scoring.of_field(kernel) if step == "field" else {}
+            scores |= scoring.of_transitions(kernel) if step == "transition" else {}
+    except ERRORS as error:
+        return _Outcome(error=_message(error))
+    # Only what is new goes back to the process that asked, which has the rest.
+    now = {name: getattr(kernel, name) for name in STAGES if name not in stages}
+    return _Outcome({name: stage for name, stage in now.items() if stage is not None}, scores, seconds)
+
+
+def _message(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
