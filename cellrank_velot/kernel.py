@@ -5,6 +5,7 @@ It knows CellRank by public names alone; no stage knows it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -19,20 +20,24 @@ from numpy.typing import NDArray
 
 from cellrank_velot import storage
 from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot._validation import check_choice, check_integer, check_known
 from cellrank_velot.cells import CellStates, find_basis, find_time_key, read_cells, read_loadings, warn_about_graph
 from cellrank_velot.direction import FlipTest, PermutationTest, flip_test, permutation_test
 from cellrank_velot.field import VelocityField, check_field_options, fit_field
 from cellrank_velot.states import suggest_initial_states, suggest_terminal_states
 from cellrank_velot.transitions import (
     BackwardMode,
+    Model,
+    ScaleRule,
     Similarity,
     SimilarityFunction,
     check_similarity,
+    check_transition_options,
     compute_transitions,
     condition_number,
     effective_neighbors,
 )
+from cellrank_velot.uncertainty import Uncertainty, compute_uncertainty
 from cellrank_velot.velocity import TransportVelocity, check_velocity_options, compute_velocity
 from cellrank_velot.windows import Tail, Windows, build_windows
 
@@ -41,7 +46,23 @@ __all__ = ["OTVelocityKernel"]
 logger = logging.getLogger("cellrank_velot")
 
 # Options of the transition matrix that are shown where they are not these.
-DEFAULTS: dict[str, Any] = {"smooth": True, "variance_stabilize": False, "threshold": None, "gene_subset": None}
+DEFAULTS: dict[str, Any] = {
+    "smooth": True,
+    "settle": True,
+    "variance_stabilize": False,
+    "threshold": None,
+    "gene_subset": None,
+    "model": "deterministic",
+    "n_samples": None,
+    "random_state": None,
+}
+# Methods whose parameters `settings` keeps.
+STEPS = {
+    "windows": "compute_windows",
+    "velocity": "compute_velocity",
+    "field": "fit_field",
+    "uncertainty": "compute_uncertainty",
+}
 # What `params` may hold, in the order in which it is shown.
 PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
 
@@ -105,6 +126,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._windows: Windows | None = None
         self._transport: TransportVelocity | None = None
         self._field: VelocityField | None = None
+        self._uncertainty: Uncertainty | None = None
         self._logits: sp.csr_matrix | None = None
         self._condition_number: float | None = None
         self._request: dict[str, Any] | None = None
@@ -156,8 +178,18 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         return self._field
 
     @property
+    def uncertainty(self) -> Uncertainty | None:
+        """How far the velocity of each cell may be off; ``None`` before :meth:`compute_uncertainty`."""
+        return self._uncertainty
+
+    @property
+    def velocity_uncertainty(self) -> NDArray[np.float64]:
+        """Angle in degrees within which the true direction lies in two of three cells, shape ``[n_cells]``."""
+        return self._needed("uncertainty", "compute_uncertainty").angle()
+
+    @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Parameters of each step that was run, by step; those left at ``None`` are not in it."""
+        """Parameters of each step that was run, by step; ``None`` stands for what it means there."""
         return {step: dict(values) for step, values in self._settings.items()}
 
     @property
@@ -192,7 +224,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         overlap: float = 0.5,
         *,
         min_window_size: int = 20,
-        time_lag: float | None = 0.05,
+        time_lag: float | Literal["auto"] | None = "auto",
         overlap_clusters: int | None = None,
         tail: Tail = "force",
         tail_threshold: int = 10,
@@ -217,6 +249,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         windows = build_windows(
             self.cells.x,
             self.cells.time,
+            graph=self.connectivities,
             labels=self.cells.labels,
             n_clusters=n_clusters,
             window_size=window_size,
@@ -229,7 +262,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             tail_threshold=tail_threshold,
             random_state=random_state,
         )
-        self._clear("_windows", "_transport", "_field")
+        self._clear("_windows", "_transport", "_field", "_uncertainty")
         self._windows = windows
         self._settings = {"windows": settings}
         logger.info("Built %d pairs of %d windows", windows.n_pairs, windows.n_windows)
@@ -241,6 +274,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         lambda_time: float = 1.0,
         lambda_knn: float = 0.0,
         *,
+        reach: float | None = 2.0,
         relaxation: float | Literal["auto"] = "auto",
         tol: float = 1e-6,
         max_iter: int = 500,
@@ -262,7 +296,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             If a parameter is out of range.
         """
         settings = _settings(locals())
-        check_velocity_options(epsilon, lambda_time, lambda_knn, relaxation, tol, max_iter)
+        check_velocity_options(epsilon, lambda_time, lambda_knn, reach, relaxation, tol, max_iter)
         resolve_device(device)
         if self._windows is None:
             self.compute_windows()
@@ -274,16 +308,17 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             epsilon=epsilon,
             lambda_time=lambda_time,
             lambda_knn=lambda_knn,
+            reach=reach,
             relaxation=relaxation,
             tol=tol,
             max_iter=max_iter,
             device=device,
             show_progress_bar=show_progress_bar,
         )
-        self._clear("_transport", "_field")
+        self._clear("_transport", "_field", "_uncertainty")
         self._transport = transport
         self._settings["velocity"] = settings
-        self._settings.pop("field", None)
+        self._settings = {step: self._settings[step] for step in ("windows", "velocity") if step in self._settings}
         return self
 
     def fit_field(
@@ -291,7 +326,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         hidden: Sequence[int] = (128, 128),
         *,
         use_time: bool = True,
-        lambda_smooth: float = 0.1,
+        lambda_smooth: float = 1.0,
         lambda_curl: float = 0.0,
         lambda_divergence: float = 0.0,
         n_steps: int = 300,
@@ -330,6 +365,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             transport.velocity,
             transport.confidence,
             self.connectivities,
+            transport.relaxation,
             hidden=hidden,
             use_time=use_time,
             lambda_smooth=lambda_smooth,
@@ -344,9 +380,51 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             device=device,
             show_progress_bar=show_progress_bar,
         )
-        self._clear("_field")
+        self._clear("_field", "_uncertainty")
         self._field = field
         self._settings["field"] = {**settings, "hidden": np.asarray(hidden, dtype=np.int64)}
+        self._settings.pop("uncertainty", None)
+        return self
+
+    def compute_uncertainty(
+        self, n_members: int = 4, *, random_state: int = 0, n_jobs: int | None = None, show_progress_bar: bool = True
+    ) -> Self:
+        """Estimate how far the velocity of each cell may be off, from fields that are fitted to halves of the cells.
+
+        Parameters are those of :func:`cellrank_velot.uncertainty.compute_uncertainty`. Each member goes through the
+        steps with the parameters that they were run with; runs them with default parameters where they were not.
+
+        Returns
+        -------
+        Self, with :attr:`uncertainty`. The transition matrix stays.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range or there are too few cells.
+        """
+        settings = _settings(locals())
+        if self._field is None:
+            self.fit_field(show_progress_bar=show_progress_bar)
+        options = {
+            step: {name: value for name, value in self._settings.get(step, {}).items() if name != "random_state"}
+            for step in ("windows", "velocity", "field")
+        }
+        self._uncertainty = compute_uncertainty(
+            self.cells.x,
+            self.cells.time,
+            self.connectivities,
+            self._needed("windows", "compute_windows"),
+            self._needed("field", "fit_field"),
+            labels=self.cells.labels,
+            components=self._components,
+            options=options,
+            n_members=n_members,
+            random_state=random_state,
+            n_jobs=n_jobs,
+            show_progress_bar=show_progress_bar,
+        )
+        self._settings["uncertainty"] = settings
         return self
 
     def query_velocity(
@@ -393,13 +471,17 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     def compute_transition_matrix(
         self,
         similarity: Similarity | SimilarityFunction = "cosine",
-        softmax_scale: float | None = None,
+        softmax_scale: float | ScaleRule | None = None,
         backward_mode: BackwardMode = "transpose",
         *,
         smooth: bool = True,
+        settle: bool = True,
         variance_stabilize: bool = False,
         threshold: float | None = None,
         gene_subset: Sequence[str] | str | None = None,
+        model: Model = "deterministic",
+        n_samples: int = 64,
+        random_state: int = 0,
         check_connectivity: bool = False,
         compute_cond_num: bool = False,
         device: str = "auto",
@@ -413,18 +495,31 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             ``"cosine"``, ``"correlation"`` or ``"dot_product"``, or a function of velocities and displacements, both
             of shape ``[n_edges, n_dims]``, that returns one similarity per edge.
         softmax_scale
-            Sharpness of the softmax; one over the median absolute similarity where not given.
+            Sharpness of the softmax, or a rule: ``"auto"``, taken where not given, leaves half of the neighbours
+            effective in the median cell; ``"median"`` is one over the median absolute similarity, as in CellRank.
         backward_mode
             How the backward process is made: ``"transpose"`` compares displacements with the velocity of the
             neighbour they come from, ``"negate"`` turns the velocities around. Time is not recomputed.
         smooth
             Whether to use the velocity field; the transport velocity otherwise.
+        settle
+            Whether cells at an end, which have no later window, mostly keep among each other: nineteen of twenty of their
+            steps lead to neighbours at an end. Where they go cannot be known, only where they came from. Backward
+            likewise, with cells that have no earlier window.
         variance_stabilize
             Whether to compare the signed square roots of the components.
         threshold
             Drop probabilities below it; each cell keeps its largest.
         gene_subset
             Names of genes, or a boolean column of ``adata.var``, to compare in, through the PCA loadings.
+        model
+            ``"deterministic"``, or ``"monte_carlo"`` for the mean over velocities drawn within their error, which makes
+            the rows of uncertain cells flatter. The error is that of :meth:`compute_uncertainty`, or with
+            ``smooth=False`` the variance from the couplings.
+        n_samples
+            Velocities drawn per cell by ``"monte_carlo"``, best an even number.
+        random_state
+            Seed of the samples.
         check_connectivity
             Whether to refuse a neighbour graph that is not connected.
         compute_cond_num
@@ -446,25 +541,31 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             If an option is unknown or out of range, or the graph is not connected and that was asked.
         """
         check_similarity(similarity, self.cells.n_dims)
-        _check_transition_options(softmax_scale, backward_mode, threshold)
+        check_choice("backward_mode", backward_mode, BackwardMode)
+        check_transition_options(softmax_scale, backward_mode, threshold, model, n_samples, random_state)
         loadings = None if gene_subset is None else read_loadings(self.adata, self._init_kwargs["basis"], gene_subset)
         if check_connectivity and self._components is not None:
             warn_about_graph(self.connectivities, strict=True)
         request: dict[str, Any] = {
             "similarity": similarity,
-            "softmax_scale": softmax_scale,
+            "softmax_scale": softmax_scale or "auto",
             "backward_mode": backward_mode if self.backward else None,
             "smooth": smooth,
+            "settle": settle,
             "variance_stabilize": variance_stabilize,
             "threshold": threshold,
             "gene_subset": None if loadings is None else storage.fingerprint({"loadings": loadings}),
             "compute_cond_num": compute_cond_num,
+            "model": model,
+            "n_samples": n_samples if model == "monte_carlo" else None,
+            "random_state": random_state if model == "monte_carlo" else None,
         }
         request = storage.plain(request)
         if request == self._request and self._transition_matrix is self._computed:
             logger.debug("Using cached transition matrix")
             return self
         velocity = self._velocity_for_transitions(smooth, device, show_progress_bar)
+        std = self._std_for_transitions(smooth, show_progress_bar) if model == "monte_carlo" else None
         result = compute_transitions(
             self.cells.x,
             velocity,
@@ -474,7 +575,12 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             variance_stabilize=variance_stabilize,
             backward_mode=backward_mode if self.backward else None,
             threshold=threshold,
+            ends=self._needed("transport", "compute_velocity").ends(self.backward) if settle else None,
             loadings=loadings,
+            model=model,
+            velocity_std=std,
+            n_samples=n_samples,
+            random_state=random_state,
             device=resolve_device(device),
         )
         cond = condition_number(result.matrix) if compute_cond_num else None
@@ -496,6 +602,14 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         if not smooth and self._transport is None:
             self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
         return self.velocity if smooth else self.raw_velocity
+
+    def _std_for_transitions(self, smooth: bool, show_progress_bar: bool) -> NDArray[np.float64]:
+        """Return the error of the velocity to use, after the step that is missing for it."""
+        if not smooth:
+            return np.sqrt(self._needed("transport", "compute_velocity").variance)
+        if self._uncertainty is None:
+            self.compute_uncertainty(show_progress_bar=show_progress_bar)
+        return np.asarray(self._needed("uncertainty", "compute_uncertainty").std)
 
     def _describe(self, request: dict[str, Any], softmax_scale: float) -> dict[str, Any]:
         """Return what was asked and found as short plain values, which `repr` shows and h5ad holds."""
@@ -621,21 +735,30 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         Nothing. Writes, beside the host's ``obsp[key]`` and ``uns["{key}_params"]``,
 
         - ``obsm["velot_velocity"]`` and ``obsm["velot_velocity_raw"]``: velocity of the field and of transport,
-        - ``obs["velot_confidence"]`` and ``obs["velot_cluster"]``,
-        - ``uns["velot"][key]``: windows, velocity and field as arrays.
+        - ``obs["velot_confidence"]``, ``obs["velot_cluster"]`` and, where computed, ``obs["velot_uncertainty"]``,
+        - ``uns["velot"][key]``: windows, velocity, field and uncertainty as arrays.
         """
         super().write_to_adata(key=key, copy=copy)
         key = key or ("T_bwd" if self.backward else "T_fwd")
-        packed = storage.pack({"windows": self._windows, "transport": self._transport, "field": self._field})
+        packed = storage.pack({name: getattr(self, name) for name in storage.STAGES})
         packed["n_cells"] = self.cells.n_cells
         packed["fingerprint"] = _fingerprint(self.transition_matrix, self.cells)
-        packed["settings"] = self.settings
+        # A file holds no `None`: what is missing there is read as one.
+        packed["settings"] = {
+            step: {name: value for name, value in values.items() if value is not None}
+            for step, values in self.settings.items()
+        }
         self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: packed}
         if self._windows is not None:
             cluster_key = self._init_kwargs["cluster_key"]
             clusters = self._windows.cluster if cluster_key is None else self.adata.obs[cluster_key].to_numpy()
             self.adata.obs["velot_cluster"] = pd.Categorical(clusters)
-        for slot, name in (("obsm", "velot_velocity"), ("obsm", "velot_velocity_raw"), ("obs", "velot_confidence")):
+        for slot, name in (
+            ("obsm", "velot_velocity"),
+            ("obsm", "velot_velocity_raw"),
+            ("obs", "velot_confidence"),
+            ("obs", "velot_uncertainty"),
+        ):
             if name in getattr(self.adata, slot):  # of a kernel written before
                 del getattr(self.adata, slot)[name]
         if self._transport is not None:
@@ -643,6 +766,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             self.adata.obs["velot_confidence"] = self._transport.confidence
         if self._field is not None:
             self.adata.obsm["velot_velocity"] = self.velocity
+        if self._uncertainty is not None:
+            self.adata.obs["velot_uncertainty"] = self.velocity_uncertainty
 
     @classmethod
     def from_adata(cls, adata: AnnData, key: str, copy: bool = False) -> Self:
@@ -683,7 +808,10 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
                 f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time that it was "
                 "computed from, found others. Compute the kernel again."
             )
-        kernel._settings = storage.plain(packed.get("settings", {}))
+        kernel._settings = {
+            step: dict.fromkeys(_settings(dict(inspect.signature(getattr(cls, STEPS[step])).parameters))) | values
+            for step, values in storage.plain(packed.get("settings", {})).items()
+        }
         params = storage.plain(dict(saved["params"]))
         kernel._params = {name: params[name] for name in PARAMS if name in params}  # a file sorts them by name
         for name, stage in stages.items():
@@ -711,7 +839,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what a method was asked for, without what does not change its result."""
     unsaid = ("self", "device", "show_progress_bar", "n_jobs")
-    return {name: storage.plain(value) for name, value in arguments.items() if name not in unsaid and value is not None}
+    return {name: storage.plain(value) for name, value in arguments.items() if name not in unsaid}
 
 
 def _fingerprint(matrix: sp.spmatrix, cells: CellStates) -> str:
@@ -719,15 +847,6 @@ def _fingerprint(matrix: sp.spmatrix, cells: CellStates) -> str:
     matrix = sp.csr_matrix(matrix)
     entries = {name: getattr(matrix, name).astype(np.int64) for name in ("indices", "indptr")}
     return storage.fingerprint({"data": matrix.data, **entries, "x": cells.x, "time": cells.time})
-
-
-def _check_transition_options(softmax_scale: Any, backward_mode: Any, threshold: Any) -> None:
-    """Refuse bad options before the expensive steps."""
-    check_choice("backward_mode", backward_mode, BackwardMode)
-    if softmax_scale is not None:
-        check_number("softmax_scale", softmax_scale, low=0, open_low=True)
-    if threshold is not None:
-        check_number("threshold", threshold, low=0, high=1, open_high=True)
 
 
 def _report(matrix: sp.csr_matrix, n_fallback: int, n_isolated: int, graph: sp.csr_matrix, scale: float) -> None:

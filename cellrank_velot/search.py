@@ -131,7 +131,7 @@ def gridsearch(
     --------
     >>> import cellrank_velot
     >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
-    >>> grid = {"epsilon": [0.02, 0.1], "lambda_smooth": [0.01, 0.1]}
+    >>> grid = {"epsilon": [0.02, 0.1], "lambda_smooth": [0.3, 1.0]}
     >>> fixed = {"time_key": "true_time", "n_steps": 20}
     >>> results = cellrank_velot.gridsearch(adata, grid, fixed_params=fixed, show_progress_bar=False)
     >>> results.shape[0]

@@ -13,13 +13,19 @@ import numpy as np
 
 from cellrank_velot._stage import Stage
 from cellrank_velot.field import VelocityField
+from cellrank_velot.uncertainty import Uncertainty
 from cellrank_velot.velocity import TransportVelocity
 from cellrank_velot.windows import Windows
 
 __all__ = ["FORMAT_VERSION", "fingerprint", "pack", "plain", "unpack"]
 
 FORMAT_VERSION = 1
-STAGES: dict[str, type[Stage]] = {"windows": Windows, "transport": TransportVelocity, "field": VelocityField}
+STAGES: dict[str, type[Stage]] = {
+    "windows": Windows,
+    "transport": TransportVelocity,
+    "field": VelocityField,
+    "uncertainty": Uncertainty,
+}
 
 
 def pack(stages: dict[str, Stage | None]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Velocity of each cell from the couplings of its windows.
 
-Depends on transport and windows, numpy, scipy and torch; knows no AnnData.
+Depends on manifold, transport and windows, numpy, scipy and torch; knows no AnnData.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,16 +19,27 @@ from tqdm.auto import tqdm
 from cellrank_velot._device import resolve_device, single_thread
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_choice, check_integer, check_number
-from cellrank_velot.transport import sinkhorn
+from cellrank_velot.manifold import residuals, structured_share
+from cellrank_velot.transport import Couplings, sinkhorn
 from cellrank_velot.windows import Windows
 
-__all__ = ["TransportVelocity", "check_velocity_options", "compute_velocity", "noise_filter"]
+__all__ = ["TransportVelocity", "check_velocity_options", "compute_velocity"]
 
 logger = logging.getLogger("cellrank_velot")
 
 # Elements of the cost matrices solved together: small enough for a processor's cache, large enough to hide the
 # cost of a call. From 2**16 to 2**19 the time of 3000 cells differed by less than a tenth.
 BATCH_ELEMENTS = 2**17
+# Pairs that are solved beforehand to learn what a typical displacement is.
+PILOT_PAIRS = 64
+# Tolerance to which: a median needs no more.
+PILOT_TOL = 1e-3
+# The relaxation that is kept has at most this share of the size of the current velocity.
+MAX_RELAXATION = 0.47
+# Share of the whole time in which a cell is taken to return to the manifold.
+RELAXATION_TIME = 0.03
+# A weight below exp(-MAX_EXCESS) would be lost, and with it the cell that has no better.
+MAX_EXCESS = 20.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +50,20 @@ class TransportVelocity(Stage):
     ----------
     velocity
         Velocity in units of the basis per unit of time, shape ``[n_cells, n_dims]``; NaN without an estimate.
+    relaxation
+        The part of it that returns the cell to the manifold, shape ``[n_cells, n_dims]``; zero without an estimate.
+        Neighbours differ in it, while they share the rest.
+    spread
+        Variance per dimension of the velocities to the places that a coupling of the cell leads to, the diagonal of
+        their conditional covariance, mean over its couplings, shape ``[n_cells, n_dims]``; NaN without an estimate.
+    n_effective
+        Effective number of places that a coupling leads a cell to, shape ``[n_cells]``; 0 without an estimate.
+    disagreement
+        Variance between the velocities of a cell's window pairs, forward and backward each by itself, sum over the
+        dimensions, shape ``[n_cells]``; NaN without an estimate.
+    support
+        How plausible the displacements of a cell are, in ``[0, 1]``, shape ``[n_cells]``: one where none is much longer
+        than usual, forward or backward, whichever is better; 0 without an estimate.
     n_forward, n_backward
         Number of window pairs that a cell goes out from and comes in by, shape ``[n_cells]``.
     converged
@@ -49,6 +74,11 @@ class TransportVelocity(Stage):
     """
 
     velocity: NDArray[np.float64]
+    relaxation: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    n_effective: NDArray[np.float64]
+    disagreement: NDArray[np.float64]
+    support: NDArray[np.float64]
     n_forward: NDArray[np.int64]
     n_backward: NDArray[np.int64]
     converged: NDArray[np.bool_]
@@ -60,9 +90,36 @@ class TransportVelocity(Stage):
         return self.n_forward + self.n_backward
 
     @property
+    def variance(self) -> NDArray[np.float64]:
+        """Variance of the velocity per dimension that the couplings' spread gives, shape ``[n_cells, n_dims]``.
+
+        As of the mean over so many places as are effective: window pairs share cells, and don't count as independent.
+        """
+        return self.spread / np.maximum(self.n_effective, 1.0)[:, None]
+
+    @property
     def confidence(self) -> NDArray[np.float64]:
-        """Share of the most window pairs that any cell has, in ``[0, 1]``, shape ``[n_cells]``."""
-        return self.n_windows / max(int(self.n_windows.max()), 1)
+        """Confidence in each velocity, in ``[0, 1]``, shape ``[n_cells]``.
+
+        The product of its support, of the share of the squared velocity in its sum with its variance and with that of
+        the mean over its window pairs, and of the number of these pairs over the largest of any cell.
+        """
+        square = np.nan_to_num(np.sum(self.velocity**2, axis=1))
+        between = self.disagreement / np.maximum(self.n_windows, 1)
+        total = square + np.nan_to_num(self.variance.sum(axis=1) + between)
+        share = np.divide(square, total, out=np.ones_like(square), where=total > 0)  # no motion at all is certain, too
+        return self.support * share * self.n_windows / max(int(self.n_windows.max()), 1)
+
+    def ends(self, backward: bool = False) -> NDArray[np.bool_]:
+        """Return the cells at an end of the process, which have no later window, shape ``[n_cells]``.
+
+        Parameters
+        ----------
+        backward
+            Whether to return those at its start, which have no earlier one.
+        """
+        gone, come = (self.n_backward, self.n_forward) if backward else (self.n_forward, self.n_backward)
+        return (gone == 0) & (come > 0)
 
     @property
     def has_estimate(self) -> NDArray[np.bool_]:
@@ -79,6 +136,7 @@ def compute_velocity(
     epsilon: float = 0.05,
     lambda_time: float = 1.0,
     lambda_knn: float = 0.0,
+    reach: float | None = 2.0,
     relaxation: float | Literal["auto"] = "auto",
     tol: float = 1e-6,
     max_iter: int = 500,
@@ -92,6 +150,10 @@ def compute_velocity(
     forward to :math:`\sum_j P_{ij} x_j / \sum_j P_{ij}`, the mean of where it goes, and backward to the mean of where
     it comes from. The forward velocity :math:`v^+` is the sum of its forward displacements over the sum of the time
     between the windows, :math:`v^-` likewise.
+
+    All mass of a window has to go to its target. Where a branch ends in between, that is another branch, and the
+    displacement unusually long: ``reach`` says from where on it counts less. If that leaves a cell little support in
+    one direction, the other is relied on.
 
     The mean of both, the current velocity, is free of the cell's own noise: whatever takes it off the manifold, the
     forward displacement takes back and the backward one adds. What is left, :math:`(v^+ - v^-) / 2`, relaxes the cell
@@ -115,11 +177,16 @@ def compute_velocity(
     lambda_knn
         Cost of going to a cell that is no neighbour. With it, a cell without a neighbour in the other window takes
         nothing from that pair.
+    reach
+        Squared displacement, in units of the median one, up to which a displacement counts in full. Beyond, its weight
+        falls exponentially. ``None`` counts all alike, as VelOT does.
     relaxation
         Share of the relaxation to the manifold that is kept: ``1`` is the forward velocity, which VelOT reports,
-        ``0`` the current velocity. ``"auto"`` keeps, in each direction of the basis, what exceeds the noise floor,
-        see :func:`noise_filter`; it needs ``graph``. A cell that has one of both velocities takes its relaxation from
-        its residual to the mean of its neighbours; without a graph it keeps that velocity as it is.
+        ``0`` the current velocity. ``"auto"`` takes a cell to return in 0.03 of the whole time, whatever the time
+        between the windows, and keeps of this the :func:`~cellrank_velot.manifold.structured_share` of the residuals;
+        in the root mean square over the cells at most 0.47 of the current velocity. It needs ``graph``. A cell with
+        support in one direction takes its relaxation from its residual to the mean of its neighbours; without a graph
+        it keeps that velocity as it is.
     tol, max_iter
         Tolerance and bound of the solver, see :func:`cellrank_velot.transport.sinkhorn`.
     device
@@ -132,40 +199,70 @@ def compute_velocity(
     ValueError
         If a parameter is out of range, or ``relaxation="auto"`` comes without a graph.
     """
-    check_velocity_options(epsilon, lambda_time, lambda_knn, relaxation, tol, max_iter)
-    keep = _relaxation(x, graph, relaxation)
+    check_velocity_options(epsilon, lambda_time, lambda_knn, reach, relaxation, tol, max_iter)
+    if relaxation == "auto" and graph is None:
+        raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
     where = resolve_device(device)
     use = np.flatnonzero(windows.dt > 0)
     if use.size < windows.n_pairs:
         logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
     penalised = graph if lambda_knn > 0 else None
+    positions, times = (torch.tensor(a, dtype=torch.float64, device=where) for a in (x, time))
 
-    # Columns: displacement, time and number of pairs.
-    forward = torch.zeros((x.shape[0], x.shape[1] + 2), dtype=torch.float64, device=where)
-    backward = torch.zeros_like(forward)
+    def solve(batch: NDArray[np.int64], tol: float) -> tuple[_PairBatch, Couplings]:
+        pair = _PairBatch(windows, batch, positions, times, penalised)
+        cost = pair.cost(lambda_time, lambda_knn)
+        weights = pair.source_weights, pair.target_weights
+        return pair, sinkhorn(cost, *weights, epsilon, tol=tol, max_iter=max_iter)
+
+    forward, backward = (_Sums(x.shape[0], x.shape[1], where) for _ in range(2))
     converged = np.zeros(windows.n_pairs, dtype=np.bool_)
     error = np.full(windows.n_pairs, np.nan)
-    positions, times = (torch.tensor(a, dtype=torch.float64, device=where) for a in (x, time))
     bar = tqdm(total=use.size, desc="transport", unit="pair", disable=not show_progress_bar)
     with bar, single_thread(where):
+        limit = np.inf if reach is None else reach * _typical_square(solve, windows, use)
         for batch in _batches(windows, use):
-            pair = _PairBatch(windows, batch, positions, times, penalised)
-            cost = pair.cost(lambda_time, lambda_knn)
-            couplings = sinkhorn(cost, pair.source_weights, pair.target_weights, epsilon, tol=tol, max_iter=max_iter)
-            pair.add_to(forward, backward, couplings.plan)
+            pair, couplings = solve(batch, tol)
+            pair.add_to(forward, backward, couplings.plan, limit, reach or 1.0)
             converged[batch] = couplings.converged.cpu().numpy()
             error[batch] = couplings.marginal_error.cpu().numpy()
             bar.update(batch.size)
 
-    ahead, n_ahead = _mean_velocity(forward)
-    behind, n_behind = _mean_velocity(backward)
-    velocity = _combined(ahead, behind, None if graph is None else _residuals(x, graph), keep)
-    _report(n_ahead + n_behind, converged[use], error[use])
-    return TransportVelocity(velocity, n_ahead, n_behind, converged, error)
+    ahead, behind = forward.mean(), backward.mean()
+    residual = None if graph is None else residuals(x, graph)
+    current, relaxing, balance = _current(ahead, behind, residual)
+    lag = float(windows.dt[use].mean() / np.ptp(time)) if use.size else 0.0
+    share = _kept_share(relaxation, current, relaxing, residual, lag)
+    of_ahead, of_behind = (1 + balance) / 2, (1 - balance) / 2
+    spread = of_ahead[:, None] * np.nan_to_num(ahead.spread) + of_behind[:, None] * np.nan_to_num(behind.spread)
+    n_windows = ahead.n + behind.n
+    _report(n_windows, converged[use], error[use])
+    return TransportVelocity(
+        velocity=current + share * relaxing,
+        relaxation=np.nan_to_num(share * relaxing),
+        spread=np.where(n_windows[:, None] > 0, spread, np.nan),
+        n_effective=of_ahead * ahead.n_effective + of_behind * behind.n_effective,
+        disagreement=np.where(
+            n_windows > 0,
+            of_ahead * np.nan_to_num(ahead.disagreement) + of_behind * np.nan_to_num(behind.disagreement),
+            np.nan,
+        ),
+        support=np.maximum(ahead.support, behind.support),
+        n_forward=ahead.n,
+        n_backward=behind.n,
+        converged=converged,
+        marginal_error=error,
+    )
 
 
 def check_velocity_options(
-    epsilon: float, lambda_time: float, lambda_knn: float, relaxation: float | str, tol: float, max_iter: int
+    epsilon: float,
+    lambda_time: float,
+    lambda_knn: float,
+    reach: float | None,
+    relaxation: float | str,
+    tol: float,
+    max_iter: int,
 ) -> None:
     """Refuse options of :func:`compute_velocity` that are out of range.
 
@@ -177,6 +274,8 @@ def check_velocity_options(
     check_number("epsilon", epsilon, low=0, open_low=True)
     check_number("lambda_time", lambda_time, low=0)
     check_number("lambda_knn", lambda_knn, low=0)
+    if reach is not None:
+        check_number("reach", reach, low=0, open_low=True)
     if isinstance(relaxation, str):
         check_choice("relaxation", relaxation, ["auto"])
     else:
@@ -185,80 +284,107 @@ def check_velocity_options(
     check_integer("max_iter", max_iter, low=1)
 
 
-def noise_filter(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.float64]:
-    r"""Return the matrix that keeps of a deviation from the manifold what exceeds the noise floor.
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """What the displacements of one direction, forward or backward, come to for each cell."""
 
-    The residuals of the cells from the mean of their neighbours have, in each principal direction, a variance
-    :math:`s_k`. Noise of measurement has one variance in all of them: the smallest, :math:`s`, of those that reach a
-    tenth of their median. What exceeds it is structure, and a direction keeps the share :math:`(1 - s / s_k)^2` of a
-    deviation. The share without the square is the gain of a Wiener filter. The square and the smallest variance as the
-    floor are no theory: of a few such rules they gave the best trade on the sets of ``docs/accuracy.md``.
+    velocity: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    n_effective: NDArray[np.float64]
+    disagreement: NDArray[np.float64]
+    support: NDArray[np.float64]
+    n: NDArray[np.int64]
 
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``.
 
-    Returns
-    -------
-    Symmetric matrix of shape ``[n_dims, n_dims]`` with eigenvalues in ``[0, 1]``.
+class _Sums:
+    """Sums over the window pairs of each cell, in one direction."""
+
+    def __init__(self, n_cells: int, n_dims: int, device: torch.device) -> None:
+        self.n_dims = n_dims
+        # Columns: displacement, spread, time, effective number, squared speed, all weighted; weight; number of pairs.
+        self.total = torch.zeros((n_cells, 2 * n_dims + 5), dtype=torch.float64, device=device)
+
+    def add(self, cells: torch.Tensor, rows: torch.Tensor) -> None:
+        """Add rows, shape ``[n, 2 * n_dims + 5]``, to those of their cells."""
+        self.total.index_add_(0, cells, rows)
+
+    def mean(self) -> _Side:
+        """Return means; NaN and zeros where no pair contributed."""
+        sums, d = self.total.cpu().numpy(), self.n_dims
+        time, n_effective, square, weight, count = sums[:, 2 * d :].T
+        known = weight > 0
+
+        def over(values: NDArray[np.float64], by: NDArray[np.float64], fill: float = np.nan) -> NDArray[np.float64]:
+            values = values.reshape(by.size, -1)
+            result = np.full(values.shape, fill)
+            return np.divide(values, by[:, None], out=result, where=known[:, None])
+
+        velocity = over(sums[:, :d], time)
+        return _Side(
+            velocity=velocity,
+            spread=over(sums[:, d : 2 * d], weight) / over(time, weight) ** 2,
+            n_effective=over(n_effective, weight, fill=0.0)[:, 0],
+            disagreement=np.maximum(over(square, weight)[:, 0] - np.sum(velocity**2, axis=1), 0.0),
+            support=over(weight, count, fill=0.0)[:, 0],
+            n=count.astype(np.int64),
+        )
+
+
+def _typical_square(
+    solve: Callable[[NDArray[np.int64], float], tuple[_PairBatch, Couplings]],
+    windows: Windows,
+    use: NDArray[np.int64],
+) -> float:
+    """Return the median squared displacement over some pairs, spread over all."""
+    pilot = use[:: max(1, use.size // PILOT_PAIRS)]
+    squares = []
+    for batch in _batches(windows, pilot):
+        pair, couplings = solve(batch, PILOT_TOL)
+        squares += pair.squares(couplings.plan)
+    median = float(torch.cat(squares).median()) if squares else 0.0
+    return median if median > 0 else np.inf
+
+
+def _current(
+    ahead: _Side, behind: _Side, residual: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the current velocity, the relaxation, and the balance of support, from -1 (backward) to 1 (forward).
+
+    Where a direction lacks support, the relaxation is taken to be in proportion to the residual of the cell from the
+    mean of its neighbours, as it is in the cells that have both.
     """
-    residual = _residuals(x, graph)
-    variance, directions = np.linalg.eigh(residual.T @ residual / residual.shape[0])
-    floor = variance[variance >= np.median(variance) / 10].min()
-    gain = np.clip(1 - floor / np.maximum(variance, np.finfo(np.float64).tiny), 0, 1) ** 2
-    return (directions * gain) @ directions.T
-
-
-def _relaxation(x: NDArray[np.float64], graph: sp.csr_matrix | None, relaxation: float | str) -> NDArray[np.float64]:
-    """Return the matrix F of :func:`compute_velocity`."""
-    if isinstance(relaxation, str):
-        if graph is None:
-            raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
-        return noise_filter(x, graph)
-    return relaxation * np.eye(x.shape[1])
-
-
-def _residuals(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.float64]:
-    """Return the way from each cell to the mean of its neighbours, zero without any, shape ``[n_cells, n_dims]``."""
-    degree = np.asarray(graph.sum(axis=1)).reshape(-1, 1)
-    return np.where(degree > 0, graph @ x / np.where(degree > 0, degree, 1.0) - x, 0.0)
-
-
-def _combined(
-    ahead: NDArray[np.float64],
-    behind: NDArray[np.float64],
-    residual: NDArray[np.float64] | None,
-    keep: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Return the current velocity plus what is kept of the relaxation.
-
-    Where a cell has one of both velocities, its relaxation is taken to be in proportion to its residual from the mean
-    of its neighbours, as it is in the cells that have both.
-    """
-    forward_only = np.asarray(np.isnan(behind).any(axis=1))
-    two_sided = ~forward_only & ~np.asarray(np.isnan(ahead).any(axis=1))
-    relaxation = (ahead - behind) / 2
+    total = ahead.support + behind.support
+    balance = np.divide(ahead.support - behind.support, total, out=np.zeros_like(total), where=total > 0)
+    two_sided = (ahead.n > 0) & (behind.n > 0)
+    a, b = (np.nan_to_num(side.velocity) for side in (ahead, behind))
+    measured = (a - b) / 2
+    expected = np.zeros_like(a)
+    even = two_sided & (np.abs(balance) < 0.5)
     if residual is not None:
-        square = np.sum(residual[two_sided] ** 2)
-        rate = np.sum(residual[two_sided] * relaxation[two_sided]) / square if square > 0 else 0.0
-        relaxation[~two_sided] = rate * residual[~two_sided]
-    else:
-        relaxation[~two_sided] = 0.0
-    one_sided = np.where(forward_only[:, None], ahead - relaxation, behind + relaxation)
-    current = np.where(two_sided[:, None], (ahead + behind) / 2, one_sided)
-    return np.asarray(current + relaxation @ keep)
+        square = np.sum(residual[even] ** 2)
+        expected = (np.sum(residual[even] * measured[even]) / square if square > 0 else 0.0) * residual
+    m = balance[:, None]
+    current = (1 + m) / 2 * a + (1 - m) / 2 * b - m * expected
+    relaxing = (1 - np.abs(m)) * measured + np.abs(m) * expected
+    none = (ahead.n + behind.n == 0)[:, None]
+    return np.where(none, np.nan, current), np.where(none, np.nan, relaxing), balance
 
 
-def _mean_velocity(total: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return displacement over time, NaN where no pair contributed, and the number of pairs."""
-    sums = total.cpu().numpy()
-    counts = sums[:, -1].astype(np.int64)
-    velocity = np.full((sums.shape[0], sums.shape[1] - 2), np.nan)
-    np.divide(sums[:, :-2], sums[:, -2:-1], out=velocity, where=counts[:, None] > 0)
-    return velocity, counts
+def _kept_share(
+    relaxation: float | str,
+    current: NDArray[np.float64],
+    relaxing: NDArray[np.float64],
+    residual: NDArray[np.float64] | None,
+    lag: float,
+) -> float:
+    """Return the share F of :func:`compute_velocity`."""
+    if not isinstance(relaxation, str):
+        return float(relaxation)
+    assert residual is not None
+    size, of_relaxation = (float(np.sqrt(np.nansum(v**2))) for v in (current, relaxing))
+    if of_relaxation == 0:
+        return 0.0
+    return min(structured_share(residual) * lag / RELAXATION_TIME, MAX_RELAXATION * size / of_relaxation)
 
 
 class _PairBatch:
@@ -309,30 +435,43 @@ class _PairBatch:
             cost += lambda_knn * ~self.adjacent
         return cost
 
-    def add_to(self, forward: torch.Tensor, backward: torch.Tensor, plan: torch.Tensor) -> None:
-        """Add displacement, time and count of each cell to its row: of sources forward, of targets backward."""
-        ahead = self.source_real if self.adjacent is None else self.source_real & self._reach(self.target_real, 2)
-        behind = self.target_real if self.adjacent is None else self.target_real & self._reach(self.source_real, 1)
-        goal = torch.bmm(plan, self.x_target) / _mass(plan, 2)
-        self._add(forward, self.source, goal - self.x_source, ahead)
-        origin = torch.bmm(plan.transpose(1, 2), self.x_source) / _mass(plan, 1)
-        self._add(backward, self.target, self.x_target - origin, behind)
+    def squares(self, plan: torch.Tensor) -> list[torch.Tensor]:
+        """Return the squared displacements, of sources forward and of targets backward."""
+        return [d.square().sum(2)[counts] for _, counts, d, _, _ in self._sides(plan)]
 
-    def _add(self, total: torch.Tensor, cells: torch.Tensor, displacement: torch.Tensor, counts: torch.Tensor) -> None:
-        one = torch.ones_like(displacement[..., :1])
-        rows = torch.cat([displacement, self.dt[:, None, None] * one, one], dim=2)
-        total.index_add_(0, cells[counts], rows[counts])
+    def add_to(self, forward: _Sums, backward: _Sums, plan: torch.Tensor, limit: float, reach: float) -> None:
+        """Add what each cell has from its pair to its row: of sources forward, of targets backward."""
+        for sums, (cells, counts, d, spread, n_effective) in zip((forward, backward), self._sides(plan), strict=True):
+            # In units of the typical square, of which the limit has so many as the reach says.
+            square = d.square().sum(2, keepdim=True)
+            weight = torch.exp(-((square / limit - 1).clamp_(min=0) * reach).clamp_(max=MAX_EXCESS))
+            time = self.dt[:, None, None].expand_as(weight)
+            values = torch.cat([d, spread, time, n_effective, square / time**2, torch.ones_like(weight)], 2) * weight
+            sums.add(cells[counts], torch.cat([values, torch.ones_like(weight)], dim=2)[counts])
 
-    def _reach(self, real: torch.Tensor, dim: Literal[1, 2]) -> torch.Tensor:
+    def _sides(self, plan: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield, forward and backward, the cells, which count, displacement, spread and effective number of places."""
+        for plan_, x, other, cells, real, sign in (
+            (plan, self.x_source, self.x_target, self.source, self._counting(1), 1),
+            (plan.transpose(1, 2), self.x_target, self.x_source, self.target, self._counting(-1), -1),
+        ):
+            mass = plan_.sum(2, keepdim=True)
+            mass = torch.where(mass > 0, mass, 1.0)
+            place = torch.bmm(plan_, other) / mass
+            spread = (torch.bmm(plan_, other.square()) / mass - place.square()).clamp_(min=0)
+            square = plan_.square().sum(2, keepdim=True)
+            n_effective = mass.square() / torch.where(square > 0, square, 1.0)
+            yield cells, real, sign * (place - x), spread, n_effective
+
+    def _counting(self, direction: int) -> torch.Tensor:
+        """Return which sources (1) or targets (-1) take part: those with a neighbour on the other side, if asked."""
+        mine, other = (self.source_real, self.target_real)[::direction]
+        return mine if self.adjacent is None else mine & self._has_neighbor(other, 2 if direction > 0 else 1)
+
+    def _has_neighbor(self, real: torch.Tensor, dim: Literal[1, 2]) -> torch.Tensor:
         """Return whether a cell has a neighbour among the real cells along a dimension."""
         assert self.adjacent is not None
         return (self.adjacent & real.unsqueeze(3 - dim)).any(dim)
-
-
-def _mass(plan: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the mass of each cell, one for padding, shape ``[n, n_cells, 1]``."""
-    mass = plan.sum(dim).unsqueeze(2)
-    return torch.where(mass > 0, mass, 1.0)
 
 
 def _batches(windows: Windows, use: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

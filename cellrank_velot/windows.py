@@ -1,6 +1,6 @@
 """Windows: groups of cells that are near each other in the basis and in time, and the pairs between which cells move.
 
-Depends on numpy, scipy and scikit-learn; knows neither AnnData nor transport.
+Depends on manifold, numpy, scipy and scikit-learn; knows neither AnnData nor transport.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot.manifold import residuals
 
 __all__ = ["Tail", "Windows", "build_windows", "cluster_cells"]
 
@@ -31,6 +32,10 @@ MINI_BATCH_ABOVE = 20_000
 MAX_WINDOW_SIZE = 60
 # Cells whose distances to all centres are held at a time.
 CHUNK_CELLS = 65_536
+# Lags that are tried in turn, each a quarter longer; beyond the last, cells near the ends have no later window.
+LAGS = 0.02 * 1.25 ** np.arange(9)
+# Lag without a graph to learn the noise from, about what the simulated and real sets at hand ask for.
+USUAL_LAG = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +56,8 @@ class Windows(Stage):
         Spatial cluster of each cell, shape ``[n_cells]``.
     n_skipped
         Number of clusters too small for a pair of windows.
+    time_lag
+        Time that a target was looked for at; NaN where windows were paired otherwise.
     """
 
     indices: NDArray[np.int64]
@@ -59,6 +66,7 @@ class Windows(Stage):
     dt: NDArray[np.float64]
     cluster: NDArray[np.int64]
     n_skipped: int
+    time_lag: float = float("nan")
 
     def __post_init__(self) -> None:
         """Check that every index has something to point to."""
@@ -121,12 +129,13 @@ def build_windows(
     x: NDArray[np.float64],
     time: NDArray[np.float64],
     *,
+    graph: sp.csr_matrix | None = None,
     labels: NDArray[np.int64] | None = None,
     n_clusters: int | None = None,
     window_size: int | None = None,
     overlap: float = 0.5,
     min_window_size: int = 20,
-    time_lag: float | None = 0.05,
+    time_lag: float | Literal["auto"] | None = "auto",
     overlap_clusters: int | None = None,
     components: NDArray[np.int64] | None = None,
     tail: Tail = "force",
@@ -136,7 +145,7 @@ def build_windows(
     """Cut each neighbourhood of cells into overlapping windows of time, and pair each with a later one.
 
     Neighbourhoods are spatial clusters that overlap: a cell belongs to its own and to the next nearest, so that flow
-    crosses borders. ``time_lag=None, overlap_clusters=1, window_size=n`` are the windows of VelOT.
+    crosses borders. ``time_lag=None, overlap_clusters=1`` with VelOT's clusters and window size is its scheme.
 
     Parameters
     ----------
@@ -144,10 +153,12 @@ def build_windows(
         Positions of shape ``[n_cells, n_dims]``.
     time
         Time of each cell, shape ``[n_cells]``.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``, which tells the noise for ``time_lag="auto"``.
     labels
         Cluster of each cell, shape ``[n_cells]``, codes from zero. KMeans in ``x`` where not given.
     n_clusters
-        Number of clusters; a hundredth of the cells, from 5 to 30, where not given.
+        Number of clusters; where not given, one per 40 cells, 5 to 14, and one per 100 cells up to 30.
     window_size
         Cells per window; a quarter of the mean neighbourhood, at most 60, where not given. A smaller neighbourhood
         takes half of its cells.
@@ -156,8 +167,10 @@ def build_windows(
     min_window_size
         Smallest window. A neighbourhood of less than twice as many cells is skipped, and counted.
     time_lag
-        Time from a window to its target. Displacements between windows that lie closer in time are mostly noise. A
-        neighbourhood that spans less than half of it has no pairs. ``None`` pairs consecutive windows.
+        Time from a window to its target. ``"auto"`` takes the shortest one, from 0.02 to 0.12 of the whole time, over
+        which windows typically move further than cells lie off the manifold, and no shorter than a window typically
+        spans: the displacement of cells between windows that are closer is mostly noise. Without a graph it takes
+        0.05. A neighbourhood that spans less than half of the lag has no pairs. ``None`` pairs consecutive windows.
     overlap_clusters
         Number of clusters that each cell belongs to, its own and those with the nearest centres; where not given, 3,
         but at most half of the clusters, or neighbourhoods would be much the same.
@@ -187,15 +200,20 @@ def build_windows(
         groups = [group[components[group] == part] for group in groups for part in np.unique(components[group])]
     size = window_size or min(MAX_WINDOW_SIZE, sum(map(len, groups)) // len(groups) // 4)
 
-    windows: list[NDArray[np.int64]] = []
-    pairs: list[NDArray[np.int64]] = []
+    neighborhoods = []
     for members in groups:
         if members.size < 2 * min_window_size:
             continue
         ordered = members[np.argsort(time[members], kind="stable")]
         local = max(min(size, ordered.size // 2), min_window_size)
         starts = _starts(ordered.size, local, max(1, int(round(local * (1 - overlap), 6))), tail, tail_threshold)
-        source, target = _consecutive(starts) if time_lag is None else _lagged(starts, time[ordered], local, time_lag)
+        neighborhoods.append((ordered, starts, local))
+    lag = _find_lag(x, time, neighborhoods, graph) if isinstance(time_lag, str) else time_lag
+
+    windows: list[NDArray[np.int64]] = []
+    pairs: list[NDArray[np.int64]] = []
+    for ordered, starts, local in neighborhoods:
+        source, target = _consecutive(starts) if lag is None else _lagged(starts, time[ordered], local, lag)
         used = np.unique([source, target])
         pairs.append(len(windows) + np.searchsorted(used, np.column_stack([source, target])))
         windows += list(ordered[used[:, None] + np.arange(local)])
@@ -203,12 +221,12 @@ def build_windows(
     if not windows:
         raise ValueError(
             f"Found no pair of windows: {skipped} of {len(groups)} clusters have fewer than two windows of "
-            f"`min_window_size={min_window_size}` cells, the others no two windows `time_lag={time_lag}` apart. "
+            f"`min_window_size={min_window_size}` cells, the others no two windows `time_lag={lag}` apart. "
             "Lower `n_clusters`, `min_window_size` or `time_lag`."
         )
     if skipped:
         logger.warning("Skipped %d of %d clusters with fewer than %d cells", skipped, len(groups), 2 * min_window_size)
-    return _assemble(windows, np.concatenate(pairs), time, labels, skipped)
+    return _assemble(windows, np.concatenate(pairs), time, labels, skipped, lag)
 
 
 def _check_options(
@@ -216,7 +234,7 @@ def _check_options(
     window_size: int | None,
     overlap: float,
     min_window_size: int,
-    time_lag: float | None,
+    time_lag: float | str | None,
     overlap_clusters: int | None,
     tail: str,
     tail_threshold: int,
@@ -228,7 +246,9 @@ def _check_options(
         check_integer("overlap_clusters", overlap_clusters, low=1)
     check_integer("tail_threshold", tail_threshold)
     check_choice("tail", tail, Tail)
-    if time_lag is not None:
+    if isinstance(time_lag, str):
+        check_choice("time_lag", time_lag, ["auto"])
+    elif time_lag is not None:
         check_number("time_lag", time_lag, low=0, open_low=True)
     if n_cells < 2 * min_window_size:
         raise ValueError(
@@ -250,7 +270,7 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
     x
         Positions of shape ``[n_cells, n_dims]``.
     n_clusters
-        Number of clusters; a hundredth of the cells, from 5 to 30, where not given.
+        Number of clusters; where not given, one per 40 cells, 5 to 14, and one per 100 cells up to 30.
     random_state
         Seed.
 
@@ -259,7 +279,8 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
     Labels of shape ``[n_cells]``.
     """
     if n_clusters is None:
-        n_clusters = min(max(5, min(30, x.shape[0] // 100)), x.shape[0])
+        # Fewer would overlap so much that a neighbourhood holds several branches, each with a time of its own.
+        n_clusters = min(max(5, min(14, x.shape[0] // 40), min(30, x.shape[0] // 100)), x.shape[0])
     check_integer("n_clusters", n_clusters, low=1)
     if n_clusters > x.shape[0]:
         raise ValueError(f"Expected `n_clusters` of at most the number of cells, `{x.shape[0]}`, found `{n_clusters}`.")
@@ -324,15 +345,49 @@ def _lagged(
     return starts[far], target[far]
 
 
+def _find_lag(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    neighborhoods: list[tuple[NDArray[np.int64], NDArray[np.int64], int]],
+    graph: sp.csr_matrix | None,
+) -> float:
+    """Return the shortest lag over which windows typically move further than cells lie off the manifold."""
+    span = float(np.ptp(time))
+    if graph is None or not neighborhoods:
+        return USUAL_LAG * span
+    # Positions, squared distance from the centre and squared residual: their means over a window are differences of
+    # sums along the ordered cells.
+    centred = x - x.mean(axis=0)
+    columns = np.column_stack([centred, np.sum(centred**2, axis=1), np.sum(residuals(x, graph) ** 2, axis=1)])
+    sums = [np.vstack([np.zeros(columns.shape[1]), np.cumsum(columns[o], axis=0)]) for o, _, _ in neighborhoods]
+
+    def exceeds(lag: float) -> bool:
+        signal, noise = [], []
+        for (ordered, starts, size), total in zip(neighborhoods, sums, strict=True):
+            source, target = _lagged(starts, time[ordered], size, lag)
+            here, there = ((total[at + size] - total[at]) / size for at in (source, target))
+            # The means are off by what their cells scatter: that adds to their distance.
+            scatter = sum(mean[:, -2] - np.sum(mean[:, :-2] ** 2, axis=1) for mean in (here, there)) / size
+            signal.append(np.sum((there - here)[:, :-2] ** 2, axis=1) - scatter)
+            noise.append((here + there)[:, -1] / 2)
+        return any(map(len, signal)) and bool(np.median(np.concatenate(signal)) > np.median(np.concatenate(noise)))
+
+    lags = [float(lag) for lag in LAGS * span]
+    width = np.concatenate([time[o[starts + size - 1]] - time[o[starts]] for o, starts, size in neighborhoods])
+    return float(np.clip(np.median(width), next((lag for lag in lags if exceeds(lag)), lags[-1]), lags[-1]))
+
+
 def _assemble(
     windows: list[NDArray[np.int64]],
     pairs: NDArray[np.int64],
     time: NDArray[np.float64],
     labels: NDArray[np.int64],
     n_skipped: int,
+    time_lag: float | None = None,
 ) -> Windows:
     offsets = np.concatenate([[0], np.cumsum([window.size for window in windows])]).astype(np.int64)
     indices = np.concatenate(windows)
     mean_time = np.add.reduceat(time[indices], offsets[:-1]) / np.diff(offsets)
     dt = mean_time[pairs[:, 1]] - mean_time[pairs[:, 0]]
-    return Windows(indices, offsets, pairs, dt, np.asarray(labels, dtype=np.int64), n_skipped)
+    lag = float("nan") if time_lag is None else float(time_lag)
+    return Windows(indices, offsets, pairs, dt, np.asarray(labels, dtype=np.int64), n_skipped, lag)

@@ -210,6 +210,7 @@ class Cells:
         return np.column_stack([-2 * x[:, 1] + 1, 2 * x[:, 0], np.sin(2 * x[:, 2]) + 1])
 
     def fit(self, **kwargs) -> VelocityField:
+        """Fit these cells, or others; without a relaxation, where none is given."""
         inputs = {name: kwargs.pop(name, getattr(self, name)) for name in ("x", "time", "velocity", "weight", "graph")}
         return fit_field(**inputs, **{**QUICK, **kwargs})
 
@@ -415,6 +416,104 @@ def test_smoothness_penalty_flattens_the_field(cells: Cells, field: VelocityFiel
         return float(((v[i] - v[j]) ** 2).mean())
 
     assert roughness(cells.fit(lambda_smooth=100.0)) < roughness(field) / 3
+
+
+# ------------------------------------------------------------------- the part in which neighbours may differ
+class Sheet:
+    """Cells around a line, along which they move and to which they return, and how fast they do either."""
+
+    def __init__(self, n: int = 500, rate: float = 8.0) -> None:
+        rng = np.random.default_rng(0)
+        self.x = np.column_stack([rng.uniform(-1, 1, n), rng.normal(scale=0.3, size=(n, 2))])
+        self.relaxation = -rate * self.x * [0, 1, 1]
+        self.current = np.column_stack([np.full(n, 2.0), np.cos(2 * self.x[:, 0]), np.zeros(n)])
+        self.graph = sp.csr_matrix(kneighbors_graph(self.x[:, :1], 10))  # neighbours of any distance from the line
+
+    def fit(self, noise: float = 0.0, **kwargs) -> VelocityField:
+        velocity = self.current + self.relaxation
+        velocity = velocity + np.random.default_rng(1).normal(scale=noise, size=velocity.shape)
+        inputs = {"x": self.x, "time": self.x[:, 0], "velocity": velocity, "weight": np.ones(len(self.x))}
+        return fit_field(**{**inputs, "graph": self.graph, **QUICK, "use_time": False, **kwargs})
+
+    def rates(self, field: VelocityField) -> list[float]:
+        """Return how fast a field lets cells go to the line, from either side."""
+        return [-np.polyfit(self.x[:, k], field(self.x, 0.0)[:, k], 1)[0] for k in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def sheet() -> Sheet:
+    return Sheet()
+
+
+@pytest.mark.parametrize("lambda_smooth", [1.0, 30.0])
+def test_smoothness_leaves_the_relaxation_alone(sheet: Sheet, lambda_smooth: float):
+    kept, lost = (
+        sheet.fit(relaxation=relaxation, lambda_smooth=lambda_smooth) for relaxation in (sheet.relaxation, None)
+    )
+    np.testing.assert_allclose(sheet.rates(kept), 8, rtol=0.15)
+    assert max(sheet.rates(lost)) < 8 / (1 + lambda_smooth)  # flattened as all else is
+    i, j = sheet.graph.nonzero()
+    v = kept(sheet.x, 0.0)
+    rest = v - sheet.relaxation
+    assert ((rest[i] - rest[j]) ** 2).mean() < ((v[i] - v[j]) ** 2).mean() / 20
+
+
+def test_smoothness_flattens_what_is_not_relaxation(sheet: Sheet):
+    """Of two parts that fall from the line alike, the one that is given as relaxation stays."""
+    only_one = sheet.relaxation * [0, 1, 0]
+    first, second = sheet.rates(sheet.fit(relaxation=only_one, lambda_smooth=30.0))
+    assert first == pytest.approx(8, rel=0.15)
+    assert second < 1
+
+
+def test_noise_is_smoothed_beside_a_relaxation_that_is_kept(sheet: Sheet):
+    truth = sheet.current + sheet.relaxation
+    options = {"noise": 3.0, "relaxation": sheet.relaxation, "hidden": (128, 128), "patience": 100}
+    rough, smooth = (sheet.fit(lambda_smooth=lambda_smooth, **options)(sheet.x, 0.0) for lambda_smooth in (0.0, 1.0))
+    assert error(smooth, truth) < 0.8 * error(rough, truth)
+
+
+def test_no_relaxation_is_one_of_zeros_and_one_for_all_cells_is_none(cells: Cells):
+    none = cells.fit(n_steps=50, lambda_smooth=1.0)
+    zeros = cells.fit(n_steps=50, lambda_smooth=1.0, relaxation=np.zeros_like(cells.x))
+    for name, weight in none.weights.items():
+        np.testing.assert_array_equal(weight, zeros.weights[name])
+    alike = cells.fit(n_steps=50, lambda_smooth=1.0, relaxation=np.tile([1.0, -2, 0.5], (500, 1)))
+    np.testing.assert_allclose(alike(cells.x, 0.5), none(cells.x, 0.5), atol=1e-3)
+
+
+def test_relaxation_matters_to_smoothness_only(sheet: Sheet):
+    fields = [sheet.fit(relaxation=part, lambda_smooth=0.0, n_steps=50) for part in (None, 100 * sheet.relaxation)]
+    for name, weight in fields[0].weights.items():
+        np.testing.assert_array_equal(weight, fields[1].weights[name])
+    np.testing.assert_array_equal(fields[0].history["total"], fields[1].history["total"])
+    assert fields[0].history["smooth"][-1] < fields[1].history["smooth"][-1]
+
+
+def test_relaxation_has_the_unit_of_the_velocity(sheet: Sheet):
+    velocity = sheet.current + sheet.relaxation
+    plain, scaled = (
+        sheet.fit(x=64 * sheet.x, velocity=unit * velocity, relaxation=unit * sheet.relaxation, n_steps=50)
+        for unit in (1, 1024)
+    )
+    np.testing.assert_allclose(scaled(64 * sheet.x, 0.0) / 1024, plain(64 * sheet.x, 0.0), rtol=1e-3, atol=1e-3)
+
+
+def test_smoothness_by_default_compares_neighbours_less_their_relaxation(sheet: Sheet, monkeypatch):
+    """The pairs that the penalty gets are the predictions less the relaxation, in units of the velocity."""
+    seen = []
+    monkeypatch.setattr(
+        training_module,
+        "smoothness_loss",
+        lambda here, there: seen.append((here, there)) or smoothness_loss(here, there),
+    )
+    given, none = (sheet.fit(relaxation=part, n_steps=1) for part in (sheet.relaxation, None))
+    drawn = [np.concatenate([part.detach().numpy() for part in pair]) for pair in seen]
+    taken_off = (drawn[1] - drawn[0]) * given.velocity_scale  # both start from the same weights
+    assert given.velocity_scale == none.velocity_scale
+    distance = np.abs(taken_off[:, None] - sheet.relaxation).max(axis=2).min(axis=1)
+    assert distance.max() < 1e-5
+    assert np.abs(taken_off).max() > 1
 
 
 # --------------------------------------------------------------------------------------- degenerate input

@@ -299,9 +299,15 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
     kernel.compute_windows(**cut)
     np.testing.assert_array_equal(kernel.windows.indices, windows.indices)
     np.testing.assert_array_equal(kernel.windows.dt, windows.dt)
+    # By itself the lag is learnt from the kernel's own neighbours.
+    found = build_windows(cells.x, cells.time, graph=graph, labels=cells.labels)
+    by_default = OTVelocityKernel(adata, cluster_key="clusters").compute_windows().windows
+    assert by_default.time_lag == found.time_lag != pytest.approx(0.05)
+    np.testing.assert_array_equal(by_default.indices, found.indices)
 
     solve = {
-        "epsilon": 0.1, "lambda_time": 0.5, "lambda_knn": 0.3, "relaxation": 0.4, "tol": 1e-4, "max_iter": 77,
+        "epsilon": 0.1, "lambda_time": 0.5, "lambda_knn": 0.3, "reach": 0.7, "relaxation": 0.4, "tol": 1e-4,
+        "max_iter": 77,
     }  # fmt: skip
     transport = compute_velocity(cells.x, cells.time, windows, graph, **solve)
     kernel.compute_velocity(**solve, **QUIET)
@@ -312,19 +318,25 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
         "hidden": (9, 7), "use_time": False, "lambda_smooth": 0.3, "lambda_curl": 0.2, "lambda_divergence": 0.1,
         "n_steps": 60, "batch_size": 50, "learning_rate": 1e-3, "held_out": 0.2, "patience": 3, "random_state": 8,
     }  # fmt: skip
-    field = fit_field(cells.x, cells.time, transport.velocity, transport.confidence, graph, **train)
+    assert np.abs(transport.relaxation).max() > 0
+    field = fit_field(
+        cells.x, cells.time, transport.velocity, transport.confidence, graph, transport.relaxation, **train
+    )
     kernel.fit_field(**train, **QUIET)
     np.testing.assert_array_equal(kernel.velocity, field(cells.x, cells.time))
 
     options = {"similarity": "correlation", "softmax_scale": 3.0, "threshold": 0.02, "variance_stabilize": True}
     for smooth, velocity in ((True, kernel.velocity), (False, transport.velocity)):
-        expected = compute_transitions(cells.x, velocity, graph, **options)
-        kernel.compute_transition_matrix(smooth=smooth, **options)
+        settle = smooth
+        expected = compute_transitions(cells.x, velocity, graph, ends=transport.ends() if settle else None, **options)
+        kernel.compute_transition_matrix(smooth=smooth, settle=settle, **options)
         np.testing.assert_allclose(kernel.transition_matrix.toarray(), expected.matrix.toarray(), atol=1e-14)
         np.testing.assert_array_equal(kernel.logits.toarray(), expected.logits.toarray())
     for mode in ("transpose", "negate"):
         back = (~kernel).compute_transition_matrix(backward_mode=mode)
-        expected = compute_transitions(cells.x, kernel.velocity, graph, backward_mode=mode)
+        expected = compute_transitions(
+            cells.x, kernel.velocity, graph, backward_mode=mode, ends=transport.ends(backward=True)
+        )
         np.testing.assert_array_equal(back.transition_matrix.toarray(), expected.matrix.toarray())
 
 
@@ -367,7 +379,9 @@ def test_genes_are_compared_through_the_loadings(computed):
     genes = [f"gene_{i}" for i in (1, 4, 7, 8, 11)]
     computed.compute_transition_matrix(gene_subset=genes)
     loadings = computed.adata.varm["PCs"][[1, 4, 7, 8, 11]].T
-    expected = compute_transitions(computed.cells.x, computed.velocity, computed.connectivities, loadings=loadings)
+    expected = compute_transitions(
+        computed.cells.x, computed.velocity, computed.connectivities, loadings=loadings, ends=computed.transport.ends()
+    )
     np.testing.assert_allclose(computed.transition_matrix.toarray(), expected.matrix.toarray(), atol=1e-12)
     by_name = computed.transition_matrix
     assert computed.compute_transition_matrix(gene_subset=pd.Index(genes)).transition_matrix is by_name
@@ -391,6 +405,7 @@ def test_logits_have_the_edges_of_the_graph(computed):
     assert logits.shape == (240, 240)
     assert logits.nnz == computed.connectivities.nnz
     assert np.abs(logits.data).max() <= 1 + 1e-12  # cosines
+    computed.compute_transition_matrix(softmax_scale="median")
     scale = 1 / np.median(np.abs(logits.data))
     assert computed.params["softmax_scale"] == pytest.approx(scale)
 

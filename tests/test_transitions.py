@@ -80,7 +80,9 @@ def host_kernel(adata: AnnData, velocity: np.ndarray, *, backward: bool = False)
 def test_forward_equals_cellrank_edge_by_edge(adata: AnnData, planted, velocity, similarity, softmax_scale):
     host = host_kernel(adata, velocity)
     host.compute_transition_matrix(similarity=similarity, softmax_scale=softmax_scale, show_progress_bar=False)
-    ours = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, softmax_scale=softmax_scale)
+    ours = compute_transitions(
+        planted.x, velocity, planted.graph, similarity=similarity, softmax_scale=softmax_scale or "median"
+    )
     np.testing.assert_allclose(ours.logits.toarray(), host.logits.toarray(), atol=1e-12)
     np.testing.assert_allclose(ours.matrix.toarray(), host.transition_matrix.toarray(), atol=1e-12)
     assert ours.softmax_scale == pytest.approx(softmax_scale or host.params["softmax_scale"], rel=1e-12)
@@ -105,7 +107,7 @@ def test_backward_equals_cellrank_edge_by_edge(adata: AnnData, planted, velocity
 def test_transposed_scale_equals_that_of_cellrank(adata: AnnData, planted, velocity):
     host = host_kernel(adata, velocity, backward=True)
     host.compute_transition_matrix(similarity="cosine", show_progress_bar=False)
-    ours = compute_transitions(planted.x, velocity, planted.graph, backward_mode="transpose")
+    ours = compute_transitions(planted.x, velocity, planted.graph, softmax_scale="median", backward_mode="transpose")
     assert ours.softmax_scale == pytest.approx(host.params["softmax_scale"], rel=1e-12)
     np.testing.assert_allclose(ours.matrix.toarray(), host.transition_matrix.toarray(), atol=1e-12)
 
@@ -128,7 +130,9 @@ def test_negate_is_forward_on_the_negative_velocity(planted, velocity, similarit
 def test_agrees_with_dense_algebra(planted, velocity, similarity, mode):
     logits = dense_logits(planted.x, velocity, planted.graph, similarity, transpose=mode == "transpose")
     edges = planted.graph.toarray() != 0
-    ours = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, backward_mode=mode)
+    ours = compute_transitions(
+        planted.x, velocity, planted.graph, similarity=similarity, softmax_scale="median", backward_mode=mode
+    )
     np.testing.assert_allclose(ours.logits.toarray(), logits, atol=1e-12)
     scale = 1 / np.median(np.abs(logits[edges]))
     assert ours.softmax_scale == pytest.approx(scale)
@@ -225,7 +229,7 @@ def test_repeats_are_bit_equal_and_inputs_stay(planted, velocity):
 def test_cell_without_a_velocity_follows_the_graph(planted, velocity, bad: float, mode: str | None):
     cells = [3, 50, 51]
     velocity[cells] = bad
-    result = compute_transitions(planted.x, velocity, planted.graph, backward_mode=mode)
+    result = compute_transitions(planted.x, velocity, planted.graph, softmax_scale="median", backward_mode=mode)
     expected = planted.graph[cells] / planted.graph[cells].sum(1)
     np.testing.assert_allclose(result.matrix[cells].toarray(), expected.toarray(), atol=1e-14)
     assert result.n_fallback == 3
@@ -365,6 +369,227 @@ def test_callable_must_return_one_number_per_edge(planted, velocity, function, m
         compute_transitions(planted.x, velocity, planted.graph, similarity=function)
 
 
+# --------------------------------------------------------------------------------------------- softmax scale
+@pytest.mark.parametrize("similarity", NAMED)
+@pytest.mark.parametrize("mode", [None, "transpose", "negate"])
+def test_auto_scale_leaves_half_of_the_neighbours(planted, velocity, similarity, mode):
+    result = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, backward_mode=mode)
+    share = (effective_neighbors(result.matrix) - 1) / (np.diff(planted.graph.indptr) - 1)
+    assert np.median(share) == pytest.approx(0.5, abs=1e-9)
+    named = compute_transitions(
+        planted.x, velocity, planted.graph, similarity=similarity, softmax_scale="auto", backward_mode=mode
+    )
+    np.testing.assert_array_equal(named.matrix.data, result.matrix.data)
+
+
+def test_auto_scale_follows_the_units_of_the_similarity(planted, velocity):
+    expected = compute_transitions(planted.x, velocity, planted.graph, similarity="dot_product")
+    found = compute_transitions(planted.x, 1e-7 * velocity, planted.graph, similarity="dot_product")
+    assert found.softmax_scale == pytest.approx(1e7 * expected.softmax_scale, rel=1e-8)
+    np.testing.assert_allclose(found.matrix.toarray(), expected.matrix.toarray(), atol=1e-9)
+
+
+@pytest.mark.parametrize("n_dims", [5, 20, 80])
+@pytest.mark.parametrize("n_neighbors", [15, 30, 100])
+def test_auto_scale_is_the_same_share_whatever_dimension_and_graph(n_dims: int, n_neighbors: int):
+    rng = np.random.default_rng(n_dims)
+    x, v = rng.normal(size=(400, n_dims)), rng.normal(size=(400, n_dims))
+    targets = np.array([rng.permutation(np.delete(np.arange(400), i))[:n_neighbors] for i in range(400)])
+    graph = sp.csr_matrix((np.ones(targets.size), targets.ravel(), np.arange(401) * n_neighbors), shape=(400, 400))
+    result = compute_transitions(x, v, graph)
+    assert np.median(effective_neighbors(result.matrix)) == pytest.approx((n_neighbors + 1) / 2, rel=1e-6)
+    # Cosines in a row vary by 1 / sqrt(2 * n_dims): were they normal, the scale would be sqrt(4 log 2 * n_dims).
+    assert result.softmax_scale / np.sqrt(n_dims) == pytest.approx(1.82, abs=0.2)
+
+
+def test_auto_scale_from_a_part_of_the_cells(planted, velocity, monkeypatch):
+    expected = compute_transitions(planted.x, velocity, planted.graph).softmax_scale
+    monkeypatch.setattr(transitions_module, "SCALE_CELLS", 100)
+    found = compute_transitions(planted.x, velocity, planted.graph).softmax_scale
+    assert found != expected
+    assert found == pytest.approx(expected, rel=0.1)
+
+
+def test_auto_scale_without_a_best_neighbour(planted, velocity):
+    """Rows that are constant, or tied for their best, are uniform at any scale."""
+    for function in (lambda v, d: np.ones(len(v)), lambda v, d: np.arange(len(v)) % 12 / 1e3 > 0):
+        result = compute_transitions(
+            planted.x, velocity, planted.graph, similarity=lambda v, d, f=function: f(v, d).astype(float)
+        )
+        assert np.isfinite(result.softmax_scale)
+        np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
+    pairs = sp.csr_matrix(np.eye(240, k=1) + np.eye(240, k=-1))
+    assert np.isfinite(compute_transitions(planted.x, velocity, pairs).softmax_scale)
+
+
+# ------------------------------------------------------------------------------------------------ Monte Carlo
+@pytest.fixture
+def std(velocity) -> np.ndarray:
+    """Return errors of the size of the velocity, not the same in any two dimensions."""
+    size = np.linalg.norm(velocity, axis=1, keepdims=True) / np.sqrt(velocity.shape[1])
+    return size * np.random.default_rng(9).uniform(0.5, 1.5, size=velocity.shape)
+
+
+def brute_force(planted, velocity, std, scale, n=2000, **options) -> np.ndarray:
+    """Return the mean over plain samples, one matrix after the other."""
+    rng = np.random.default_rng(11)
+    total = 0
+    for _ in range(n):
+        sampled = velocity + std * rng.normal(size=std.shape)
+        total = total + compute_transitions(planted.x, sampled, planted.graph, softmax_scale=scale, **options).matrix
+    return total.toarray() / n
+
+
+def monte_carlo(planted, velocity, std, **options):
+    return compute_transitions(planted.x, velocity, planted.graph, model="monte_carlo", velocity_std=std, **options)
+
+
+def total_variation(first, second) -> float:
+    """Return half the mean absolute difference of rows, in [0, 1]."""
+    return 0.5 * np.abs(np.asarray(first) - np.asarray(second)).sum(1).mean()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"similarity": "correlation"},
+        {"similarity": "dot_product"},
+        {"variance_stabilize": True},
+        {"backward_mode": "transpose"},
+        {"backward_mode": "negate"},
+        {"loadings": np.random.default_rng(12).normal(size=(5, 9))},
+        {"similarity": lambda v, d: -np.abs(v - d).sum(1)},
+        {"threshold": 0.02},
+    ],
+    ids=["default", "correlation", "dot", "stabilized", "transpose", "negate", "genes", "function", "threshold"],
+)
+def test_monte_carlo_agrees_with_brute_force(planted, velocity, std, options):
+    usual = compute_transitions(planted.x, velocity, planted.graph, **options)
+    found = monte_carlo(planted, velocity, std, **options)
+    assert found.softmax_scale == usual.softmax_scale
+    np.testing.assert_array_equal(found.logits.data, usual.logits.data)
+    np.testing.assert_allclose(found.matrix.sum(1), 1, rtol=0, atol=1e-12)
+    options = {name: value for name, value in options.items() if name != "threshold"}
+    expected = brute_force(planted, velocity, std, usual.softmax_scale, n=500, **options)
+    distance = total_variation(found.matrix.toarray(), expected)
+    assert distance < 0.04
+    assert distance < 0.35 * total_variation(usual.matrix.toarray(), expected)
+
+
+def test_monte_carlo_error_falls_with_the_samples(planted, velocity, std):
+    scale = compute_transitions(planted.x, velocity, planted.graph).softmax_scale
+    expected = brute_force(planted, velocity, std, scale)
+    error = [
+        total_variation(monte_carlo(planted, velocity, std, n_samples=n).matrix.toarray(), expected)
+        for n in (4, 16, 64, 256)
+    ]
+    assert (np.diff(error) < 0).all()
+    plain = brute_force(planted, velocity, std, scale, n=64)
+    assert error[2] < 0.6 * total_variation(plain, expected)
+
+
+def test_monte_carlo_without_an_error_is_deterministic(planted, velocity, std):
+    for options in ({}, {"backward_mode": "transpose"}, {"similarity": "dot_product"}):
+        expected = compute_transitions(planted.x, velocity, planted.graph, **options).matrix.toarray()
+        found = monte_carlo(planted, velocity, np.zeros_like(std), **options)
+        np.testing.assert_array_equal(found.matrix.toarray(), expected)
+    expected = compute_transitions(planted.x, velocity, planted.graph).matrix
+    std[::2] = 0
+    found = monte_carlo(planted, velocity, std).matrix
+    np.testing.assert_array_equal(found[::2].toarray(), expected[::2].toarray())
+    assert total_variation(found[1::2].toarray(), expected[1::2].toarray()) > 0.03
+    # and a small error is nearly none
+    np.testing.assert_allclose(monte_carlo(planted, velocity, 1e-9 + 0 * std).matrix.data, expected.data, rtol=1e-4)
+
+
+def test_uncertain_velocity_makes_rows_flatter(planted, velocity, std):
+    neighbors = [
+        np.median(effective_neighbors(monte_carlo(planted, velocity, factor * std).matrix)) for factor in (0, 0.5, 1, 4)
+    ]
+    assert (np.diff(neighbors) > 0.5).all()
+    flat = monte_carlo(planted, velocity, 1e6 * std).matrix
+    assert np.median(effective_neighbors(flat) / np.diff(planted.graph.indptr)) > 0.9
+
+
+@pytest.mark.parametrize("options", [{}, {"backward_mode": "transpose", "n_samples": 6}])
+def test_monte_carlo_is_decided_by_the_seed(planted, velocity, std, options):
+    before = velocity.copy(), std.copy()
+    first, second = (monte_carlo(planted, velocity, std, random_state=3, **options).matrix for _ in range(2))
+    np.testing.assert_array_equal(first.data, second.data)
+    other = monte_carlo(planted, velocity, std, random_state=4, **options).matrix
+    assert 0 < total_variation(first.toarray(), other.toarray()) < 0.1
+    np.testing.assert_array_equal(velocity, before[0])
+    np.testing.assert_array_equal(std, before[1])
+
+
+@pytest.mark.parametrize("elements", [1, 3000, 10**9])
+@pytest.mark.parametrize("options", [{}, {"backward_mode": "transpose", "n_samples": 6}])
+def test_samples_do_not_depend_on_chunks(planted, velocity, std, monkeypatch, elements: int, options):
+    expected = monte_carlo(planted, velocity, std, **options).matrix.data
+    monkeypatch.setattr(transitions_module, "CHUNK_ELEMENTS", elements)
+    found = monte_carlo(planted, velocity, std, **options).matrix.data
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # samples are averaged in single precision
+
+
+@pytest.mark.parametrize("n_samples", [1, 7, 40])
+@pytest.mark.parametrize("mode", [None, "negate"])
+def test_all_edges_at_once_or_one_sample_after_the_other(planted, velocity, std, n_samples: int, mode):
+    def cosine(v, d):
+        return (v * d).sum(1) / np.linalg.norm(v, axis=1) / np.linalg.norm(d, axis=1)
+
+    options = {"n_samples": n_samples, "backward_mode": mode}
+    expected = monte_carlo(planted, velocity, std, similarity=cosine, **options)
+    np.testing.assert_allclose(
+        monte_carlo(planted, velocity, std, **options).matrix.data, expected.matrix.data, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("n_dims", [1, 2, 5, 30])
+def test_samples_are_standard_normal(n_dims: int):
+    draws = np.stack(
+        [transitions_module._standard_samples(6, n_dims, np.random.default_rng(seed)) for seed in range(4000)]
+    )
+    np.testing.assert_allclose(draws.sum(1), 0, atol=1e-12)  # mirrored pairs
+    single = draws[:, 0] * np.random.default_rng(0).choice([-1, 1], (4000, n_dims))
+    np.testing.assert_allclose(single.mean(0), 0, atol=0.08)
+    np.testing.assert_allclose(np.cov(single, rowvar=False).reshape(n_dims, n_dims), np.eye(n_dims), atol=0.13)
+    assert (single[:, 0] ** 4).mean() == pytest.approx(3, abs=0.5)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan])
+@pytest.mark.parametrize("mode", [None, "transpose", "negate"])
+def test_monte_carlo_of_cells_without_velocity_or_neighbours(planted, velocity, std, bad: float, mode):
+    velocity[[3, 50]] = bad
+    std[[3, 50]] = np.nan  # not read
+    keep = np.ones(240)
+    keep[100] = 0
+    graph = sp.csr_matrix(sp.diags(keep) @ planted.graph @ sp.diags(keep))
+    options = {"backward_mode": mode, "model": "monte_carlo", "velocity_std": std, "n_samples": 8}
+    result = compute_transitions(planted.x, velocity, graph, **options)
+    usual = compute_transitions(planted.x, velocity, graph, backward_mode=mode)
+    assert (result.n_fallback, result.n_isolated) == (usual.n_fallback, usual.n_isolated)
+    np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
+    rows = [100] if mode == "transpose" else [3, 50, 100]
+    np.testing.assert_array_equal(result.matrix[rows].toarray(), usual.matrix[rows].toarray())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: None, 'Expected `velocity_std` for `model="monte_carlo"`, found none'),
+        (lambda s: s[:, :3], r"Expected `velocity_std` of shape `\(240, 5\)`, found `\(240, 3\)`"),
+        (lambda s: s[:, 0], r"Expected `velocity_std` of shape `\(240, 5\)`, found `\(240,\)`"),
+        (lambda s: -s, "`velocity_std` to be finite and not negative, found `240` cells"),
+        (lambda s: np.where(np.arange(240)[:, None] == 7, np.nan, s), "found `1` cells where it is not, .* cell `7`"),
+        (lambda s: np.where(np.arange(240)[:, None] == 7, np.inf, s), "found `1` cells where it is not"),
+    ],
+)
+def test_bad_velocity_std(planted, velocity, std, change, message: str):
+    with pytest.raises(ValueError, match=message):
+        monte_carlo(planted, velocity, change(std))
+
+
 # ------------------------------------------------------------------------------------------------- threshold
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.2, 0.9])
 def test_threshold_drops_small_probabilities_and_keeps_the_largest(planted, velocity, threshold: float):
@@ -387,7 +612,12 @@ def test_threshold_drops_small_probabilities_and_keeps_the_largest(planted, velo
         ({"backward_mode": "reverse"}, ValueError, r"`backward_mode` to be one of \['transpose', 'negate'\]"),
         ({"softmax_scale": 0}, ValueError, r"Expected `softmax_scale` to be in \(0, inf\), found `0`"),
         ({"softmax_scale": -1.0}, ValueError, r"Expected `softmax_scale` to be in \(0, inf\)"),
-        ({"softmax_scale": "auto"}, TypeError, "Expected `softmax_scale` to be a number"),
+        ({"softmax_scale": "mean"}, ValueError, r"`softmax_scale` to be one of \['auto', 'median'\], found `'mean'`"),
+        ({"softmax_scale": [2.0]}, TypeError, "Expected `softmax_scale` to be a number"),
+        ({"model": "stochastic"}, ValueError, r"`model` to be one of \['deterministic', 'monte_carlo'\]"),
+        ({"n_samples": 0}, ValueError, "Expected `n_samples` to be at least `1`, found `0`"),
+        ({"n_samples": 3.0}, TypeError, "Expected `n_samples` to be an integer"),
+        ({"random_state": -1}, ValueError, "Expected `random_state` to be at least `0`"),
         ({"threshold": 1.0}, ValueError, r"Expected `threshold` to be in \[0, 1\), found `1.0`"),
         ({"threshold": -0.1}, ValueError, r"Expected `threshold` to be in \[0, 1\)"),
     ],
@@ -442,3 +672,24 @@ def test_condition_number_of_many_cells_is_a_lower_bound(monkeypatch, caplog):
     monkeypatch.setattr(transitions_module, "FACTORIZE_BELOW", 50)
     found = condition_number(sp.csr_matrix(matrix))
     assert 1 <= found <= np.linalg.cond(matrix, "fro") * 1.01
+
+
+def test_cells_at_an_end_keep_among_themselves(planted, velocity):
+    x, graph, n = planted.x, planted.graph, len(planted.x)
+    ends = planted.time > 0.9
+    usual = compute_transitions(x, velocity, graph).matrix
+    settled = compute_transitions(x, velocity, graph, ends=ends).matrix
+    np.testing.assert_allclose(settled.sum(axis=1), 1)
+    np.testing.assert_array_equal(settled[~ends].toarray(), usual[~ends].toarray())
+    for cell in np.flatnonzero(ends):
+        weights = graph[cell].toarray()[0] * ends
+        expected = 0.95 * weights / weights.sum() + 0.05 * usual[cell].toarray()[0]
+        np.testing.assert_allclose(settled[cell].toarray()[0], expected)
+    assert 0 < ends.sum() < n
+    assert (settled.toarray() > 0).sum() == (usual.toarray() > 0).sum()  # it can still leave
+
+
+def test_an_end_without_another_goes_on_as_others(planted, velocity):
+    ends = np.arange(len(planted.x)) == 7
+    usual, settled = (compute_transitions(planted.x, velocity, planted.graph, ends=e).matrix for e in (None, ends))
+    np.testing.assert_array_equal(settled.toarray(), usual.toarray())

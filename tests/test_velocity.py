@@ -1,7 +1,8 @@
 """Velocity from couplings: planted flows, equivariances, cells without an estimate, and a naive loop over POT."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import ot
@@ -9,15 +10,20 @@ import pytest
 import scipy.sparse as sp
 import torch
 from scipy.stats import ortho_group
+from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import velocity as velocity_module
-from cellrank_velot.velocity import TransportVelocity, compute_velocity, noise_filter
-from cellrank_velot.windows import Windows
+from cellrank_velot.manifold import residuals, structured_share
+from cellrank_velot.velocity import TransportVelocity, compute_velocity
+from cellrank_velot.windows import Windows, build_windows
 
 # The method of the reference, VelOT 1.0.0, solved to the end.
 REFERENCE = {
-    "epsilon": 0.05, "lambda_time": 1.0, "lambda_knn": 1.0, "relaxation": 1.0, "tol": 1e-10, "max_iter": 5000,
+    "epsilon": 0.05, "lambda_time": 1.0, "lambda_knn": 1.0, "reach": None, "relaxation": 1.0, "tol": 1e-10,
+    "max_iter": 5000,
 }  # fmt: skip
+# What a user gets, solved to the end.
+DEFAULT = {**REFERENCE, "lambda_knn": 0.0, "reach": 2.0, "relaxation": "auto"}
 
 
 def in_windows(time: np.ndarray, labels: np.ndarray | None = None) -> Windows:
@@ -40,64 +46,111 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
+def rms(vectors: np.ndarray) -> float:
+    return float(np.sqrt(np.nanmean(np.sum(vectors**2, axis=1))))
+
+
 @dataclass(frozen=True)
 class Flow:
-    """Cells, their windows, and the velocity that the defaults of :data:`REFERENCE` give."""
+    """Cells, their windows, and the velocity that some options give."""
 
     x: np.ndarray
     time: np.ndarray
     graph: sp.csr_matrix
     windows: Windows
     result: TransportVelocity
+    options: dict[str, Any]
 
     @property
     def known(self) -> np.ndarray:
         return self.result.has_estimate
 
+    def again(self, **changes) -> TransportVelocity:
+        """Solve with other cells, windows or options."""
+        inputs = [changes.pop(name, getattr(self, name)) for name in ("x", "time", "windows", "graph")]
+        return solve(*inputs, **{**self.options, **changes})
+
+
+def flow_of(planted, options: dict[str, Any]) -> Flow:
+    windows = in_windows(planted.time, planted.labels)
+    result = solve(planted.x, planted.time, windows, planted.graph, **options)
+    return Flow(planted.x, planted.time, planted.graph, windows, result, options)
+
 
 @pytest.fixture(scope="module")
 def flow(planted) -> Flow:
-    windows = in_windows(planted.time, planted.labels)
-    return Flow(planted.x, planted.time, planted.graph, windows, solve(planted.x, planted.time, windows, planted.graph))
+    return flow_of(planted, REFERENCE)
+
+
+@pytest.fixture(scope="module", params=[REFERENCE, DEFAULT], ids=["reference", "default"])
+def any_flow(planted, request) -> Flow:
+    return flow_of(planted, request.param)
+
+
+PER_CELL = (
+    "velocity", "relaxation", "spread", "n_effective", "disagreement", "support", "n_forward", "n_backward",
+)  # fmt: skip
+
+
+def assert_same(found: TransportVelocity, expected: TransportVelocity, order=slice(None), **allowed: float) -> None:
+    """Compare all that is known of each cell, confidence and variance included."""
+    for name in (*PER_CELL, "variance", "confidence"):
+        a, b = getattr(found, name), getattr(expected, name)[order]
+        np.testing.assert_allclose(a, b, err_msg=name, **allowed)
 
 
 # -------------------------------------------------------------------------------------------- planted truth
+@pytest.mark.parametrize("reach", [None, 2.0])
 @pytest.mark.parametrize("epsilon", [0.01, 0.05])
-def test_recovers_a_drift(epsilon: float):
+def test_recovers_a_drift(epsilon: float, reach):
     rng = np.random.default_rng(0)
     drift = np.array([3.0, -2.0, 0.0, 1.0])
     time = np.sort(rng.random(200))
     x = time[:, None] * drift + rng.normal(scale=0.02, size=(200, 4))
-    result = solve(x, time, in_windows(time), epsilon=epsilon)
+    result = solve(x, time, in_windows(time), epsilon=epsilon, reach=reach)
     found = result.velocity[result.has_estimate]
     assert np.median(cosine(found, np.broadcast_to(drift, found.shape))) > 0.99
     np.testing.assert_allclose(found.mean(0), drift, atol=0.25)
 
 
-def test_recovers_the_planted_bifurcation(flow: Flow, planted):
-    known = flow.known
+def test_recovers_the_planted_bifurcation(any_flow: Flow, planted):
+    known = any_flow.known
     assert known.mean() > 0.6
-    assert (cosine(flow.result.velocity[known], planted.velocity[known]) > 0).mean() > 0.9
+    assert (cosine(any_flow.result.velocity[known], planted.velocity[known]) > 0).mean() > 0.9
     for label in range(3):  # measurement noise averages out within the stem and within each fate
         part = known & (planted.labels == label)
-        found, truth = flow.result.velocity[part].mean(0), planted.velocity[part].mean(0)
+        found, truth = any_flow.result.velocity[part].mean(0), planted.velocity[part].mean(0)
         assert cosine(found[None], truth[None])[0] > 0.97
         assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(truth), rel=0.35)
 
 
-def test_cells_that_only_change_places_have_no_drift():
+@pytest.mark.parametrize("reach", [None, 2.0])
+def test_cells_that_only_change_places_have_no_drift(reach):
     rng = np.random.default_rng(1)
     time = np.sort(rng.random(240))
     x = rng.normal(size=(240, 3))
-    result = solve(x, time, in_windows(time))
+    result = solve(x, time, in_windows(time), reach=reach)
     speed = np.linalg.norm(result.velocity[result.has_estimate].mean(0)) * result.has_estimate.size**-0.5
     assert speed < 0.2
 
 
 # ------------------------------------------------------------------------------------ an independent solver
-def by_loops(x, time, windows, graph, epsilon, lambda_time, lambda_knn):
-    """Solve one pair at a time by POT and average cell by cell; return both velocities and their pairs."""
-    sums = {direction: (np.zeros_like(x), np.zeros(len(x)), np.zeros(len(x), dtype=int)) for direction in "+-"}
+@dataclass(frozen=True)
+class Move:
+    """What one window pair says of one cell."""
+
+    pair: int
+    direction: str
+    cell: int
+    displacement: np.ndarray
+    variance: np.ndarray
+    n_effective: float
+    dt: float
+
+
+def moves_by_loops(x, time, windows, graph, epsilon, lambda_time, lambda_knn) -> list[Move]:
+    """Solve one pair at a time by POT, and look at each cell's share of the plan."""
+    moves = []
     for number, (source, target) in enumerate(windows.pairs):
         here, there = windows.cells(source), windows.cells(target)
         cost = ot.dist(x[here], x[there])
@@ -108,128 +161,226 @@ def by_loops(x, time, windows, graph, epsilon, lambda_time, lambda_knn):
             adjacent = graph[here][:, there].toarray() != 0
             cost += lambda_knn * ~adjacent
         plan = ot.sinkhorn(ot.unif(here.size), ot.unif(there.size), cost, epsilon, stopThr=1e-12, numItermax=50_000)
-        moves = [("+", cell, plan[i] @ x[there] / plan[i].sum() - x[cell], adjacent[i]) for i, cell in enumerate(here)]
-        moves += [
-            ("-", cell, x[cell] - plan[:, j] @ x[here] / plan[:, j].sum(), adjacent[:, j])
-            for j, cell in enumerate(there)
-        ]
-        for direction, cell, move, reach in moves:
-            if reach.any():
-                displacement, elapsed, count = sums[direction]
-                displacement[cell] += move
-                elapsed[cell] += windows.dt[number]
-                count[cell] += 1
-    with np.errstate(invalid="ignore"):
-        (ahead, n_ahead), (behind, n_behind) = ((d / e[:, None], n) for d, e, n in sums.values())
-    return ahead, n_ahead, behind, n_behind
+        for direction, cells, others, shares, near in (
+            ("+", here, there, plan, adjacent), ("-", there, here, plan.T, adjacent.T)
+        ):  # fmt: skip
+            for cell, share, reached in zip(cells, shares, near, strict=True):
+                if reached.any():
+                    p = share / share.sum()
+                    displacement = (p @ x[others] - x[cell]) * (1 if direction == "+" else -1)
+                    variance = np.diag(np.cov(x[others].T, aweights=p, ddof=0))
+                    moves.append(
+                        Move(number, direction, cell, displacement, variance, 1 / (p**2).sum(), windows.dt[number])
+                    )
+    return moves
 
 
-def joined(x, graph, ahead, behind, keep) -> np.ndarray:
-    """Return the current velocity and a share of what relaxes the cell, cell by cell.
+def joined_by_loops(x, time, windows, graph, moves: list[Move], reach, relaxation, pilot=slice(None)):
+    """Average cell by cell, and join both directions by their support; return all that is known of each cell.
 
-    Where a cell has one velocity only, its relaxation is in proportion to its residual from its neighbours.
+    Where a cell has little support in one direction, its relaxation is in proportion to its residual from its
+    neighbours.
     """
-    residual = np.zeros_like(x)
+    in_pilot = set(range(windows.n_pairs)[pilot])
+    squares = sorted(m.displacement @ m.displacement for m in moves if m.pair in in_pilot)
+    typical = squares[(len(squares) - 1) // 2]
+    sums = {(cell, direction): np.zeros(2 * x.shape[1] + 5) for cell in range(len(x)) for direction in "+-"}
+    for m in moves:
+        excess = 0 if reach is None else max(0.0, m.displacement @ m.displacement / typical - reach)
+        speed = m.displacement @ m.displacement / m.dt**2
+        row = np.concatenate([m.displacement, m.variance, [m.dt, m.n_effective, speed, 1]])
+        sums[m.cell, m.direction] += np.append(np.exp(-min(20, excess)) * row, 1)
+
+    n_dims = x.shape[1]
+    nan, sides, balance = np.full(n_dims, np.nan), {}, np.zeros(len(x))
+    for key, (*rows, dt, n_effective, speed, weight, count) in sums.items():
+        if count:
+            d, spread = np.array(rows[:n_dims]), np.array(rows[n_dims:])
+            between = max(0.0, speed / weight - (d / dt) @ (d / dt))
+            spread, n_effective = spread / weight / (dt / weight) ** 2, n_effective / weight
+            sides[key] = d / dt, spread, n_effective, weight / count, int(count), between
+        else:
+            sides[key] = nan, nan, 0.0, 0.0, 0, 0.0
+    residual, measured, even = np.zeros_like(x), np.zeros_like(x), np.zeros(len(x), dtype=bool)
     for cell in range(len(x)):
         row = graph[cell].toarray().ravel()
         if row.sum() > 0:
             residual[cell] = row @ x / row.sum() - x[cell]
-    has_ahead, has_behind = (np.isfinite(v).all(1) for v in (ahead, behind))
-    both = has_ahead & has_behind
-    halves = (ahead - behind)[both] / 2
-    rate = (residual[both] * halves).sum() / (residual[both] ** 2).sum()
-    velocity = np.full_like(ahead, np.nan)
-    for cell in range(len(x)):
-        if both[cell]:
-            relaxation = (ahead[cell] - behind[cell]) / 2
-            velocity[cell] = (ahead[cell] + behind[cell]) / 2 + keep @ relaxation
-        elif has_ahead[cell]:
-            velocity[cell] = ahead[cell] - rate * residual[cell] + keep @ (rate * residual[cell])
-        elif has_behind[cell]:
-            velocity[cell] = behind[cell] + rate * residual[cell] + keep @ (rate * residual[cell])
-    return velocity
+        (a, _, _, sa, na, _), (b, _, _, sb, nb, _) = sides[cell, "+"], sides[cell, "-"]
+        balance[cell] = (sa - sb) / (sa + sb) if na + nb else 0
+        measured[cell] = (a - b) / 2 if na and nb else 0
+        even[cell] = na and nb and abs(balance[cell]) < 0.5
+    rate = (residual[even] * measured[even]).sum() / (residual[even] ** 2).sum()
+
+    current, relaxing, spread = (np.full_like(x, np.nan) for _ in range(3))
+    n_effective, support, disagreement = np.zeros(len(x)), np.zeros(len(x)), np.full(len(x), np.nan)
+    for cell, m in enumerate(balance):
+        support[cell] = max(sides[cell, side][3] for side in "+-")
+        if not support[cell]:
+            continue
+        expected = rate * residual[cell]
+        shares = [(share, side) for share, side in (((1 + m) / 2, "+"), ((1 - m) / 2, "-")) if share > 0]
+        current[cell] = sum(share * sides[cell, side][0] for share, side in shares) - m * expected
+        relaxing[cell] = (1 - abs(m)) * measured[cell] + abs(m) * expected
+        spread[cell] = sum(share * sides[cell, side][1] for share, side in shares)
+        n_effective[cell] = sum(share * sides[cell, side][2] for share, side in shares)
+        disagreement[cell] = sum(share * sides[cell, side][5] for share, side in shares)
+    if relaxation == "auto":
+        lag = np.mean(windows.dt) / (time.max() - time.min())
+        size, bound = (np.sqrt(np.nanmean(np.sum(v**2, axis=1))) for v in (relaxing, current))
+        relaxation = min(structured_share(residual) * lag / 0.03, 0.47 * bound / size)
+    return {
+        "velocity": current + relaxation * relaxing,
+        "relaxation": np.nan_to_num(relaxation * relaxing),
+        "spread": spread,
+        "n_effective": n_effective,
+        "disagreement": disagreement,
+        "support": support,
+        "n_forward": [sides[cell, "+"][4] for cell in range(len(x))],
+        "n_backward": [sides[cell, "-"][4] for cell in range(len(x))],
+    }
 
 
-@pytest.mark.parametrize("relaxation", [0.0, 0.3, 1.0, "auto"])
 @pytest.mark.parametrize(
     ("epsilon", "lambda_time", "lambda_knn"), [(0.05, 1.0, 1.0), (0.02, 0.0, 0.3), (0.3, 2.0, 0.0)]
 )
-def test_agrees_with_a_loop_over_pot(flow: Flow, relaxation, epsilon: float, lambda_time: float, lambda_knn: float):
+def test_agrees_with_a_loop_over_pot(flow: Flow, monkeypatch, epsilon: float, lambda_time: float, lambda_knn: float):
+    monkeypatch.setattr(velocity_module, "PILOT_TOL", 1e-10)
     options = {"epsilon": epsilon, "lambda_time": lambda_time, "lambda_knn": lambda_knn}
-    result = solve(flow.x, flow.time, flow.windows, flow.graph, relaxation=relaxation, **options)
-    ahead, n_ahead, behind, n_behind = by_loops(flow.x, flow.time, flow.windows, flow.graph, **options)
-    assert result.converged.all()
-    np.testing.assert_array_equal(result.n_forward, n_ahead)
-    np.testing.assert_array_equal(result.n_backward, n_behind)
-    keep = noise_filter(flow.x, flow.graph) if relaxation == "auto" else relaxation * np.eye(5)
-    expected = joined(flow.x, flow.graph, ahead, behind, keep)
-    np.testing.assert_allclose(result.velocity, expected, atol=1e-6)  # NaN where NaN
-    assert np.isnan(expected).any()
+    cells = flow.x, flow.time, flow.windows, flow.graph
+    moves = moves_by_loops(*cells, **options)
+    for reach in (None, 0.5, 2.0):
+        for relaxation in (0.0, 0.3, 1.0, "auto"):
+            result = flow.again(reach=reach, relaxation=relaxation, **options)
+            assert result.converged.all()
+            expected = joined_by_loops(*cells, moves, reach, relaxation)
+            for name, values in expected.items():  # NaN where NaN
+                np.testing.assert_allclose(getattr(result, name), values, atol=1e-6, rtol=1e-6, err_msg=name)
+            assert np.isnan(result.velocity).any()
 
 
-def test_default_tolerance_is_tight_enough(flow: Flow):
-    loose = solve(flow.x, flow.time, flow.windows, flow.graph, tol=1e-6, max_iter=500)
-    np.testing.assert_allclose(loose.velocity, flow.result.velocity, atol=1e-3)
+@pytest.mark.parametrize("n_pairs", [1, 3, 5])
+def test_typical_displacement_comes_from_some_pairs_among_all(flow: Flow, monkeypatch, n_pairs: int):
+    monkeypatch.setattr(velocity_module, "PILOT_TOL", 1e-10)
+    monkeypatch.setattr(velocity_module, "PILOT_PAIRS", n_pairs)
+    cells = flow.x, flow.time, flow.windows, flow.graph
+    moves = moves_by_loops(*cells, epsilon=0.05, lambda_time=1.0, lambda_knn=1.0)
+    every = flow.windows.n_pairs // n_pairs
+    assert every > 1
+    expected = joined_by_loops(*cells, moves, 1.0, 0.5, pilot=slice(None, None, every))
+    result = flow.again(reach=1.0, relaxation=0.5)
+    np.testing.assert_allclose(result.velocity, expected["velocity"], atol=1e-6)
+    np.testing.assert_allclose(result.support, expected["support"], atol=1e-7)
+    assert (expected["support"] < 0.99).any()
+
+
+def test_pilot_need_not_be_solved_to_the_end(flow: Flow, monkeypatch):
+    quick = flow.again(reach=2.0)
+    monkeypatch.setattr(velocity_module, "PILOT_TOL", 1e-10)
+    np.testing.assert_allclose(quick.velocity, flow.again(reach=2.0).velocity, atol=0.02)
+
+
+def test_default_tolerance_is_tight_enough(any_flow: Flow):
+    loose = any_flow.again(tol=1e-6, max_iter=500)
+    np.testing.assert_allclose(loose.velocity, any_flow.result.velocity, atol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------- invariances
-def test_rotated_and_moved_cells_have_rotated_velocities(flow: Flow):
-    rotation = ortho_group.rvs(flow.x.shape[1], random_state=0)
-    result = solve(flow.x @ rotation + 7, flow.time, flow.windows, flow.graph)
-    np.testing.assert_allclose(result.velocity, flow.result.velocity @ rotation, atol=1e-6)
+def test_rotated_and_moved_cells_have_rotated_velocities(any_flow: Flow):
+    rotation = ortho_group.rvs(any_flow.x.shape[1], random_state=0)
+    result, expected = any_flow.again(x=any_flow.x @ rotation + 7), any_flow.result
+    turned = {name: getattr(expected, name) @ rotation for name in ("velocity", "relaxation")}
+    np.testing.assert_allclose(result.spread.sum(1), expected.spread.sum(1), rtol=1e-6)  # per axis, it can't turn
+    assert_same(replace(result, spread=expected.spread), replace(expected, **turned), atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 100.0])
-def test_scaled_cells_have_scaled_velocities(flow: Flow, factor: float):
-    result = solve(factor * flow.x, flow.time, flow.windows, flow.graph)
-    np.testing.assert_allclose(result.velocity / factor, flow.result.velocity, atol=1e-6)
+def test_scaled_cells_have_scaled_velocities(any_flow: Flow, factor: float):
+    result = any_flow.again(x=factor * any_flow.x)
+    unscaled = {name: getattr(result, name) / factor for name in ("velocity", "relaxation")}
+    unscaled |= {name: getattr(result, name) / factor**2 for name in ("spread", "disagreement")}
+    assert_same(replace(result, **unscaled), any_flow.result, atol=1e-6)
 
 
-@pytest.mark.parametrize("factor", [1e-3, 24.0])
-def test_velocity_is_per_unit_of_time(flow: Flow, factor: float):
-    time = factor * flow.time
-    windows = Windows.from_pairs([[flow.windows.cells(i) for i in pair] for pair in flow.windows.pairs], time)
-    result = solve(flow.x, time, windows, flow.graph)
-    np.testing.assert_allclose(result.velocity * factor, flow.result.velocity, atol=1e-6)
+@pytest.mark.parametrize(("factor", "start"), [(1e-3, 0.0), (24.0, 0.0), (2.0, -5.0)])
+def test_velocity_is_per_unit_of_time(any_flow: Flow, factor: float, start: float):
+    time = factor * any_flow.time + start
+    pairs = [[any_flow.windows.cells(i) for i in pair] for pair in any_flow.windows.pairs]
+    result = any_flow.again(time=time, windows=Windows.from_pairs(pairs, time))
+    unscaled = {name: getattr(result, name) * factor for name in ("velocity", "relaxation")}
+    unscaled |= {name: getattr(result, name) * factor**2 for name in ("spread", "disagreement")}
+    assert_same(replace(result, **unscaled), any_flow.result, atol=1e-6)
 
 
-def test_permuted_cells_have_permuted_velocities(flow: Flow, planted):
-    order = np.random.default_rng(2).permutation(flow.time.size)
-    time, labels = flow.time[order], planted.labels[order]
-    graph = flow.graph[order][:, order]
-    result = solve(flow.x[order], time, in_windows(time, labels), graph)
-    np.testing.assert_allclose(result.velocity, flow.result.velocity[order], atol=1e-8)
-    np.testing.assert_array_equal(result.n_windows, flow.result.n_windows[order])
+def test_permuted_cells_have_permuted_velocities(any_flow: Flow, planted):
+    order = np.random.default_rng(2).permutation(any_flow.time.size)
+    time, labels = any_flow.time[order], planted.labels[order]
+    graph = any_flow.graph[order][:, order]
+    result = any_flow.again(x=any_flow.x[order], time=time, windows=in_windows(time, labels), graph=graph)
+    assert_same(result, any_flow.result, order, atol=1e-8)
+
+
+def test_permuted_cells_have_the_same_pilot(planted):
+    """With more window pairs than the typical displacement is learnt from."""
+    order = np.random.default_rng(2).permutation(planted.time.size)
+    results = []
+    for ix in (np.arange(planted.time.size), order):
+        x, time, graph = planted.x[ix], planted.time[ix], planted.graph[ix][:, ix]
+        windows = build_windows(
+            x, time, labels=planted.labels[ix], window_size=6, min_window_size=4, overlap=0.7, time_lag=0.05
+        )
+        assert windows.n_pairs > 2 * velocity_module.PILOT_PAIRS
+        results.append(compute_velocity(x, time, windows, graph))
+    assert (results[0].support < 0.9).any()
+    assert_same(results[1], results[0], order, atol=1e-8)
 
 
 @pytest.mark.parametrize("relaxation", [0.0, 1.0])
-def test_reversed_time_turns_the_velocities_around(flow: Flow, relaxation: float):
+@pytest.mark.parametrize("reach", [None, 0.5, 2.0])
+def test_reversed_time_turns_the_velocities_around(flow: Flow, reach, relaxation: float, monkeypatch):
+    monkeypatch.setattr(velocity_module, "PILOT_TOL", 1e-10)
     pairs = [[flow.windows.cells(i) for i in pair[::-1]] for pair in flow.windows.pairs]
     reversed_windows = Windows.from_pairs(pairs, 1 - flow.time)
-    forward = solve(flow.x, flow.time, flow.windows, flow.graph, relaxation=relaxation)
-    backward = solve(flow.x, 1 - flow.time, reversed_windows, flow.graph, relaxation=relaxation)
+    forward = flow.again(relaxation=relaxation, reach=reach)
+    backward = flow.again(time=1 - flow.time, windows=reversed_windows, relaxation=relaxation, reach=reach)
     np.testing.assert_array_equal(forward.n_forward, backward.n_backward)
     if relaxation == 0:  # the current velocity knows no arrow of time
         np.testing.assert_allclose(backward.velocity, -forward.velocity, atol=1e-6)
-    else:
+    else:  # and what relaxes the cell always points back
         known = forward.has_estimate
         assert (cosine(forward.velocity[known], -backward.velocity[known]) > 0).mean() > 0.7
+        np.testing.assert_allclose(backward.relaxation, forward.relaxation, atol=1e-6)
+    for name in ("spread", "n_effective", "support"):
+        np.testing.assert_allclose(getattr(backward, name), getattr(forward, name), atol=1e-6, err_msg=name)
 
 
-def test_relaxation_moves_from_the_current_to_the_forward_velocity(flow: Flow):
-    none, some, all_ = (
-        solve(flow.x, flow.time, flow.windows, flow.graph, relaxation=share).velocity for share in (0.0, 0.25, 1.0)
-    )
-    np.testing.assert_allclose(some, 0.75 * none + 0.25 * all_, atol=1e-9)
+def test_reversed_time_turns_the_current_velocity_of_the_defaults_around(any_flow: Flow):
+    """As far as the pilot is solved."""
+    pairs = [[any_flow.windows.cells(i) for i in pair[::-1]] for pair in any_flow.windows.pairs]
+    windows = Windows.from_pairs(pairs, 1 - any_flow.time)
+    back = any_flow.again(time=1 - any_flow.time, windows=windows)
+    current, again = (r.velocity - r.relaxation for r in (any_flow.result, back))
+    np.testing.assert_allclose(again, -current, atol=0.01)
 
 
-def test_current_velocity_is_free_of_the_noise_of_the_cell():
+def test_relaxation_moves_from_the_current_to_the_forward_velocity(any_flow: Flow):
+    none, some, all_ = (any_flow.again(relaxation=share) for share in (0.0, 0.25, 1.0))
+    np.testing.assert_allclose(some.velocity, 0.75 * none.velocity + 0.25 * all_.velocity, atol=1e-9)
+    for result in (none, some, all_, any_flow.result):
+        np.testing.assert_allclose(result.velocity - result.relaxation, none.velocity, atol=1e-9)
+        assert_same(replace(result, velocity=none.velocity, relaxation=none.relaxation), none, atol=1e-9)
+    np.testing.assert_array_equal(none.relaxation, 0)
+
+
+@pytest.mark.parametrize("reach", [None, 2.0])
+def test_current_velocity_is_free_of_the_noise_of_the_cell(reach):
     rng = np.random.default_rng(5)
     time = np.sort(rng.random(300))
     noise = rng.normal(scale=0.1, size=(300, 3))
     x = np.column_stack([3 * time, np.zeros((300, 2))]) + noise
     current, forward = (
-        solve(x, time, in_windows(time), lambda_time=0.0, relaxation=share).velocity for share in (0.0, 1.0)
+        solve(x, time, in_windows(time), lambda_time=0.0, relaxation=share, reach=reach).velocity
+        for share in (0.0, 1.0)
     )
     both = solve(x, time, in_windows(time)).n_backward > 0
     slopes = [np.polyfit(noise[both, 1], v[both, 1], 1)[0] for v in (current, forward)]
@@ -237,71 +388,310 @@ def test_current_velocity_is_free_of_the_noise_of_the_cell():
     assert abs(slopes[0]) < abs(slopes[1]) / 5
 
 
-def test_far_from_the_origin_nothing_cancels(flow: Flow):
-    result = solve(flow.x + 1e6, flow.time, flow.windows, flow.graph)
-    np.testing.assert_allclose(result.velocity, flow.result.velocity, atol=1e-5)
+def test_far_from_the_origin_nothing_cancels(any_flow: Flow):
+    assert_same(any_flow.again(x=any_flow.x + 1e6), any_flow.result, atol=1e-5)
 
 
 @pytest.mark.parametrize("elements", [1, 2000, 10**9])
-def test_size_of_the_batches_does_not_matter(flow: Flow, monkeypatch, elements: int):
+def test_size_of_the_batches_does_not_matter(any_flow: Flow, monkeypatch, elements: int):
     monkeypatch.setattr(velocity_module, "BATCH_ELEMENTS", elements)
-    result = solve(flow.x, flow.time, flow.windows, flow.graph)
-    np.testing.assert_allclose(result.velocity, flow.result.velocity, atol=1e-9)
-    np.testing.assert_array_equal(result.converged, flow.result.converged)
+    result = any_flow.again()
+    assert_same(result, any_flow.result, atol=1e-9)
+    np.testing.assert_array_equal(result.converged, any_flow.result.converged)
 
 
-def test_order_of_the_pairs_does_not_matter(flow: Flow):
-    order = np.random.default_rng(4).permutation(flow.windows.n_pairs)
+def test_order_of_the_pairs_does_not_matter(any_flow: Flow):
+    order = np.random.default_rng(4).permutation(any_flow.windows.n_pairs)
     windows = Windows.from_dict(
-        {**flow.windows.to_dict(), "pairs": flow.windows.pairs[order], "dt": flow.windows.dt[order]}
+        {**any_flow.windows.to_dict(), "pairs": any_flow.windows.pairs[order], "dt": any_flow.windows.dt[order]}
     )
-    result = solve(flow.x, flow.time, windows, flow.graph)
-    np.testing.assert_allclose(result.velocity, flow.result.velocity, atol=1e-9)
-    np.testing.assert_allclose(result.marginal_error, flow.result.marginal_error[order], atol=1e-12)
+    result = any_flow.again(windows=windows)
+    assert_same(result, any_flow.result, atol=1e-9)
+    np.testing.assert_allclose(result.marginal_error, any_flow.result.marginal_error[order], atol=1e-12)
 
 
 def test_everyone_a_neighbour_is_no_graph(flow: Flow):
-    alone = solve(flow.x, flow.time, flow.windows)
+    alone = flow.again(graph=None)
     both = (alone.n_forward > 0) & (alone.n_backward > 0)  # the others are relaxed by their neighbours
     complete = sp.csr_matrix(np.ones((flow.time.size,) * 2))
-    found = solve(flow.x, flow.time, flow.windows, complete)
+    found = flow.again(graph=complete)
     np.testing.assert_allclose(found.velocity[both], alone.velocity[both], atol=1e-9)
-    ignored = solve(flow.x, flow.time, flow.windows, flow.graph, lambda_knn=0.0)
+    ignored = flow.again(lambda_knn=0.0)
     np.testing.assert_allclose(ignored.velocity[both], alone.velocity[both], atol=1e-12)
     np.testing.assert_array_equal(ignored.n_windows, alone.n_windows)
 
 
 def test_without_a_graph_a_velocity_that_is_alone_stays_as_it_is(flow: Flow):
-    none, all_ = (solve(flow.x, flow.time, flow.windows, relaxation=share) for share in (0.0, 1.0))
-    one = none.has_estimate & ((none.n_forward == 0) | (none.n_backward == 0))
-    assert one.any()
-    np.testing.assert_array_equal(none.velocity[one], all_.velocity[one])
+    for reach in (None, 2.0):
+        none, all_ = (flow.again(graph=None, relaxation=share, reach=reach) for share in (0.0, 1.0))
+        one = none.has_estimate & ((none.n_forward == 0) | (none.n_backward == 0))
+        assert one.any()
+        np.testing.assert_array_equal(none.velocity[one], all_.velocity[one])
+        np.testing.assert_array_equal(all_.relaxation[one], 0)
 
 
-def test_repeats_are_bit_equal_and_threads_are_given_back(flow: Flow):
+def test_repeats_are_bit_equal_and_threads_are_given_back(any_flow: Flow):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        again = solve(flow.x, flow.time, flow.windows, flow.graph)
+        again = any_flow.again()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_array_equal(again.velocity, flow.result.velocity)
+    for name in PER_CELL:
+        np.testing.assert_array_equal(getattr(again, name), getattr(any_flow.result, name))
+
+
+# ---------------------------------------------------------------------------------------------------- reach
+@dataclass(frozen=True)
+class Ending:
+    """Two branches, of which one has no cells after time 0.7, and the velocity that made them."""
+
+    x: np.ndarray
+    time: np.ndarray
+    velocity: np.ndarray
+    last: np.ndarray
+    newcomers: np.ndarray
+    before: np.ndarray
+
+    def solve(self, **options) -> TransportVelocity:
+        graph = sp.csr_matrix(kneighbors_graph(self.x, 10))
+        labels = np.zeros(self.time.size, dtype=np.int64)
+        windows = build_windows(self.x, self.time, labels=labels, window_size=24, time_lag=0.06)
+        return compute_velocity(self.x, self.time, windows, graph, **options)
+
+
+@pytest.fixture(scope="module", params=range(3))
+def ending(request) -> Ending:
+    rng, time = np.random.default_rng(request.param), np.linspace(0, 1, 600)
+    side = np.where(np.arange(600) % 2, 1.0, -1.0)  # in turn, so that windows have as many cells of each
+    side[time > 0.7] = 1
+    x = rng.normal(scale=0.05, size=(600, 3))
+    x[:, 0] += 4 * time
+    x[:, 1] += 4 * side * np.maximum(time - 0.3, 0)
+    velocity = np.column_stack([np.full(600, 4.0), 4 * side * (time > 0.3), np.zeros(600)])
+    last, newcomers = (side < 0) & (time > 0.66), (time > 0.7) & (time < 0.75)
+    return Ending(x, time, velocity, last, newcomers, (time > 0.35) & (time < 0.6))
+
+
+@pytest.mark.parametrize("relaxation", [0.0, "auto"])
+def test_branch_that_ends_goes_on_as_it_came(ending: Ending, relaxation):
+    """All mass of its last cells has to go to the other branch, far away; where they came from is still right."""
+    misled, led = (ending.solve(reach=reach, relaxation=relaxation) for reach in (None, 2.0))
+    wrong, right = (cosine(result.velocity, ending.velocity) for result in (misled, led))
+    assert (wrong[ending.last] < 0).all()
+    assert (right[ending.last] > 0.95).all()
+    assert np.median(wrong[ending.newcomers]) < 0.93  # as much mass came from the branch that ended
+    assert (right[ending.newcomers] > 0.95).all()
+    before = ending.before  # nothing ends there
+    assert rms(led.velocity[before] - misled.velocity[before]) < 0.05 * rms(misled.velocity[before])
+    length = np.linalg.norm(led.velocity[ending.last], axis=1)
+    # Somewhat slower: the last windows reach beyond the end, and are later than the cells of the branch in them.
+    assert np.median(length) == pytest.approx(np.sqrt(32), rel=0.25)
+
+
+def test_one_direction_is_support_enough(ending: Ending):
+    led = ending.solve()
+    assert (led.support[ending.last] > 0.5).all()
+    assert (led.n_forward[ending.last] > 0).all()
+    # What relaxes them is not half of a jump to the other branch, but in proportion to their residual.
+    jump, residual = (ending.solve(reach=reach, relaxation=1.0).relaxation[ending.last] for reach in (None, 2.0))
+    assert np.linalg.norm(jump, axis=1).min() > 2 * np.linalg.norm(residual, axis=1).max()
+
+
+def test_longer_reach_supports_more_until_all_counts_alike(any_flow: Flow):
+    supports = [any_flow.again(reach=reach).support for reach in (1e-3, 0.5, 2.0, 8.0, 1e9, None)]
+    for less, more in zip(supports[:-1], supports[1:], strict=True):
+        assert (less <= more + 1e-12).all()
+    for support in supports:
+        assert 0 <= support.min() <= support.max() <= 1
+        np.testing.assert_array_equal(support > 0, any_flow.known)
+    assert supports[0].max() < 1
+    np.testing.assert_array_equal(supports[-1], any_flow.known)
+    assert_same(any_flow.again(reach=1e9), any_flow.again(reach=None), atol=1e-12)
+
+
+def test_displacement_counts_less_by_its_excess_over_the_median():
+    # Single cells have no choice: displacements 1, 1, 1, 2 and 3 with a median square of one.
+    x, time = np.cumsum([0.0, 1, 1, 1, 2, 3])[:, None], np.arange(6.0)
+    windows = Windows.from_pairs([([i], [i + 1]) for i in range(5)], time)
+    result = solve(x, time, windows, reach=2.0, relaxation=0.0)
+    weight = np.exp([0, 0, 0, -2, -7])  # squares 4 and 9, less the two that are in reach
+    np.testing.assert_allclose(result.support, [1, 1, 1, 1, np.exp(-2), np.exp(-7)])
+    step = np.diff(x[:, 0])
+    blend = (weight * step)[:-1] + (weight * step)[1:]
+    np.testing.assert_allclose(result.velocity[:, 0], [1, *blend / (weight[:-1] + weight[1:]), 3])
+
+
+@pytest.mark.parametrize("jump", [30.0, 1e6])
+def test_cell_that_has_nothing_better_keeps_its_displacement(jump: float):
+    x, time = np.array([0.0, 1, 2, 3, 3 + jump])[:, None], np.arange(5.0)
+    windows = Windows.from_pairs([([i], [i + 1]) for i in range(4)], time)
+    result = solve(x, time, windows, reach=2.0)
+    np.testing.assert_allclose(result.velocity[:, 0], [1, 1, 1, 1, jump], rtol=1e-6 * jump)
+    np.testing.assert_allclose(result.support, [1, 1, 1, 1, np.exp(-20)])
+    assert result.confidence[4] < 1e-8
+
+
+def test_cells_that_mostly_stay_have_no_typical_displacement():
+    x, time = np.array([0.0, 0, 0, 0, 0, 5])[:, None], np.arange(6.0)
+    windows = Windows.from_pairs([([i], [i + 1]) for i in range(5)], time)
+    result = solve(x, time, windows, reach=2.0)
+    np.testing.assert_array_equal(result.support, 1)
+    np.testing.assert_allclose(result.velocity[-1], 5)
+
+
+# --------------------------------------------------------------------------------- what is kept of relaxation
+def noisy_line(speed: float, noise: float, n_cells: int = 600, seed: int = 0):
+    """Return cells on a line with noise in five other axes, double in the last; their noise, time and graph."""
+    rng, time = np.random.default_rng(seed), np.linspace(0, 1, n_cells)
+    off = rng.normal(size=(n_cells, 6)) * np.array([0, 1, 1, 1, 1, 2]) * noise
+    x = off.copy()
+    x[:, 0] = speed * time
+    return x, off, time, sp.csr_matrix(kneighbors_graph(time[:, None], 20))
+
+
+def lagged(x, time, graph, lag: float, **options) -> TransportVelocity:
+    labels = np.zeros(time.size, dtype=np.int64)
+    windows = build_windows(x, time, labels=labels, window_size=30, time_lag=lag)
+    return compute_velocity(x, time, windows, graph, **{"epsilon": 0.5, **options})
+
+
+@pytest.mark.parametrize("unit", [1.0, 24.0])
+@pytest.mark.parametrize("lag", [0.04, 0.08, 0.12])
+def test_cells_return_to_the_line_in_a_time_that_is_not_the_lag(lag: float, unit: float):
+    x, off, time, graph = noisy_line(10.0, 0.1)
+    kept, measured = (lagged(x, unit * time, graph, unit * lag, relaxation=relaxation) for relaxation in ("auto", 1.0))
+    both = (kept.n_forward > 0) & (kept.n_backward > 0)
+    slopes = [
+        unit * np.polyfit(off[both][:, 1:].ravel(), r.relaxation[both][:, 1:].ravel(), 1)[0] for r in (kept, measured)
+    ]
+    assert slopes[0] == pytest.approx(-structured_share(residuals(x, graph)) / 0.03, rel=0.15)
+    assert slopes[1] == pytest.approx(-1 / lag, rel=0.2)  # as far as the lag lets it
+    assert abs(np.polyfit(off[both, 1], kept.relaxation[both, 0], 1)[0]) < 0.1 * abs(slopes[0])  # not along the line
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+@pytest.mark.parametrize("lag", [0.04, 0.12])
+def test_kept_relaxation_is_at_most_a_share_of_the_current_velocity(lag: float, noise: float):
+    x, _, time, graph = noisy_line(3.0, noise)
+    result = lagged(x, time, graph, lag)
+    assert rms(result.relaxation[result.has_estimate]) == pytest.approx(0.47 * rms(result.velocity - result.relaxation))
+    small = lagged(*(noisy_line(10.0, 0.1)[i] for i in (0, 2, 3)), lag)
+    assert rms(small.relaxation[small.has_estimate]) < 0.2 * rms(small.velocity - small.relaxation)
+
+
+def test_noise_alike_in_all_directions_is_not_relaxed():
+    rng, time = np.random.default_rng(1), np.linspace(0, 1, 600)
+    x = rng.normal(scale=0.05, size=(600, 6))
+    x[:, 0] += 20 * time
+    graph = sp.csr_matrix(kneighbors_graph(time[:, None], 20))
+    result, forward = (lagged(x, time, graph, 0.05, relaxation=relaxation) for relaxation in ("auto", 1.0))
+    known = result.has_estimate
+    assert rms(result.relaxation[known]) < 0.25 * rms(forward.relaxation[known])
+
+
+def test_relaxation_of_cells_without_neighbours_is_not_kept(flow: Flow):
+    result = flow.again(graph=sp.csr_matrix((240, 240)), lambda_knn=0.0, relaxation="auto")
+    np.testing.assert_array_equal(result.relaxation, 0)
+    np.testing.assert_array_equal(np.isfinite(result.velocity).all(1), result.has_estimate)
+
+
+def test_automatic_relaxation_needs_a_graph(flow: Flow):
+    with pytest.raises(ValueError, match="Expected a neighbour graph for `relaxation='auto'`, found none"):
+        flow.again(graph=None, relaxation="auto")
+
+
+# --------------------------------------------------------------------------------------- spread and confidence
+def test_all_or_one_place_to_go_to():
+    rng = np.random.default_rng(7)
+    time = np.repeat([0.0, 0.5], 12)
+    x = rng.normal(size=(24, 2))
+    windows = Windows.from_pairs([(np.arange(12), np.arange(12, 24))], time)
+    anywhere = solve(x, time, windows, epsilon=1e6)
+    np.testing.assert_allclose(anywhere.n_effective, 12)
+    np.testing.assert_allclose(anywhere.spread[:12], np.tile(x[12:].var(0) / 0.25, (12, 1)), rtol=1e-5)
+    np.testing.assert_allclose(anywhere.spread[12:], np.tile(x[:12].var(0) / 0.25, (12, 1)), rtol=1e-5)
+    np.testing.assert_allclose(anywhere.variance, anywhere.spread / 12)
+    far = np.outer(200 * np.sqrt(np.arange(2.0, 14)), [1, 1])  # all have their own place, a little further
+    there = solve(np.vstack([far, far + [3, 4]]), time, windows, epsilon=1e-4)
+    np.testing.assert_allclose(there.n_effective, 1)
+    np.testing.assert_allclose(there.spread, 0, atol=1e-6)
+    assert (there.spread >= 0).all()  # whatever rounding says
+    np.testing.assert_allclose(there.velocity, np.tile([6.0, 8], (24, 1)), atol=1e-6)
+
+
+def test_windows_that_disagree_are_told():
+    """One cell goes out by two pairs, to places on opposite sides; another twice to the same."""
+    x = np.array([[0.0, 0], [3, 4], [-3, -4], [10, 0], [13, 4], [13, 4]])
+    time = np.array([0.0, 0.5, 0.5, 0.0, 0.5, 0.5])
+    pairs = [(np.array([i]), np.array([j])) for i, j in ((0, 1), (0, 2), (3, 4), (3, 5))]
+    result = solve(x, time, Windows.from_pairs(pairs, time))
+    np.testing.assert_allclose(result.disagreement[[0, 3]], [100, 0], atol=1e-12)  # speed 10 to either side
+    assert result.confidence[0] < result.confidence[3]
+
+
+def test_confidence_multiplies_support_precision_and_windows(any_flow: Flow):
+    result = any_flow.result
+    assert 0 <= result.confidence.min() <= result.confidence.max() <= 1
+    for cell in range(240):
+        if not result.n_windows[cell]:
+            assert result.confidence[cell] == 0
+            continue
+        square, variance = (result.velocity[cell] ** 2).sum(), (result.spread[cell] / result.n_effective[cell]).sum()
+        variance += result.disagreement[cell] / result.n_windows[cell]
+        windows = result.n_windows[cell] / result.n_windows.max()
+        expected = result.support[cell] * square / (square + variance) * windows
+        assert result.confidence[cell] == pytest.approx(expected)
+    np.testing.assert_array_equal(result.n_windows, result.n_forward + result.n_backward)
+    assert (result.n_effective[result.has_estimate] >= 1 - 1e-9).all()
+    np.testing.assert_array_equal(np.isnan(result.spread).all(1), ~result.has_estimate)
+
+
+def test_confidence_where_nothing_is_known_is_zero():
+    zeros, nan = np.zeros(3, dtype=int), np.full((3, 2), np.nan)
+    none = TransportVelocity(
+        velocity=nan, relaxation=np.zeros((3, 2)), spread=nan, n_effective=np.zeros(3), support=np.zeros(3),
+        disagreement=np.full(3, np.nan),
+        n_forward=zeros, n_backward=zeros, converged=np.zeros(0, dtype=bool), marginal_error=np.zeros(0),
+    )  # fmt: skip
+    np.testing.assert_array_equal(none.confidence, 0)
+    assert np.isnan(none.variance).all()
+
+
+def test_ends_are_the_cells_without_a_later_or_an_earlier_window(any_flow: Flow):
+    result = any_flow.result
+    sources, targets = (
+        np.unique(np.concatenate([any_flow.windows.cells(window) for window in any_flow.windows.pairs[:, side]]))
+        for side in (0, 1)
+    )
+    if any_flow.options["lambda_knn"] == 0:  # else, some find no neighbour in the other window
+        np.testing.assert_array_equal(np.flatnonzero(result.ends()), np.setdiff1d(targets, sources))
+        np.testing.assert_array_equal(np.flatnonzero(result.ends(backward=True)), np.setdiff1d(sources, targets))
+    last, first = any_flow.time[result.ends()], any_flow.time[result.ends(backward=True)]
+    assert last.size > 0 < first.size
+    assert not (result.ends() & result.ends(backward=True)).any()
+    assert np.median(first) < np.median(last)
+    assert not result.ends()[~result.has_estimate].any()  # of which nothing is known
 
 
 # --------------------------------------------------------------------------------------- degenerate input
-def test_cell_without_an_estimate_is_nan(flow: Flow, caplog):
+def test_cell_without_an_estimate_is_nan(any_flow: Flow, caplog):
     caplog.set_level(logging.INFO, "cellrank_velot")
-    pairs = flow.windows.pairs[::4]
-    windows = Windows.from_dict({**flow.windows.to_dict(), "pairs": pairs, "dt": flow.windows.dt[::4]})
-    result = solve(flow.x, flow.time, windows, flow.graph)
+    pairs = any_flow.windows.pairs[::4]
+    windows = Windows.from_dict({**any_flow.windows.to_dict(), "pairs": pairs, "dt": any_flow.windows.dt[::4]})
+    result = any_flow.again(windows=windows)
     used = np.unique(np.concatenate([windows.cells(window) for window in pairs.ravel()]))
-    outside = np.setdiff1d(np.arange(flow.time.size), used)
+    outside = np.setdiff1d(np.arange(any_flow.time.size), used)
     assert outside.size > 0
     assert np.isnan(result.velocity[outside]).all()
     assert (result.n_windows[outside] == 0).all()
-    np.testing.assert_array_equal(np.isfinite(result.velocity).all(1), result.has_estimate)
-    np.testing.assert_array_equal(np.isnan(result.velocity).all(1), ~result.has_estimate)
+    for name in ("velocity", "spread"):
+        np.testing.assert_array_equal(np.isfinite(getattr(result, name)).all(1), result.has_estimate)
+        np.testing.assert_array_equal(np.isnan(getattr(result, name)).all(1), ~result.has_estimate)
+    for name in ("relaxation", "n_effective", "support", "confidence"):
+        np.testing.assert_array_equal(getattr(result, name)[~result.has_estimate], 0)
+        assert np.isfinite(getattr(result, name)).all()
     assert f"{(~result.has_estimate).sum()} of 240 cells have no estimate" in caplog.text
 
 
@@ -313,54 +703,51 @@ def test_cell_without_a_neighbour_in_the_other_window_takes_nothing(flow: Flow, 
     graph.data = np.where((row == cell) | (graph.indices == cell), 0, graph.data)
     if not stored:
         graph.eliminate_zeros()
-    result = solve(flow.x, flow.time, flow.windows, graph)
+    result = flow.again(graph=graph)
     assert flow.result.n_windows[cell] > result.n_windows[cell] == 0
     assert np.isnan(result.velocity[cell]).all()
 
 
-def test_confidence_is_the_share_of_windows(flow: Flow):
-    confidence = flow.result.confidence
-    assert confidence.max() == 1
-    np.testing.assert_allclose(confidence * flow.result.n_windows.max(), flow.result.n_windows)
-    np.testing.assert_array_equal(flow.result.n_windows, flow.result.n_forward + flow.result.n_backward)
-    zeros = np.zeros(3, dtype=int)
-    none = TransportVelocity(np.full((3, 2), np.nan), zeros, zeros, np.zeros(0, dtype=bool), np.zeros(0))
-    np.testing.assert_array_equal(none.confidence, 0)
-
-
-def test_pairs_without_a_difference_in_time_are_left_out(flow: Flow, caplog):
-    dt = flow.windows.dt.copy()
+def test_pairs_without_a_difference_in_time_are_left_out(any_flow: Flow, caplog):
+    dt = any_flow.windows.dt.copy()
     dt[[0, 3]] = [0, -1]
-    windows = Windows.from_dict({**flow.windows.to_dict(), "dt": dt})
-    result = solve(flow.x, flow.time, windows, flow.graph)
+    windows = Windows.from_dict({**any_flow.windows.to_dict(), "dt": dt})
+    result = any_flow.again(windows=windows)
     assert "Left out 2 window pairs without a difference in time" in caplog.text
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(result.marginal_error)), [0, 3])
     assert not result.converged[[0, 3]].any()
     assert np.isfinite(result.velocity[result.has_estimate]).all()
-    nothing = Windows.from_dict({**flow.windows.to_dict(), "dt": np.zeros_like(dt)})
-    assert not solve(flow.x, flow.time, nothing, flow.graph).has_estimate.any()
+    nothing = any_flow.again(windows=Windows.from_dict({**any_flow.windows.to_dict(), "dt": np.zeros_like(dt)}))
+    assert not nothing.has_estimate.any()
+    np.testing.assert_array_equal(nothing.confidence, 0)
 
 
-def test_what_did_not_converge_is_counted(flow: Flow, caplog):
-    result = solve(flow.x, flow.time, flow.windows, flow.graph, max_iter=1)
-    n_pairs = flow.windows.n_pairs
+def test_what_did_not_converge_is_counted(any_flow: Flow, caplog):
+    result = any_flow.again(max_iter=1)
+    n_pairs = any_flow.windows.n_pairs
     assert (~result.converged).sum() > 0
     assert f"{(~result.converged).sum()} of {n_pairs} couplings did not converge" in caplog.text
     np.testing.assert_array_equal(result.converged, result.marginal_error <= REFERENCE["tol"])
     assert np.isfinite(result.velocity[result.has_estimate]).all()
 
 
-def test_cells_at_one_position_do_not_move():
+@pytest.mark.parametrize("options", [REFERENCE, DEFAULT], ids=["reference", "default"])
+def test_cells_at_one_position_do_not_move(options: dict):
     time = np.arange(48) / 48
     windows = Windows.from_pairs([(np.arange(24), np.arange(24, 48))], time)
-    result = solve(np.ones((48, 3)), time, windows)
-    np.testing.assert_allclose(result.velocity, 0, atol=1e-12)
+    result = solve(np.ones((48, 3)), time, windows, sp.csr_matrix(np.ones((48, 48))), **options)
+    for name in ("velocity", "relaxation", "spread"):
+        np.testing.assert_allclose(getattr(result, name), 0, atol=1e-12)
+    np.testing.assert_array_equal(result.support, 1)
+    np.testing.assert_array_equal(result.confidence, 1)  # they stay, for sure
 
 
 def test_windows_of_one_cell():
     x, time = np.array([[0.0, 0], [2, 1], [3, 3]]), np.array([0.0, 0.5, 1.0])
     result = solve(x, time, Windows.from_pairs([([0], [1]), ([1], [2])], time))
     np.testing.assert_allclose(result.velocity, [[4, 2], [2, 4], [2, 4]])
+    np.testing.assert_array_equal(result.spread, 0)
+    np.testing.assert_array_equal(result.n_effective, 1)
 
 
 def test_velocity_is_total_displacement_over_total_time():
@@ -370,9 +757,9 @@ def test_velocity_is_total_displacement_over_total_time():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_positions_of_either_precision(flow: Flow, dtype: type):
-    result = solve(flow.x.astype(dtype), flow.time.astype(dtype), flow.windows, flow.graph)
-    np.testing.assert_allclose(result.velocity, flow.result.velocity, atol=1e-3)
+def test_positions_of_either_precision(any_flow: Flow, dtype: type):
+    result = any_flow.again(x=any_flow.x.astype(dtype), time=any_flow.time.astype(dtype))
+    assert_same(result, any_flow.result, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -384,6 +771,10 @@ def test_positions_of_either_precision(flow: Flow, dtype: type):
         ({"epsilon": "small"}, TypeError, "Expected `epsilon` to be a number, found `str`"),
         ({"lambda_time": -1}, ValueError, r"Expected `lambda_time` to be in \[0, inf\)"),
         ({"lambda_knn": np.inf}, ValueError, r"Expected `lambda_knn` to be in \[0, inf\)"),
+        ({"reach": 0}, ValueError, r"Expected `reach` to be in \(0, inf\), found `0`"),
+        ({"reach": -2.0}, ValueError, r"Expected `reach` to be in \(0, inf\), found `-2.0`"),
+        ({"reach": np.inf}, ValueError, r"Expected `reach` to be in \(0, inf\), found `inf`"),
+        ({"reach": "far"}, TypeError, "Expected `reach` to be a number, found `str`"),
         ({"relaxation": 1.5}, ValueError, r"Expected `relaxation` to be in \[0, 1\], found `1.5`"),
         ({"relaxation": "some"}, ValueError, r"Expected `relaxation` to be one of \['auto'\], found `'some'`"),
         ({"relaxation": None}, TypeError, "Expected `relaxation` to be a number"),
@@ -395,46 +786,7 @@ def test_positions_of_either_precision(flow: Flow, dtype: type):
 )
 def test_bad_options(flow: Flow, option: dict, error: type, message: str):
     with pytest.raises(error, match=message):
-        solve(flow.x, flow.time, flow.windows, flow.graph, **option)
-
-
-def test_automatic_relaxation_needs_a_graph(flow: Flow):
-    with pytest.raises(ValueError, match="Expected a neighbour graph for `relaxation='auto'`, found none"):
-        solve(flow.x, flow.time, flow.windows, relaxation="auto")
-
-
-# -------------------------------------------------------------------------------------------- noise filter
-def noisy_residuals(scales: list[float], n_cells: int = 2000) -> tuple[np.ndarray, sp.csr_matrix]:
-    """Return cells whose residuals from the mean of random neighbours have given scales."""
-    rng = np.random.default_rng(6)
-    x = rng.normal(size=(n_cells, len(scales))) * scales
-    return x, sp.csr_matrix(
-        (np.ones(20 * n_cells), (np.repeat(np.arange(n_cells), 20), rng.integers(n_cells, size=20 * n_cells)))
-    )
-
-
-def test_filter_drops_noise_and_keeps_structure():
-    x, graph = noisy_residuals([1, 1, 10, 3, 1, 1, 1, 1])
-    gain = np.diag(noise_filter(x, graph))
-    expected = (1 - 1 / np.array([100, 9])) ** 2
-    np.testing.assert_allclose(gain[[2, 3]], expected, atol=0.03)
-    assert (gain[[0, 1, 4, 5, 6, 7]] < 0.05).all()
-
-
-def test_filter_is_a_contraction_that_turns_with_the_cells():
-    x, graph = noisy_residuals([1, 2, 5, 1, 1], 500)
-    rotation = ortho_group.rvs(5, random_state=2)
-    found = noise_filter(x, graph)
-    np.testing.assert_allclose(found, found.T, atol=1e-12)
-    assert (np.linalg.eigvalsh(found) > -1e-9).all()
-    assert (np.linalg.eigvalsh(found) <= 1 + 1e-9).all()
-    np.testing.assert_allclose(noise_filter(7 * x @ rotation + 3, graph), rotation.T @ found @ rotation, atol=1e-8)
-
-
-def test_filter_of_cells_without_neighbours_or_residuals_is_finite():
-    assert np.isfinite(noise_filter(np.eye(4), sp.csr_matrix((4, 4)))).all()
-    assert np.isfinite(noise_filter(np.ones((4, 3)), sp.csr_matrix(np.ones((4, 4))))).all()
-    assert np.isfinite(noise_filter(np.arange(4.0)[:, None], sp.csr_matrix(np.ones((4, 4))))).all()
+        flow.again(**option)
 
 
 # ---------------------------------------------------------------------------------------------- adjacency

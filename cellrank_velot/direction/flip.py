@@ -103,8 +103,8 @@ def flip_test(
     window_options
         Options of :func:`cellrank_velot.windows.build_windows`.
     velocity_options
-        Options of :func:`cellrank_velot.velocity.compute_velocity`. Here the whole relaxation is kept, where not given:
-        the current velocity, with ``relaxation=0``, reverses by construction.
+        Options of :func:`cellrank_velot.velocity.compute_velocity`. Where not given, all displacements count alike and
+        the whole relaxation is kept: the current velocity, with ``relaxation=0``, reverses by construction.
     random_state
         Seed of KMeans.
 
@@ -115,7 +115,7 @@ def flip_test(
     """
     x, time, graph = check_cells(x, time, graph)
     names = None if labels is None else check_labels(labels, time.size).astype(str)
-    options = {"relaxation": 1.0, **(velocity_options or {})}
+    options = {"reach": None, "relaxation": 1.0, **(velocity_options or {})}
     velocity = velocity_by_time(x, graph, neighborhoods, window_options, options, random_state)
     forward, reverse = velocity(time), -velocity(1 - time)
     if smooth:

@@ -35,6 +35,7 @@ class _Standardized:
     inputs: torch.Tensor
     target: torch.Tensor
     weight: torch.Tensor
+    rough: torch.Tensor
     centre: NDArray[np.float64]
     x_scale: float
     time_centre: float
@@ -48,10 +49,11 @@ def fit_field(
     velocity: NDArray[np.float64],
     weight: NDArray[np.float64],
     graph: sp.csr_matrix,
+    relaxation: NDArray[np.float64] | None = None,
     *,
     hidden: Sequence[int] = (128, 128),
     use_time: bool = True,
-    lambda_smooth: float = 0.1,
+    lambda_smooth: float = 1.0,
     lambda_curl: float = 0.0,
     lambda_divergence: float = 0.0,
     n_steps: int = 300,
@@ -66,7 +68,9 @@ def fit_field(
     """Fit a smooth velocity field to the velocities of the cells.
 
     The loss is the weighted squared error, plus ``lambda_smooth`` times the squared difference between neighbours,
-    plus ``lambda_curl`` and ``lambda_divergence`` times curl and divergence. All are in standardised units.
+    plus ``lambda_curl`` and ``lambda_divergence`` times curl and divergence. All are in standardised units. Neighbours
+    share where they go, not how they return to the manifold, each from its own side: from their difference that of
+    their relaxation is taken off.
 
     Parameters
     ----------
@@ -80,6 +84,8 @@ def fit_field(
         Weight of each cell in the fit, shape ``[n_cells]``, not negative.
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
+    relaxation
+        The part of ``velocity`` in which neighbours may differ, shape ``[n_cells, n_dims]``; none where not given.
     hidden
         Sizes of the hidden layers.
     use_time
@@ -117,7 +123,8 @@ def fit_field(
         raise ValueError(f"Expected a velocity for at least `10` cells, found `{known.size}`.")
     rng = np.random.default_rng(random_state)
     known = rng.permutation(known)
-    cells = _standardize(x, time, velocity, weight, known, use_time=use_time, device=where)
+    rough = np.zeros_like(x) if relaxation is None else relaxation
+    cells = _standardize(x, time, velocity, rough, weight, known, use_time=use_time, device=where)
     network = build_network(cells.inputs.shape[1], x.shape[1], list(hidden))
     draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
     network.to(where)
@@ -230,10 +237,11 @@ class _Trainer:
         everywhere = torch.randint(
             cells.inputs.shape[0], batch.shape, generator=self.generator, device=self.generator.device
         )
-        pair = torch.cat([everywhere, self.neighbors.sample(everywhere, self.generator)])
+        neighbor = self.neighbors.sample(everywhere, self.generator)
+        pair = torch.cat([everywhere, neighbor])
         predicted, here, there = self.network(cells.inputs[torch.cat([batch, pair])]).chunk(3)
         fit = fit_loss(predicted, cells.target[batch], cells.weight[batch])
-        smooth = smoothness_loss(here, there)
+        smooth = smoothness_loss(here - cells.rough[everywhere], there - cells.rough[neighbor])
         points = cells.inputs[batch]
         zero = fit.new_zeros(())
         smooth_weight, curl_weight, divergence_weight = self.lambdas
@@ -272,6 +280,7 @@ def _standardize(
     x: NDArray[np.float64],
     time: NDArray[np.float64],
     velocity: NDArray[np.float64],
+    rough: NDArray[np.float64],
     weight: NDArray[np.float64],
     known: NDArray[np.int64],
     *,
@@ -294,6 +303,7 @@ def _standardize(
         inputs=tensor(inputs),
         target=tensor(np.nan_to_num(velocity / velocity_scale)),
         weight=tensor(weight / weight[known].mean()),
+        rough=tensor(rough / velocity_scale),
         centre=centre,
         x_scale=x_scale,
         time_centre=time_centre,

@@ -128,7 +128,7 @@ def held_out_agreement(
     if fit is None:
         transport = _transport(kept, windows, velocity)
         predict: FieldFunction = fit_field(
-            *kept[:2], transport.velocity, transport.confidence, kept[2], **(field or {})
+            *kept[:2], transport.velocity, transport.confidence, kept[2], transport.relaxation, **(field or {})
         )
     else:
         predict = fit(*kept[:3])
@@ -149,5 +149,5 @@ def _part(
 
 def _transport(part: _Part, windows: Mapping[str, Any] | None, velocity: Mapping[str, Any] | None) -> TransportVelocity:
     x, time, graph, labels = part
-    built = build_windows(x, time, labels=labels, **(windows or {}))
+    built = build_windows(x, time, graph=graph, labels=labels, **(windows or {}))
     return compute_velocity(x, time, built, graph, **(velocity or {}))

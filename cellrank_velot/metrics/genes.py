@@ -28,7 +28,17 @@ logger = logging.getLogger("cellrank_velot")
 # Cells projected at a time, so that no second array of the size of the result is made.
 CHUNK_CELLS = 4096
 # What `params` says of a transition matrix, and what it leaves out where usual.
-SETTINGS = ("similarity", "softmax_scale", "smooth", "variance_stabilize", "threshold")
+SETTINGS = (
+    "similarity",
+    "softmax_scale",
+    "smooth",
+    "settle",
+    "variance_stabilize",
+    "threshold",
+    "model",
+    "n_samples",
+    "random_state",
+)
 
 
 def gene_velocity(

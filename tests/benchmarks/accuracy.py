@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import velot
-from common import DATA, PANCREAS_EDGES, bifurcation, pancreas, quiet
+from common import DATA, PANCREAS_EDGES, bifurcation, pancreas, quiet, table
 
 import cellrank_velot as cv
 from cellrank_velot import datasets, metrics
@@ -30,7 +30,11 @@ FAMILIES: dict[str, Callable[[int], ad.AnnData]] = {
     "bifurcation, noise 2": lambda seed: datasets.bifurcation(noise=2.0, random_state=seed),
     "tree": lambda seed: datasets.tree(random_state=seed),
     "convergence": lambda seed: datasets.convergence(random_state=seed),
+    "bifurcation, 600 cells": lambda seed: datasets.bifurcation(600, random_state=seed),
+    "tree, 600 cells": lambda seed: datasets.tree(600, random_state=seed),
 }
+# Seeds that no default was chosen on: those below were used in development.
+FIRST_SEED = 50
 
 
 def ours(adata: ad.AnnData) -> np.ndarray:
@@ -76,10 +80,12 @@ def gradient(adata: ad.AnnData) -> np.ndarray:
 
 SELECTION = (
     "**How the defaults were chosen.** By trials on the shared bifurcation, on the pancreas with both preparations and "
-    "on one seed each of these simulated families: some dozens of combinations of lag, window size, clusters, filter "
-    "and smoothness. `lambda_smooth` was lowered until the pancreas exceeded the cross-boundary cosine that the "
-    "project had set itself (0.45). None of these sets is held back, so the figures of `cellrank_velot` are in-sample; "
-    "VelOT ran with its own defaults, nothing of it was tuned."
+    "on these simulated families with seeds below 40: some hundreds of combinations of lag, windows, number of "
+    "clusters, reach, kept relaxation and smoothness, until one default met what the project had set itself on all of "
+    "them (a cosine of 0.95 on the shared bifurcation; 0.50 across borders with a coherence of 0.78 on the pancreas). "
+    f"The simulated figures below are of seeds from {FIRST_SEED} on, which nothing was chosen on, but of the same "
+    "families. Those of the shared bifurcation and of the pancreas are in-sample: read them as what the method can "
+    "reach there. VelOT ran with its own defaults, nothing of it was tuned."
 )
 
 METHODS = {
@@ -95,7 +101,7 @@ METHODS = {
 def simulated(seeds: int) -> Iterator[dict[str, object]]:
     """Yield the cosine to the truth of each method on each set."""
     for family, make in FAMILIES.items():
-        for seed in range(seeds):
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             adata = make(seed)
             for time_key in ("dpt_pseudotime", "true_time"):
                 # Scaled as VelOT's own preparation does: its network takes the time as it comes.
@@ -124,22 +130,16 @@ def real() -> Iterator[dict[str, object]]:
             yield {"preparation": name, "method": method, "cross-boundary": cb, "coherence": ic}
 
 
-def table(frame: pd.DataFrame) -> str:
-    """Return a frame as a Markdown table."""
-    head = "| " + " | ".join(map(str, frame.columns)) + " |\n|" + "---|" * frame.shape[1] + "\n"
-    return head + "".join("| " + " | ".join(map(str, row)) + " |\n" for row in frame.itertuples(index=False))
-
-
 def draw(found: pd.DataFrame, path: Path) -> None:
     """Draw the cosine of each method on each set, one point per seed and time."""
     sets = list(dict.fromkeys(found["data"]))
     colors = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#999999"), strict=True))
-    figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(11, 4), layout="constrained")
     for shift, (method, color) in enumerate(colors.items()):
         part = found[found["method"] == method]
         at = part["data"].map(sets.index) + (shift - 2.5) * 0.13
         ax.scatter(at, part["cosine"], color=color, s=18, label=method)
-    ax.set_xticks(range(len(sets)), sets)
+    ax.set_xticks(range(len(sets)), [name.replace(", ", "\n") for name in sets])
     ax.set_ylabel("mean cosine to the true velocity")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -162,8 +162,8 @@ def main() -> None:
     text = (
         "# Accuracy\n\nMade by `python tests/benchmarks/accuracy.py`. Everything at its default.\n\n"
         "Mean cosine to the true velocity over the 80 % fastest cells, mean over seeds (smallest to largest); "
-        "2000 cells, 3 seeds each, the shared bifurcation 3000 cells. CellRank's PseudotimeKernel gives no velocity: "
-        "taken is the mean displacement of one step.\n\n"
+        "2000 cells where not said, 3 seeds each, the shared bifurcation 3000 cells. CellRank's PseudotimeKernel gives "
+        "no velocity: taken is the mean displacement of one step.\n\n"
         f"{SELECTION}\n\n"
         f"{table(cosines)}\n![Cosine to the true velocity](figures/accuracy.png)\n\n"
         "Pancreas, 739 cells, root among the ductal cells; mean over the edges of the known tree of the cosine across "

@@ -11,6 +11,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 
 import cellrank_velot as cv
 
@@ -39,6 +40,12 @@ def pancreas() -> ad.AnnData:
 def bifurcation() -> ad.AnnData:
     """Return the shared bifurcation."""
     return ad.read_h5ad(DATA / "bifurcation_known_velocity.h5ad")
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Return a frame as a Markdown table."""
+    head = "| " + " | ".join(map(str, frame.columns)) + " |\n|" + "---|" * frame.shape[1] + "\n"
+    return head + "".join("| " + " | ".join(map(str, row)) + " |\n" for row in frame.itertuples(index=False))
 
 
 def alternate(a: Callable[[], Any], b: Callable[[], Any], n: int = 5) -> tuple[float, float, float]:

@@ -34,7 +34,7 @@ def main() -> None:
     time = (time - time.min()) / np.ptp(time)
     for name, options in (("default", {}), ("VelOT's", {"time_lag": None, "overlap_clusters": 1})):
         windows = build_windows(x, time, **options)
-        kwargs = {"epsilon": EPSILON, "tol": TOL, "max_iter": MAX_ITER, "relaxation": 1.0}
+        kwargs = {"epsilon": EPSILON, "tol": TOL, "max_iter": MAX_ITER, "reach": None, "relaxation": 1.0}
         ours, theirs, ratio = alternate(
             lambda windows=windows, kwargs=kwargs: compute_velocity(x, time, windows, **kwargs),
             lambda windows=windows: one_by_one(x, time, windows),
