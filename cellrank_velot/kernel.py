@@ -38,7 +38,7 @@ from cellrank_velot.transitions import (
     effective_neighbors,
 )
 from cellrank_velot.uncertainty import Uncertainty, compute_uncertainty
-from cellrank_velot.velocity import TransportVelocity, check_velocity_options, compute_velocity
+from cellrank_velot.velocity import TransportVelocity, check_velocity_options, compute_velocity, end_cells
 from cellrank_velot.windows import Tail, Windows, build_windows
 
 __all__ = ["OTVelocityKernel"]
@@ -206,6 +206,16 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     def confidence(self) -> NDArray[np.float64]:
         """Confidence in each cell's transport velocity, in ``[0, 1]``, shape ``[n_cells]``."""
         return self._needed("transport", "compute_velocity").confidence
+
+    @property
+    def ends(self) -> NDArray[np.bool_]:
+        """Cells at an end of the process, which have no later window, shape ``[n_cells]``; backward at its beginning.
+
+        See :func:`cellrank_velot.velocity.end_cells`.
+        """
+        transport = self._needed("transport", "compute_velocity")
+        windows = self._needed("windows", "compute_windows")
+        return end_cells(transport, windows, self.cells.time, self.connectivities, self.backward)
 
     @property
     def raw_velocity(self) -> NDArray[np.float64]:
@@ -503,9 +513,9 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         smooth
             Whether to use the velocity field; the transport velocity otherwise.
         settle
-            Whether cells at an end, which have no later window, mostly keep among each other: nineteen of twenty of their
-            steps lead to neighbours at an end. Where they go cannot be known, only where they came from. Backward
-            likewise, with cells that have no earlier window.
+            Whether cells at an end, see :attr:`ends`, mostly keep among each other: nine of ten of
+            their steps lead to neighbours at an end. Where they go cannot be known, only where they came from.
+            Backward likewise, with the cells at the beginning.
         variance_stabilize
             Whether to compare the signed square roots of the components.
         threshold
@@ -575,7 +585,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             variance_stabilize=variance_stabilize,
             backward_mode=backward_mode if self.backward else None,
             threshold=threshold,
-            ends=self._needed("transport", "compute_velocity").ends(self.backward) if settle else None,
+            ends=self.ends if settle else None,
             loadings=loadings,
             model=model,
             velocity_std=std,

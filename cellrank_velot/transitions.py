@@ -51,7 +51,7 @@ FACTORIZE_BELOW = 20_000
 # Share of a cell's neighbours, itself one of them set aside, that `softmax_scale="auto"` leaves effective.
 EFFECTIVE_SHARE = 0.5
 # Share of the steps of a cell at an end that may lead away from the ends: without, the chain would fall into pieces.
-LEAVE_END = 0.05
+LEAVE_END = 0.1
 # Cells that tell that scale: more move it by less than a percent.
 SCALE_CELLS = 2_000
 
@@ -129,8 +129,8 @@ def compute_transitions(
     threshold
         Probabilities below are dropped, the largest of each cell excepted.
     ends
-        Cells at which the process ends, shape ``[n_cells]``: nineteen of twenty of their steps lead, by the weights of the
-        graph, to neighbours that are such cells, too, where there are any.
+        Cells at which the process ends, shape ``[n_cells]``: nine of ten of their steps lead, by the weights of
+        the graph, to neighbours that are such cells, too, where there are any.
     loadings
         Matrix of shape ``[n_dims, n_genes]`` that takes both vectors to genes before they are compared.
     model

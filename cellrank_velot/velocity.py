@@ -23,7 +23,7 @@ from cellrank_velot.manifold import residuals, structured_share
 from cellrank_velot.transport import Couplings, sinkhorn
 from cellrank_velot.windows import Windows
 
-__all__ = ["TransportVelocity", "check_velocity_options", "compute_velocity"]
+__all__ = ["TransportVelocity", "check_velocity_options", "compute_velocity", "end_cells"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -38,6 +38,8 @@ PILOT_TOL = 1e-3
 MAX_RELAXATION = 0.47
 # Share of the whole time in which a cell is taken to return to the manifold.
 RELAXATION_TIME = 0.03
+# Cells with a neighbour that is later by more than this share of the time between windows are at no end.
+END_SHARE = 0.25
 # A weight below exp(-MAX_EXCESS) would be lost, and with it the cell that has no better.
 MAX_EXCESS = 20.0
 
@@ -109,17 +111,6 @@ class TransportVelocity(Stage):
         total = square + np.nan_to_num(self.variance.sum(axis=1) + between)
         share = np.divide(square, total, out=np.ones_like(square), where=total > 0)  # no motion at all is certain, too
         return self.support * share * self.n_windows / max(int(self.n_windows.max()), 1)
-
-    def ends(self, backward: bool = False) -> NDArray[np.bool_]:
-        """Return the cells at an end of the process, which have no later window, shape ``[n_cells]``.
-
-        Parameters
-        ----------
-        backward
-            Whether to return those at its start, which have no earlier one.
-        """
-        gone, come = (self.n_backward, self.n_forward) if backward else (self.n_forward, self.n_backward)
-        return (gone == 0) & (come > 0)
 
     @property
     def has_estimate(self) -> NDArray[np.bool_]:
@@ -253,6 +244,41 @@ def compute_velocity(
         converged=converged,
         marginal_error=error,
     )
+
+
+def end_cells(
+    transport: TransportVelocity,
+    windows: Windows,
+    time: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    backward: bool = False,
+) -> NDArray[np.bool_]:
+    """Return the cells at an end of the process, where none is known to go on.
+
+    Parameters
+    ----------
+    transport, windows
+        Velocities and the windows that they come from.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``.
+    backward
+        Whether to return the cells at a beginning instead.
+
+    Returns
+    -------
+    Whether a cell has a window before and none after it, and no neighbour later by more than a quarter of the time from
+    a window to its target; shape ``[n_cells]``.
+    """
+    if backward:
+        gone, come, time = transport.n_backward, transport.n_forward, -time
+    else:
+        gone, come = transport.n_forward, transport.n_backward
+    row = np.repeat(np.arange(time.size), np.diff(graph.indptr))
+    ahead = np.zeros(time.size)
+    np.maximum.at(ahead, row, np.where(graph.data != 0, time[graph.indices] - time[row], 0.0))
+    return np.asarray((gone == 0) & (come > 0) & (ahead <= END_SHARE * windows.dt.mean()))
 
 
 def check_velocity_options(

@@ -328,15 +328,13 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
     options = {"similarity": "correlation", "softmax_scale": 3.0, "threshold": 0.02, "variance_stabilize": True}
     for smooth, velocity in ((True, kernel.velocity), (False, transport.velocity)):
         settle = smooth
-        expected = compute_transitions(cells.x, velocity, graph, ends=transport.ends() if settle else None, **options)
+        expected = compute_transitions(cells.x, velocity, graph, ends=kernel.ends if settle else None, **options)
         kernel.compute_transition_matrix(smooth=smooth, settle=settle, **options)
         np.testing.assert_allclose(kernel.transition_matrix.toarray(), expected.matrix.toarray(), atol=1e-14)
         np.testing.assert_array_equal(kernel.logits.toarray(), expected.logits.toarray())
     for mode in ("transpose", "negate"):
         back = (~kernel).compute_transition_matrix(backward_mode=mode)
-        expected = compute_transitions(
-            cells.x, kernel.velocity, graph, backward_mode=mode, ends=transport.ends(backward=True)
-        )
+        expected = compute_transitions(cells.x, kernel.velocity, graph, backward_mode=mode, ends=back.ends)
         np.testing.assert_array_equal(back.transition_matrix.toarray(), expected.matrix.toarray())
 
 
@@ -380,7 +378,7 @@ def test_genes_are_compared_through_the_loadings(computed):
     computed.compute_transition_matrix(gene_subset=genes)
     loadings = computed.adata.varm["PCs"][[1, 4, 7, 8, 11]].T
     expected = compute_transitions(
-        computed.cells.x, computed.velocity, computed.connectivities, loadings=loadings, ends=computed.transport.ends()
+        computed.cells.x, computed.velocity, computed.connectivities, loadings=loadings, ends=computed.ends
     )
     np.testing.assert_allclose(computed.transition_matrix.toarray(), expected.matrix.toarray(), atol=1e-12)
     by_name = computed.transition_matrix

@@ -467,7 +467,7 @@ def test_reconstructability_grows_with_the_genes(computed):
         computed.connectivities,
         loadings=loadings,
         softmax_scale=computed.params["softmax_scale"],
-        ends=computed.transport.ends(),
+        ends=computed.ends,
     )
     assert scores[1] == pytest.approx(metrics.reconstructability(computed.transition_matrix, reduced.matrix))
 

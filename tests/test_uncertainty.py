@@ -152,3 +152,12 @@ def test_monte_carlo_of_the_transport_velocity_takes_the_variance_of_the_couplin
 def test_refuses(kernel: OTVelocityKernel, options: dict, error: type[Exception], match: str):
     with pytest.raises(error, match=match):
         kernel.compute_uncertainty(**options, **QUIET)
+
+
+def test_ends_are_late_cells_of_both_fates_and_beginnings_early_ones(kernel: OTVelocityKernel):
+    time, clusters = kernel.adata.obs["true_time"].to_numpy(), kernel.adata.obs["clusters"].to_numpy()
+    ends, beginnings = kernel.ends, (~kernel).ends
+    assert set(clusters[ends]) == {"Fate A", "Fate B"}
+    assert 0 < ends.sum() < 100
+    assert np.median(time[ends]) > np.quantile(time, 0.8)
+    assert set(clusters[beginnings]) <= {"Progenitor"}

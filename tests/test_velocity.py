@@ -14,7 +14,7 @@ from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import velocity as velocity_module
 from cellrank_velot.manifold import residuals, structured_share
-from cellrank_velot.velocity import TransportVelocity, compute_velocity
+from cellrank_velot.velocity import TransportVelocity, compute_velocity, end_cells
 from cellrank_velot.windows import Windows, build_windows
 
 # The method of the reference, VelOT 1.0.0, solved to the end.
@@ -659,20 +659,19 @@ def test_confidence_where_nothing_is_known_is_zero():
     assert np.isnan(none.variance).all()
 
 
-def test_ends_are_the_cells_without_a_later_or_an_earlier_window(any_flow: Flow):
-    result = any_flow.result
-    sources, targets = (
-        np.unique(np.concatenate([any_flow.windows.cells(window) for window in any_flow.windows.pairs[:, side]]))
-        for side in (0, 1)
-    )
-    if any_flow.options["lambda_knn"] == 0:  # else, some find no neighbour in the other window
-        np.testing.assert_array_equal(np.flatnonzero(result.ends()), np.setdiff1d(targets, sources))
-        np.testing.assert_array_equal(np.flatnonzero(result.ends(backward=True)), np.setdiff1d(sources, targets))
-    last, first = any_flow.time[result.ends()], any_flow.time[result.ends(backward=True)]
-    assert last.size > 0 < first.size
-    assert not (result.ends() & result.ends(backward=True)).any()
-    assert np.median(first) < np.median(last)
-    assert not result.ends()[~result.has_estimate].any()  # of which nothing is known
+def test_ends_are_the_cells_that_none_is_known_to_go_on_from(any_flow: Flow):
+    result, windows, time, graph = any_flow.result, any_flow.windows, any_flow.time, any_flow.graph
+    step = windows.dt.mean() / 4
+    found = {}
+    for backward, sign in ((False, 1), (True, -1)):
+        ends = end_cells(result, windows, time, graph, backward=backward)
+        gone, come = (result.n_forward, result.n_backward)[::sign]
+        for cell in range(240):
+            ahead = max((sign * (time[other] - time[cell]) for other in graph[cell].indices), default=0)
+            assert ends[cell] == (gone[cell] == 0 < come[cell] and ahead <= step)
+        found[backward] = ends
+    assert not (found[False] & found[True]).any()
+    assert not (found[False] | found[True])[~result.has_estimate].any()  # of which nothing is known
 
 
 # --------------------------------------------------------------------------------------- degenerate input

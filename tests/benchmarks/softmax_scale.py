@@ -120,7 +120,7 @@ def measure(seeds: int) -> Iterator[dict[str, Any]]:
             degree = np.diff(graph.indptr)
             truth = None if circuit is None else true_fates(adata, circuit, fates)
             for rule, settle in RULES:
-                ends = kernel.transport.ends() if settle else None
+                ends = kernel.ends if settle else None
                 result = compute_transitions(kernel.cells.x, velocity, graph, softmax_scale=rule, ends=ends)
                 label = f"{rule}{'' if settle else ', settle=False'}"
                 row = {"data": name, "rule": label, "scale": result.softmax_scale}
