@@ -48,7 +48,7 @@ logger = logging.getLogger("cellrank_velot")
 # Options of the transition matrix that are shown where they are not these.
 DEFAULTS: dict[str, Any] = {
     "smooth": True,
-    "settle": True,
+    "settle": False,
     "variance_stabilize": False,
     "threshold": None,
     "gene_subset": None,
@@ -485,7 +485,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         backward_mode: BackwardMode = "transpose",
         *,
         smooth: bool = True,
-        settle: bool = True,
+        settle: bool = False,
         variance_stabilize: bool = False,
         threshold: float | None = None,
         gene_subset: Sequence[str] | str | None = None,
@@ -505,17 +505,19 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             ``"cosine"``, ``"correlation"`` or ``"dot_product"``, or a function of velocities and displacements, both
             of shape ``[n_edges, n_dims]``, that returns one similarity per edge.
         softmax_scale
-            Sharpness of the softmax, or a rule: ``"auto"``, taken where not given, leaves half of the neighbours
-            effective in the median cell; ``"median"`` is one over the median absolute similarity, as in CellRank.
+            Sharpness of the softmax, or a rule: ``"median"``, taken where not given, is one over the median absolute
+            similarity, as in CellRank; ``"auto"`` leaves half of the neighbours effective in the median cell, which
+            steps forward more often and makes GPCCA fail more often.
         backward_mode
             How the backward process is made: ``"transpose"`` compares displacements with the velocity of the
             neighbour they come from, ``"negate"`` turns the velocities around. Time is not recomputed.
         smooth
             Whether to use the velocity field; the transport velocity otherwise.
         settle
-            Whether cells at an end, see :attr:`ends`, mostly keep among each other: nine of ten of
-            their steps lead to neighbours at an end. Where they go cannot be known, only where they came from.
-            Backward likewise, with the cells at the beginning.
+            Whether cells at an end, see :attr:`ends`, mostly keep among each other: nine of ten of their steps lead to
+            neighbours at an end. Where they go cannot be known, only where they came from. Backward likewise, with the
+            cells at the beginning. Terminal states are then found as macrostates more often; fate probabilities may
+            need ``solver="direct"``, as CellRank refuses the negative rounding errors of its iterative solver.
         variance_stabilize
             Whether to compare the signed square roots of the components.
         threshold
@@ -558,7 +560,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             warn_about_graph(self.connectivities, strict=True)
         request: dict[str, Any] = {
             "similarity": similarity,
-            "softmax_scale": softmax_scale or "auto",
+            "softmax_scale": softmax_scale or "median",
             "backward_mode": backward_mode if self.backward else None,
             "smooth": smooth,
             "settle": settle,

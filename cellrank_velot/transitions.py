@@ -118,9 +118,9 @@ def compute_transitions(
         ``"cosine"``; ``"correlation"``, the cosine after each vector is centred; ``"dot_product"``; or a function of
         velocities and displacements, both of shape ``[n_edges, n_dims]``, that returns shape ``[n_edges]``.
     softmax_scale
-        :math:`1 / \sigma^2`, or a rule: ``"auto"``, which is taken where not given, leaves half of the neighbours
-        effective in the median cell, :math:`(e^{H_i} - 1) / (k_i - 1) = 1/2` with the entropy :math:`H_i` of the row
-        and its :math:`k_i` neighbours; ``"median"`` is one over the median of :math:`|\pi_{ij}|`.
+        :math:`1 / \sigma^2`, or a rule: ``"median"``, which is taken where not given, is one over the median of
+        :math:`|\pi_{ij}|`; ``"auto"`` leaves half of the neighbours effective in the median cell,
+        :math:`(e^{H_i} - 1) / (k_i - 1) = 1/2` with the entropy :math:`H_i` of the row and its :math:`k_i` neighbours.
     variance_stabilize
         Whether to replace each component :math:`a` of both vectors by :math:`\mathrm{sign}(a) \sqrt{|a|}`.
     backward_mode
@@ -171,9 +171,9 @@ def compute_transitions(
     # An edge tells something where the velocity that it is compared with is known.
     told = known[graph.indices] if transpose else np.repeat(known, degree)
     informed = np.bincount(np.repeat(np.arange(x.shape[0]), degree)[told], minlength=x.shape[0]) > 0
-    if softmax_scale == "median":
+    if softmax_scale in (None, "median"):
         scale = _reciprocal(np.abs(logits[told]))
-    elif softmax_scale in (None, "auto"):
+    elif softmax_scale == "auto":
         scale = _scale_of_neighbors(logits, graph.indptr, np.flatnonzero(informed & (degree > 1)))
     else:
         scale = float(softmax_scale)

@@ -467,7 +467,6 @@ def test_reconstructability_grows_with_the_genes(computed):
         computed.connectivities,
         loadings=loadings,
         softmax_scale=computed.params["softmax_scale"],
-        ends=computed.ends,
     )
     assert scores[1] == pytest.approx(metrics.reconstructability(computed.transition_matrix, reduced.matrix))
 
@@ -511,6 +510,7 @@ def test_terminal_states_are_identified_by_cellrank(computed):
 
 def test_step_boundary_correctness_is_the_hosts(computed):
     edges = [*EDGES, ("left", "stem")]
+    computed.fit_field(show_progress_bar=False).compute_transition_matrix()  # to the end: few cells lie at a border
     found = metrics.step_boundary_correctness(computed, edges, "clusters")
     for edge, value in found.items():
         assert value == pytest.approx(computed.cbc(*edge, cluster_key="clusters", rep="X_pca").mean())

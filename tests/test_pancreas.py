@@ -55,3 +55,15 @@ def test_chain_reaches_fates_and_drivers(kernel, weight):
 def test_root_is_suggested_and_time_has_a_direction(kernel):
     assert any(name.startswith("Ductal") for name in kernel.suggest_initial_states("clusters"))
     assert kernel.permutation_test(n_permutations=19).p_value == pytest.approx(0.05)
+
+
+def test_hormone_producing_states_are_macrostates_of_cells_that_settle(kernel):
+    settled = kernel.copy()
+    settled.compute_transition_matrix(settle=True, softmax_scale="auto")
+    g = cr.estimators.GPCCA(settled)
+    g.compute_schur(n_components=12, method="brandts")
+    g.compute_macrostates(n_states=8, n_cells=20, cluster_key="clusters")
+    assert set(FATES) <= {str(name).split("_")[0] for name in g.macrostates.cat.categories}
+    g.set_terminal_states([name for name in g.macrostates.cat.categories if str(name).split("_")[0] in FATES])
+    g.compute_fate_probabilities(solver="direct", use_petsc=False, show_progress_bar=False)
+    np.testing.assert_allclose(np.asarray(g.fate_probabilities).sum(axis=1), 1, atol=1e-3)

@@ -373,18 +373,17 @@ def test_callable_must_return_one_number_per_edge(planted, velocity, function, m
 @pytest.mark.parametrize("similarity", NAMED)
 @pytest.mark.parametrize("mode", [None, "transpose", "negate"])
 def test_auto_scale_leaves_half_of_the_neighbours(planted, velocity, similarity, mode):
-    result = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, backward_mode=mode)
+    options = {"similarity": similarity, "backward_mode": mode, "softmax_scale": "auto"}
+    result = compute_transitions(planted.x, velocity, planted.graph, **options)
     share = (effective_neighbors(result.matrix) - 1) / (np.diff(planted.graph.indptr) - 1)
     assert np.median(share) == pytest.approx(0.5, abs=1e-9)
-    named = compute_transitions(
-        planted.x, velocity, planted.graph, similarity=similarity, softmax_scale="auto", backward_mode=mode
-    )
-    np.testing.assert_array_equal(named.matrix.data, result.matrix.data)
 
 
 def test_auto_scale_follows_the_units_of_the_similarity(planted, velocity):
-    expected = compute_transitions(planted.x, velocity, planted.graph, similarity="dot_product")
-    found = compute_transitions(planted.x, 1e-7 * velocity, planted.graph, similarity="dot_product")
+    expected = compute_transitions(planted.x, velocity, planted.graph, similarity="dot_product", softmax_scale="auto")
+    found = compute_transitions(
+        planted.x, 1e-7 * velocity, planted.graph, similarity="dot_product", softmax_scale="auto"
+    )
     assert found.softmax_scale == pytest.approx(1e7 * expected.softmax_scale, rel=1e-8)
     np.testing.assert_allclose(found.matrix.toarray(), expected.matrix.toarray(), atol=1e-9)
 
@@ -396,16 +395,16 @@ def test_auto_scale_is_the_same_share_whatever_dimension_and_graph(n_dims: int, 
     x, v = rng.normal(size=(400, n_dims)), rng.normal(size=(400, n_dims))
     targets = np.array([rng.permutation(np.delete(np.arange(400), i))[:n_neighbors] for i in range(400)])
     graph = sp.csr_matrix((np.ones(targets.size), targets.ravel(), np.arange(401) * n_neighbors), shape=(400, 400))
-    result = compute_transitions(x, v, graph)
+    result = compute_transitions(x, v, graph, softmax_scale="auto")
     assert np.median(effective_neighbors(result.matrix)) == pytest.approx((n_neighbors + 1) / 2, rel=1e-6)
     # Cosines in a row vary by 1 / sqrt(2 * n_dims): were they normal, the scale would be sqrt(4 log 2 * n_dims).
     assert result.softmax_scale / np.sqrt(n_dims) == pytest.approx(1.82, abs=0.2)
 
 
 def test_auto_scale_from_a_part_of_the_cells(planted, velocity, monkeypatch):
-    expected = compute_transitions(planted.x, velocity, planted.graph).softmax_scale
+    expected = compute_transitions(planted.x, velocity, planted.graph, softmax_scale="auto").softmax_scale
     monkeypatch.setattr(transitions_module, "SCALE_CELLS", 100)
-    found = compute_transitions(planted.x, velocity, planted.graph).softmax_scale
+    found = compute_transitions(planted.x, velocity, planted.graph, softmax_scale="auto").softmax_scale
     assert found != expected
     assert found == pytest.approx(expected, rel=0.1)
 
@@ -414,12 +413,25 @@ def test_auto_scale_without_a_best_neighbour(planted, velocity):
     """Rows that are constant, or tied for their best, are uniform at any scale."""
     for function in (lambda v, d: np.ones(len(v)), lambda v, d: np.arange(len(v)) % 12 / 1e3 > 0):
         result = compute_transitions(
-            planted.x, velocity, planted.graph, similarity=lambda v, d, f=function: f(v, d).astype(float)
+            planted.x,
+            velocity,
+            planted.graph,
+            similarity=lambda v, d, f=function: f(v, d).astype(float),
+            softmax_scale="auto",
         )
         assert np.isfinite(result.softmax_scale)
         np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
     pairs = sp.csr_matrix(np.eye(240, k=1) + np.eye(240, k=-1))
-    assert np.isfinite(compute_transitions(planted.x, velocity, pairs).softmax_scale)
+    assert np.isfinite(compute_transitions(planted.x, velocity, pairs, softmax_scale="auto").softmax_scale)
+
+
+def test_the_customary_scale_is_the_default(planted, velocity):
+    usual, named = (
+        compute_transitions(planted.x, velocity, planted.graph, **options)
+        for options in ({}, {"softmax_scale": "median"})
+    )
+    assert usual.softmax_scale == named.softmax_scale == 1 / np.median(np.abs(usual.logits.data))
+    np.testing.assert_array_equal(usual.matrix.data, named.matrix.data)
 
 
 # ------------------------------------------------------------------------------------------------ Monte Carlo

@@ -121,8 +121,8 @@ def test_computing_it_leaves_the_transition_matrix():
 
 def test_monte_carlo_makes_uncertain_rows_flatter(kernel: OTVelocityKernel):
     other = kernel.copy()
-    certain = other.compute_transition_matrix(settle=False).transition_matrix.copy()
-    sampled = other.compute_transition_matrix(model="monte_carlo", settle=False).transition_matrix
+    certain = other.compute_transition_matrix().transition_matrix.copy()
+    sampled = other.compute_transition_matrix(model="monte_carlo").transition_matrix
     assert {"model", "n_samples"} <= set(other.params)
     np.testing.assert_allclose(sampled.sum(axis=1), 1)
 
