@@ -7,17 +7,21 @@ strings and dictionaries of them.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from cellrank_velot._stage import Stage
+from cellrank_velot._validation import check_known
+from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.field import VelocityField
 from cellrank_velot.uncertainty import Uncertainty
 from cellrank_velot.velocity import TransportVelocity
 from cellrank_velot.windows import Windows
 
-__all__ = ["FORMAT_VERSION", "fingerprint", "pack", "plain", "unpack"]
+__all__ = ["FORMAT_VERSION", "fingerprint", "pack", "plain", "read_trajectories", "unpack", "write_trajectories"]
 
 FORMAT_VERSION = 1
 STAGES: dict[str, type[Stage]] = {
@@ -45,12 +49,7 @@ def unpack(packed: dict[str, Any]) -> dict[str, Stage]:
     ValueError
         If the entry is of an unknown format or damaged.
     """
-    version = packed.get("format_version")
-    if version is None or int(version) != FORMAT_VERSION:
-        raise ValueError(
-            f"Expected an entry of format `{FORMAT_VERSION}`, found `{version}`: it was written by another version "
-            "of cellrank_velot. Compute the kernel again."
-        )
+    _check_version(packed)
     stages = {}
     for name, stage in STAGES.items():
         if name in packed:
@@ -59,6 +58,45 @@ def unpack(packed: dict[str, Any]) -> dict[str, Stage]:
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(f"The stored stage {name!r} is damaged: {error}") from error
     return stages
+
+
+def write_trajectories(adata: AnnData, key: str, trajectories: Trajectories) -> None:
+    """Write trajectories to ``adata.uns[key]``, as arrays that h5ad can hold."""
+    packed = {name: _writeable(value) for name, value in trajectories.to_dict().items()}
+    adata.uns[key] = {"format_version": FORMAT_VERSION, "n_cells": adata.n_obs, **packed}
+
+
+def read_trajectories(adata: AnnData, key: str) -> Trajectories:
+    """Return trajectories that were written to ``adata.uns[key]``.
+
+    Raises
+    ------
+    KeyError
+        If there are none.
+    ValueError
+        If they are of an unknown format, damaged or of other cells.
+    """
+    check_known("adata.uns", key, adata.uns.keys(), "Compute them with `kernel.compute_trajectories()` or the like.")
+    if not isinstance(adata.uns[key], Mapping):
+        raise ValueError(f"Expected trajectories in `adata.uns[{key!r}]`, found `{type(adata.uns[key]).__name__}`.")
+    packed = dict(adata.uns[key])
+    _check_version(packed)
+    del packed["format_version"]
+    if int(packed.pop("n_cells", -1)) != adata.n_obs:
+        raise ValueError(f"Expected trajectories of these `{adata.n_obs}` cells in `adata.uns[{key!r}]`, found others.")
+    try:
+        return Trajectories.from_dict({name: plain(value) for name, value in packed.items()})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"The trajectories in `adata.uns[{key!r}]` are damaged: {error}") from error
+
+
+def _check_version(packed: dict[str, Any]) -> None:
+    version = packed.get("format_version")
+    if version is None or int(version) != FORMAT_VERSION:
+        raise ValueError(
+            f"Expected an entry of format `{FORMAT_VERSION}`, found `{version}`: it was written by another version "
+            "of cellrank_velot. Compute it again."
+        )
 
 
 def plain(value: Any) -> Any:

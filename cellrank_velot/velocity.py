@@ -23,7 +23,7 @@ from cellrank_velot.manifold import residuals, structured_share
 from cellrank_velot.transport import Couplings, sinkhorn
 from cellrank_velot.windows import Windows
 
-__all__ = ["TransportVelocity", "check_velocity_options", "compute_velocity", "end_cells"]
+__all__ = ["TransportVelocity", "check_velocity_options", "compute_velocity", "end_cells", "pair_coupling"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -202,9 +202,7 @@ def compute_velocity(
 
     def solve(batch: NDArray[np.int64], tol: float) -> tuple[_PairBatch, Couplings]:
         pair = _PairBatch(windows, batch, positions, times, penalised)
-        cost = pair.cost(lambda_time, lambda_knn)
-        weights = pair.source_weights, pair.target_weights
-        return pair, sinkhorn(cost, *weights, epsilon, tol=tol, max_iter=max_iter)
+        return pair, pair.couplings(epsilon, lambda_time, lambda_knn, tol, max_iter)
 
     forward, backward = (_Sums(x.shape[0], x.shape[1], where) for _ in range(2))
     converged = np.zeros(windows.n_pairs, dtype=np.bool_)
@@ -244,6 +242,60 @@ def compute_velocity(
         converged=converged,
         marginal_error=error,
     )
+
+
+def pair_coupling(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    windows: Windows,
+    pair: int,
+    graph: sp.csr_matrix | None = None,
+    *,
+    epsilon: float = 0.05,
+    lambda_time: float = 1.0,
+    lambda_knn: float = 0.0,
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
+    """Return the transport plan of one pair of windows, the one that :func:`compute_velocity` takes its cells along.
+
+    It keeps no plans: they would take more memory than all else. Called with its parameters, this solves one again.
+
+    Parameters
+    ----------
+    x, time, windows, graph
+        Cells and windows, as for :func:`compute_velocity`.
+    pair
+        Which row of ``windows.pairs``.
+    epsilon, lambda_time, lambda_knn, tol, max_iter, device
+        As for :func:`compute_velocity`.
+
+    Returns
+    -------
+    Mass from each source cell to each target cell, one in all, shape ``[n_source, n_target]``, in the order of
+    ``windows.cells``.
+
+    Raises
+    ------
+    TypeError
+        If the pair is not an integer.
+    ValueError
+        If there is no such pair, it has no difference in time, so that no velocity was taken from it, or a parameter
+        is out of range.
+    """
+    check_velocity_options(epsilon, lambda_time, lambda_knn, None, 0.0, tol, max_iter)
+    if check_integer("pair", pair) >= windows.n_pairs:
+        raise ValueError(f"Expected `pair` below the number of pairs, `{windows.n_pairs}`, found `{pair}`.")
+    if not windows.dt[pair] > 0:
+        raise ValueError(f"Expected a pair whose target is later, found `{windows.dt[pair]:g}` of time to it.")
+    where = resolve_device(device)
+    positions, times = (torch.tensor(a, dtype=torch.float64, device=where) for a in (x, time))
+    one = _PairBatch(windows, np.array([pair]), positions, times, graph if lambda_knn > 0 else None)
+    with single_thread(where):
+        plan = one.couplings(epsilon, lambda_time, lambda_knn, tol, max_iter).plan[0]
+    result: NDArray[np.float64] = plan.cpu().numpy()
+    return result
 
 
 def end_cells(
@@ -460,6 +512,11 @@ class _PairBatch:
         if self.adjacent is not None:
             cost += lambda_knn * ~self.adjacent
         return cost
+
+    def couplings(self, epsilon: float, lambda_time: float, lambda_knn: float, tol: float, max_iter: int) -> Couplings:
+        """Solve the transport of each pair."""
+        cost = self.cost(lambda_time, lambda_knn)
+        return sinkhorn(cost, self.source_weights, self.target_weights, epsilon, tol=tol, max_iter=max_iter)
 
     def squares(self, plan: torch.Tensor) -> list[torch.Tensor]:
         """Return the squared displacements, of sources forward and of targets backward."""

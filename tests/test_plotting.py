@@ -1,4 +1,4 @@
-"""Plots: what is drawn, where it goes, and that nothing else changes; and the projection behind the arrows."""
+"""Plots: what is drawn, where it goes, and that nothing else changes."""
 
 from types import SimpleNamespace
 
@@ -11,14 +11,16 @@ import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData, read_h5ad
 from matplotlib.colors import to_hex
+from matplotlib.quiver import Quiver
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot import plotting as pl
+from cellrank_velot.dynamics import compute_trajectories
 from cellrank_velot.outputs import write_h5ad
 from cellrank_velot.plotting._colors import BACKGROUND, palette, palette_of
 from cellrank_velot.plotting.fates import fate_probabilities
-from cellrank_velot.projection import project_velocity, velocity_on_grid
+from cellrank_velot.projection import project_by_transitions
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def job() -> SimpleNamespace:
     adata.obsp["connectivities"] = sp.csr_matrix(graph.maximum(graph.T))
     kernel = OTVelocityKernel(adata, time_key="true_time")
     kernel.compute_velocity(show_progress_bar=False).fit_field(n_steps=100, show_progress_bar=False)
-    kernel.compute_transition_matrix()
+    kernel.compute_transition_matrix().compute_uncertainty(2, show_progress_bar=False)
     kernel.write_to_adata()
     combined = 0.8 * kernel + 0.2 * cr.kernels.ConnectivityKernel(adata).compute_transition_matrix()
     estimator = cr.estimators.GPCCA(combined)
@@ -41,18 +43,30 @@ def job() -> SimpleNamespace:
     estimator.compute_macrostates(n_states=2, n_cells=10, cluster_key="clusters")
     estimator.set_terminal_states(list(estimator.macrostates.cat.categories), n_cells=10)
     estimator.compute_fate_probabilities(use_petsc=False, show_progress_bar=False)
-    return SimpleNamespace(adata=adata, kernel=kernel, estimator=estimator)
+    cells, options = kernel.cells, {"clusters": adata.obs["clusters"], "n_steps": 30, "save_every": 5}
+    paths = compute_trajectories(kernel.field, cells.x, cells.time, range(5), **options)
+    return SimpleNamespace(adata=adata, kernel=kernel, estimator=estimator, paths=paths)
 
 
 PLOTS = {
     "velocity_stream": lambda job, **kwargs: pl.velocity_stream(job.kernel, **kwargs),
+    "velocity_grid": lambda job, **kwargs: pl.velocity_grid(job.kernel, **kwargs),
+    "velocity_quiver": lambda job, **kwargs: pl.velocity_quiver(job.kernel, **kwargs),
+    "velocity_comparison": lambda job, **kwargs: pl.velocity_comparison(job.kernel, **kwargs),
     "confidence": lambda job, **kwargs: pl.confidence(job.kernel, **kwargs),
+    "uncertainty": lambda job, **kwargs: pl.uncertainty(job.kernel, **kwargs),
     "embedding": lambda job, **kwargs: pl.embedding(job.adata, "true_time", **kwargs),
     "training": lambda job, **kwargs: pl.training(job.kernel, **kwargs),
     "macrostates": lambda job, **kwargs: pl.macrostates(job.estimator, **kwargs),
     "fate_map": lambda job, **kwargs: pl.fate_map(job.estimator, **kwargs),
+    "windows": lambda job, **kwargs: first(pl.windows(job.kernel, max_pairs=1, **kwargs)),
+    "window_transport": lambda job, **kwargs: pl.window_transport(job.kernel, 0, **kwargs),
+    "spatial_clusters": lambda job, **kwargs: pl.spatial_clusters(job.kernel, **kwargs),
+    "trajectories": lambda job, **kwargs: pl.trajectories(job.kernel, job.paths, **kwargs),
+    "flow": lambda job, **kwargs: first(pl.flow(job.kernel, job.paths, n_frames=1, **kwargs)),
+    "fate_summary": lambda job, **kwargs: pl.fate_summary(job.kernel, job.paths, **kwargs),
 }
-ON_EMBEDDING = [name for name in PLOTS if name != "training"]
+ON_EMBEDDING = [name for name in PLOTS if name not in ("training", "fate_summary")]
 
 
 @pytest.fixture
@@ -119,7 +133,7 @@ def test_leaves_global_settings_and_data_alone(job, name):
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
-@pytest.mark.parametrize("name", [name for name in PLOTS if name != "fate_map"])
+@pytest.mark.parametrize("name", [name for name in PLOTS if name not in ("fate_map", "velocity_comparison")])
 def test_draws_into_axes_given(job, name, monkeypatch):
     monkeypatch.setattr(plt, "show", pytest.fail)
     _, ax = plt.subplots()
@@ -164,7 +178,7 @@ def test_wrong_type():
 # ------------------------------------------------------------------------------------------------------ each plot
 def test_stream_follows_the_arrow_of_time(job):
     x = job.adata.obsm["X_umap"]
-    velocity = project_velocity(job.kernel.transition_matrix, x)
+    velocity = project_by_transitions(job.kernel.transition_matrix, x)
     time = job.adata.obs["true_time"].to_numpy()
     graph = job.adata.obsp["connectivities"].tocoo()
     step = x[graph.col] - x[graph.row]
@@ -188,6 +202,172 @@ def test_stream_without_color_or_legend(job):
 def test_kernel_without_transition_matrix(job):
     with pytest.raises(RuntimeError, match="compute_transition_matrix"):
         pl.velocity_stream(SimpleNamespace(adata=job.adata, transition_matrix=None))
+
+
+def cosine_similarities(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def arrows_of(ax) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and vectors of the arrows drawn, both of shape ``[n_arrows, 2]``."""
+    (quiver,) = (artist for artist in ax.collections if isinstance(artist, Quiver))
+    assert (quiver.angles, quiver.scale_units, quiver.scale) == ("xy", "xy", 1)  # so that vectors are those of the data
+    return quiver.get_offsets(), np.column_stack([quiver.U, quiver.V])
+
+
+def inside(ax, points) -> bool:
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    return bool(np.all((points >= [left, bottom]) & (points <= [right, top])))
+
+
+@pytest.mark.parametrize("plot", [pl.velocity_grid, pl.velocity_quiver])
+@pytest.mark.parametrize("method", ["transitions", "linear_map"])
+def test_arrows_point_where_the_velocity_does(job, plot, method):
+    ax = plot(job.kernel, method=method, show=False)
+    at, arrows = arrows_of(ax)
+    x, velocity = job.adata.obsm["X_umap"], job.kernel.velocity[:, :2]  # the embedding is the start of the basis
+    nearest = np.linalg.norm(at[:, None] - x, axis=2).argmin(axis=1)
+    assert np.median(cosine_similarities(arrows, velocity[nearest])) > 0.9
+    assert inside(ax, at)
+    assert inside(ax, at + arrows)
+
+
+def test_arrows_of_the_linear_map_are_the_velocity(job):
+    at, arrows = arrows_of(pl.velocity_quiver(job.kernel, method="linear_map", n_arrows=10_000, show=False))
+    x, velocity = job.adata.obsm["X_umap"], job.kernel.velocity[:, :2]
+    np.testing.assert_array_equal(at, x)
+    assert np.mean(cosine_similarities(arrows, velocity)) > 0.99
+    backward = (~job.kernel).compute_transition_matrix()
+    back = arrows_of(pl.velocity_quiver(backward, method="linear_map", n_arrows=10_000, show=False))[1]
+    np.testing.assert_allclose(back, -arrows)
+
+
+@pytest.mark.parametrize("method", ["transitions", "linear_map"])
+def test_arrows_from_adata_are_those_of_the_kernel(job, method):
+    ours, read = (arrows_of(pl.velocity_quiver(data, method=method, show=False)) for data in (job.kernel, job.adata))
+    np.testing.assert_allclose(ours[1], read[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("plot", [pl.velocity_stream, pl.velocity_grid, pl.velocity_quiver])
+def test_weightings_differ(job, plot):
+    def drawn(weighting):
+        ax = plot(job.kernel, weighting=weighting, show=False)
+        return np.concatenate(ax.collections[1].get_segments()) if plot is pl.velocity_stream else arrows_of(ax)[1]
+
+    plain, *others = (drawn(weighting) for weighting in ("none", "distance", "confidence"))
+    assert all(other.shape != plain.shape or not np.allclose(other, plain) for other in others)
+
+
+def test_number_and_length_of_arrows(job):
+    x = job.adata.obsm["X_umap"]
+    at, arrows = arrows_of(pl.velocity_quiver(job.kernel, n_arrows=40, arrow_length=2.0, show=False))
+    assert 20 <= len(at) <= 40
+    assert len(np.unique(at, axis=0)) == len(at)
+    spacing = 2.0 * np.ptp(x, axis=0) / np.sqrt(40)
+    length = np.linalg.norm(arrows / spacing, axis=1)
+    np.testing.assert_allclose(length.max(), 1)
+    assert 0.01 < (length > 1 - 1e-9).mean() < 0.1
+    at, arrows = arrows_of(pl.velocity_quiver(job.kernel, n_arrows=40, arrow_length=2.0, normalize=True, show=False))
+    np.testing.assert_allclose(np.linalg.norm(arrows / spacing, axis=1), 1)
+
+
+def test_arrows_are_spread_evenly(job):
+    x = job.adata.obsm["X_umap"]
+    at, _ = arrows_of(pl.velocity_quiver(job.kernel, n_arrows=50, show=False))
+    unit = np.ptp(x, axis=0)
+    between = np.linalg.norm((at[:, None] - at) / unit, axis=2) + np.eye(len(at))
+    empty = np.linalg.norm((x[:, None] - at) / unit, axis=2).min(axis=1).max()
+    assert between.min() >= 0.5 * np.sqrt(1 / 50)
+    assert empty <= between.min() + 1e-9  # no cell is farther from an arrow than two arrows are apart
+
+
+def test_cells_without_velocity_have_no_arrow(job):
+    velocity = job.kernel.velocity.copy()
+    velocity[:100] = np.nan
+    velocity[100:110] = 0
+    x = job.kernel.cells.x
+    fields = {"adata": job.adata, "backward": False, "connectivities": job.kernel.connectivities}
+    kernel = SimpleNamespace(**fields, velocity=velocity, cells=SimpleNamespace(x=x))
+    at, _ = arrows_of(pl.velocity_quiver(kernel, method="linear_map", n_arrows=300, show=False))
+    np.testing.assert_array_equal(at, job.adata.obsm["X_umap"][110:])
+    assert pl.velocity_grid(kernel, method="linear_map", show=False).has_data()
+    kernel.velocity = np.full_like(velocity, np.nan)
+    for plot in (pl.velocity_quiver, pl.velocity_grid, pl.velocity_stream):
+        with pytest.raises(ValueError, match="cells with a velocity"):
+            plot(kernel, method="linear_map", show=False)
+    kernel.velocity = np.zeros_like(velocity)
+    assert len(pl.velocity_quiver(kernel, method="linear_map", show=False).collections) == 1  # cells alone
+
+
+def test_arrows_refuse(job):
+    with pytest.raises(ValueError, match="Expected `method` to be one of"):
+        pl.velocity_grid(job.kernel, method="linear")
+    with pytest.raises(ValueError, match="Expected `weighting` to be one of"):
+        pl.velocity_quiver(job.kernel, weighting="time")
+    with pytest.raises(ValueError, match="`weighting='none'` for `method='linear_map'`, found `'distance'`"):
+        pl.velocity_stream(job.kernel, method="linear_map", weighting="distance")
+    with pytest.raises(ValueError, match="Expected `n_arrows` to be at least `1`"):
+        pl.velocity_quiver(job.kernel, n_arrows=0)
+    with pytest.raises(ValueError, match="Expected `arrow_length`"):
+        pl.velocity_grid(job.kernel, arrow_length=0)
+    other = cr.kernels.ConnectivityKernel(job.adata).compute_transition_matrix()
+    assert pl.velocity_quiver(other, show=False).has_data()
+    for options in ({"method": "linear_map"}, {"weighting": "confidence"}):
+        with pytest.raises(TypeError, match="Expected the `OTVelocityKernel` itself, found `ConnectivityKernel`"):
+            pl.velocity_quiver(other, **options)
+    with pytest.raises(RuntimeError, match="fit_field"):
+        pl.velocity_comparison(OTVelocityKernel(job.adata, time_key="true_time"))
+    bare = AnnData(np.ones((300, 1)), obsm={"X_umap": job.adata.obsm["X_umap"]})
+    with pytest.raises(KeyError, match=r"adata\.obsm\['velot_velocity'\].*write_to_adata"):
+        pl.velocity_comparison(bare)
+
+
+def test_comparison_is_of_the_same_cells_on_one_scale(job):
+    adata = job.adata.copy()
+    adata.obsm["velot_velocity_raw"][:7] = np.nan
+    left, right = pl.velocity_comparison(adata, n_arrows=10_000, show=False)
+    x = job.adata.obsm["X_umap"]
+    (raw_at, raw), (at, smooth) = arrows_of(left), arrows_of(right)
+    np.testing.assert_array_equal(at, x)
+    np.testing.assert_array_equal(raw_at, x[7:])
+    assert "none for 7 of 300 cells" in left.get_title(loc="left")
+    assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
+    assert inside(left, raw_at + raw)
+    assert inside(right, at + smooth)
+    assert left.get_legend() is None
+    assert right.get_legend() is not None
+    kernel = pl.velocity_comparison(job.kernel, n_arrows=10_000, show=False)
+    np.testing.assert_allclose(arrows_of(kernel[0])[1][7:], raw, atol=1e-12)
+    assert kernel[0].get_title(loc="left") == "Transport"
+
+
+def test_comparison_into_axes_given(job):
+    _, axes = plt.subplots(1, 2)
+    assert pl.velocity_comparison(job.kernel, ax=axes, show=False) == list(axes)
+    with pytest.raises(ValueError, match="Expected `2` Axes in `ax`, found `1`"):
+        pl.velocity_comparison(job.kernel, ax=axes[:1])
+
+
+def test_uncertainty_is_an_angle(job):
+    for data in (job.kernel, job.adata):
+        ax = pl.uncertainty(data, show=False)
+        (bar,) = (other for other in ax.figure.axes if other is not ax)
+        np.testing.assert_allclose(bar.get_ylim(), (0, 90))
+        assert "degrees" in bar.get_ylabel()
+        assert "lower is better" in bar.get_ylabel()
+    kernel = SimpleNamespace(adata=job.adata, velocity_uncertainty=np.linspace(0, 180, 300))
+    ax = pl.uncertainty(kernel, show=False)
+    assert ax.figure.axes[1].get_yticklabels()[-1].get_text() == "≥ 90"
+    light, *_, dark = (np.mean(color[:3]) for color in ax.collections[0].get_facecolors())
+    assert light > dark  # a sure cell is light, as in `confidence`
+
+
+def test_uncertainty_refuses(job):
+    with pytest.raises(RuntimeError, match="compute_uncertainty"):
+        pl.uncertainty(OTVelocityKernel(job.adata, time_key="true_time"))
+    bare = AnnData(np.ones((300, 1)), obsm={"X_umap": job.adata.obsm["X_umap"]})
+    with pytest.raises(KeyError, match="compute_uncertainty.*write_to_adata"):
+        pl.uncertainty(bare)
 
 
 def test_colors_come_from_uns(job):
@@ -300,85 +480,3 @@ def test_fate_probabilities_from_a_file(job, tmp_path):
     assert list(fate_probabilities(bare).columns) == ["Lineage 1", "Lineage 2"]
     with pytest.raises(KeyError, match="compute_fate_probabilities"):
         fate_probabilities(bare, backward=True)
-
-
-# ----------------------------------------------------------------------------------------------------- projection
-def one_cell_at_a_time(transitions, x):
-    """The formula of the reference, cell by cell."""
-    result = np.zeros_like(x)
-    for i in range(len(x)):
-        row = transitions[i].tocoo()
-        keep = row.col != i
-        units = x[row.col[keep]] - x[i]
-        length = np.linalg.norm(units, axis=1, keepdims=True)
-        units = np.divide(units, length, out=np.zeros_like(units), where=length > 0)
-        if keep.any():
-            result[i] = (row.data[keep, None] * units).sum(axis=0) - units.mean(axis=0)
-    return result
-
-
-@pytest.mark.parametrize("n_dims", [2, 3])
-def test_projection_is_the_formula(n_dims):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(40, n_dims))
-    x[1] = x[0]
-    dense = rng.random((40, 40)) * (rng.random((40, 40)) < 0.3)
-    dense[5] = 0
-    dense[5, 5] = 1
-    matrix = sp.csr_matrix(dense / dense.sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(project_velocity(matrix, x), one_cell_at_a_time(matrix, x), atol=1e-14)
-    np.testing.assert_array_equal(project_velocity(matrix, x)[5], 0)
-
-
-def test_projection_of_equal_probabilities_is_zero():
-    graph = kneighbors_graph(np.random.default_rng(0).normal(size=(50, 2)), 5)
-    x = np.random.default_rng(1).normal(size=(50, 2))
-    np.testing.assert_allclose(project_velocity(sp.csr_matrix(graph / 5), x), 0, atol=1e-14)
-
-
-def test_projection_turns_and_does_not_stretch():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(50, 2))
-    graph = sp.csr_matrix(kneighbors_graph(x, 6))
-    graph.data = rng.random(graph.nnz)
-    rotation = np.array([[0.6, -0.8], [0.8, 0.6]])
-    np.testing.assert_allclose(
-        project_velocity(graph, 7 * x @ rotation + 3), project_velocity(graph, x) @ rotation, atol=1e-12
-    )
-
-
-def test_projection_refuses_another_shape():
-    with pytest.raises(ValueError, match="shape `\\[4, 4\\]`, found `\\(3, 3\\)`"):
-        project_velocity(sp.identity(3, format="csr"), np.zeros((4, 2)))
-
-
-def test_grid_averages_and_masks():
-    rng = np.random.default_rng(0)
-    x = np.concatenate([rng.uniform(0, 1, (200, 2)), rng.uniform(4, 5, (200, 2))])
-    velocity = np.tile([2.0, -1.0], (400, 1))
-    velocity[3] = np.nan
-    grid = velocity_on_grid(x, velocity, n_grid=20)
-    known = np.isfinite(grid.speed)
-    np.testing.assert_allclose(grid.velocity[known], np.tile([2.0, -1.0], (known.sum(), 1)))
-    assert 0.03 < known.mean() < 0.4  # the corners without cells have none
-    assert not known[0, -1]
-
-
-def test_grid_does_not_depend_on_units():
-    rng = np.random.default_rng(0)
-    x, velocity = rng.normal(size=(200, 2)), rng.normal(size=(200, 2))
-    one, other = velocity_on_grid(x, velocity), velocity_on_grid(x * [1000, 0.01] + 5, velocity)
-    np.testing.assert_allclose(one.velocity, other.velocity, atol=1e-6)
-
-
-@pytest.mark.parametrize("n_cells", [1, 2, 7])
-def test_grid_of_few_cells(n_cells):
-    x = np.random.default_rng(0).normal(size=(n_cells, 2))
-    assert np.isfinite(velocity_on_grid(x, np.ones((n_cells, 2))).velocity).any()
-
-
-def test_grid_refuses():
-    with pytest.raises(ValueError, match="cells with a velocity"):
-        velocity_on_grid(np.zeros((3, 2)), np.full((3, 2), np.nan))
-    with pytest.raises(ValueError, match="Expected `smooth`"):
-        velocity_on_grid(np.zeros((3, 2)), np.zeros((3, 2)), smooth=0)

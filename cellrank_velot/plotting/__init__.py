@@ -1,13 +1,39 @@
 """Pictures of kernels and fates, exposed as :mod:`cellrank_velot.pl`, with the conventions of CellRank's own plots.
 
-One file per subject: ``velocity`` (arrows and what is known of them), ``field`` (its training), ``fates`` (macrostates
-and fate probabilities), ``search`` (scores over a grid of parameters). ``_figure``, ``_colors`` and ``_embedding`` hold
-what they share. Knows AnnData, changes nothing in it.
+One file per subject: ``velocity`` (arrows), ``estimates`` (what is known of them), ``field`` (its training), ``fates``
+(macrostates and fate probabilities), ``pairs`` (windows and their transport), ``clusters`` (that windows are
+made in), ``search`` (scores over a grid of parameters), ``lines`` (trajectories) and ``particles`` (a flow and its
+fates). No file has the name of a plot, which would hide it. ``_figure``, ``_colors``, ``_embedding`` and ``_paths``
+hold what they share. Knows AnnData, changes nothing in it.
 """
 
+from cellrank_velot.plotting.clusters import spatial_clusters
+from cellrank_velot.plotting.estimates import confidence, embedding, uncertainty
 from cellrank_velot.plotting.fates import fate_map, macrostates
 from cellrank_velot.plotting.field import training
+from cellrank_velot.plotting.lines import trajectories
+from cellrank_velot.plotting.pairs import window_transport, windows
+from cellrank_velot.plotting.particles import fate_summary, flow, flow_animation
 from cellrank_velot.plotting.search import gridsearch_heatmap
-from cellrank_velot.plotting.velocity import confidence, embedding, velocity_stream
+from cellrank_velot.plotting.velocity import velocity_comparison, velocity_grid, velocity_quiver, velocity_stream
 
-__all__ = ["confidence", "embedding", "fate_map", "gridsearch_heatmap", "macrostates", "training", "velocity_stream"]
+__all__ = [
+    "confidence",
+    "embedding",
+    "fate_map",
+    "fate_summary",
+    "flow",
+    "flow_animation",
+    "gridsearch_heatmap",
+    "macrostates",
+    "spatial_clusters",
+    "training",
+    "trajectories",
+    "uncertainty",
+    "velocity_comparison",
+    "velocity_grid",
+    "velocity_quiver",
+    "velocity_stream",
+    "window_transport",
+    "windows",
+]

@@ -1,34 +1,37 @@
-"""Velocity in an embedding: streams of arrows, its confidence, and any other column of cells.
+"""Velocity in an embedding: streams of arrows, arrows on a grid, at cells, and before and after smoothing.
 
 Depends on :mod:`cellrank_velot.projection` for the arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_known
-from cellrank_velot.plotting._colors import BACKGROUND, INK, VALUES
-from cellrank_velot.plotting._embedding import (
-    HasAnnData,
-    adata_of,
-    draw_colored,
-    draw_legend,
-    draw_values,
-    positions,
-    suffix_of,
-)
+from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot.plotting._colors import INK
+from cellrank_velot.plotting._embedding import HasAnnData, adata_of, draw_colored, positions, suffix_of
 from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.projection import VelocityGrid, project_velocity, velocity_on_grid
+from cellrank_velot.plotting.estimates import estimate_of
+from cellrank_velot.projection import (
+    VelocityGrid,
+    Weighting,
+    project_by_linear_map,
+    project_by_transitions,
+    velocity_on_grid,
+)
 
-__all__ = ["confidence", "embedding", "velocity_stream"]
+__all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
+
+FloatArray = NDArray[np.float64]
+
+Method = Literal["transitions", "linear_map"]
 
 
 def velocity_stream(
@@ -36,6 +39,8 @@ def velocity_stream(
     basis: str = "umap",
     color: str | None = "auto",
     *,
+    method: Method = "transitions",
+    weighting: Weighting = "none",
     key: str | None = None,
     n_grid: int = 50,
     smooth: float = 1.0,
@@ -54,9 +59,8 @@ def velocity_stream(
 ) -> Axes | None:
     """Draw the velocity in an embedding as streamlines over the cells.
 
-    The velocity is projected through the transition matrix, see
-    :func:`cellrank_velot.projection.project_velocity`. An embedding keeps neighbourhoods and little else: read
-    directions between neighbouring groups of cells, not the length of a line.
+    An embedding keeps neighbourhoods and little else: read directions between neighbouring groups of cells, not the
+    length of a line.
 
     Parameters
     ----------
@@ -67,6 +71,13 @@ def velocity_stream(
     color
         Column of ``adata.obs`` or gene that colours the cells, grey where ``None``. ``"auto"`` is ``"clusters"`` where
         there is such a column.
+    method
+        How the velocity comes to the embedding. ``"transitions"``, of any kernel, shows where the transition matrix
+        leads, see :func:`cellrank_velot.projection.project_by_transitions`; ``"linear_map"``, of
+        :class:`~cellrank_velot.OTVelocityKernel`, carries over the velocity of its field, see
+        :func:`cellrank_velot.projection.project_by_linear_map`. Arrows of a backward kernel point back in time.
+    weighting
+        What neighbours count for in ``"transitions"``: ``"none"``, ``"distance"`` or ``"confidence"``.
     key
         Key in ``adata.obsp`` of the transition matrix, for an AnnData; ``"T_fwd"`` where not given.
     n_grid, smooth, min_density
@@ -99,87 +110,41 @@ def velocity_stream(
     Raises
     ------
     KeyError
-        If the embedding, the colour or the transition matrix is missing.
+        If the embedding, the colour, the transition matrix, or what ``method`` and ``weighting`` need is missing.
     RuntimeError
         If the kernel has no transition matrix.
+    TypeError
+        If ``method`` or ``weighting`` needs the kernel itself and ``data`` is another or a combination.
+    ValueError
+        If an option is unknown or out of range.
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
-    if color == "auto":
-        color = "clusters" if "clusters" in adata.obs else None
-    velocity = project_velocity(_transitions(data, key), x)
+    velocity = _projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_colored(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        _draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
         _draw_streams(panel, grid, density=density, **(stream_kwargs or {}))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
 
 
-def confidence(
+def velocity_grid(
     data: AnnData | HasAnnData,
     basis: str = "umap",
+    color: str | None = "auto",
     *,
+    method: Method = "transitions",
+    weighting: Weighting = "none",
+    key: str | None = None,
+    n_grid: int = 30,
+    smooth: float = 1.0,
+    min_density: float = 0.02,
+    arrow_length: float = 1.2,
+    normalize: bool = False,
     size: float | None = None,
-    cmap: str | Colormap = VALUES,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
-) -> Axes | None:
-    """Draw the confidence in the transport velocity of each cell; cells that transport gave none are grey.
-
-    Parameters
-    ----------
-    data
-        An :class:`~cellrank_velot.OTVelocityKernel` with its velocity, or an AnnData to which one was written.
-    basis
-        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
-    size
-        Area of the cells.
-    cmap
-        Colours of the confidence, from 0 to 1.
-    title
-        Title of the Axes.
-    figsize, dpi, save, show, ax
-        As in :func:`velocity_stream`.
-
-    Returns
-    -------
-    The Axes where ``show=False``, nothing otherwise.
-
-    Raises
-    ------
-    KeyError
-        If the embedding or the confidence is missing.
-    RuntimeError
-        If the kernel has no velocity.
-    """
-    adata = adata_of(data)
-    x, name = positions(adata, basis)
-    values, raw = _confidence(data)
-    unknown = np.isnan(raw).any(axis=1)
-    values = np.where(unknown, np.nan, values)
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.0, 4.0), figsize=figsize, dpi=dpi)
-        draw_values(panel, x, name, values, label="Confidence", cmap=cmap, limits=(0.0, 1.0), size=size)
-        if unknown.any():
-            draw_legend(panel, {f"no estimate ({unknown.sum()} cells)": BACKGROUND}, below=True)
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
-
-
-def embedding(
-    data: AnnData | HasAnnData,
-    color: str,
-    basis: str = "umap",
-    *,
-    mark: str | int | None = None,
-    size: float | None = None,
-    cmap: str | Colormap = VALUES,
+    alpha: float = 0.45,
     legend: bool = True,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
@@ -187,79 +152,300 @@ def embedding(
     save: str | Path | None = None,
     show: bool | None = None,
     ax: Axes | None = None,
+    quiver_kwargs: Mapping[str, Any] | None = None,
 ) -> Axes | None:
-    """Draw the cells coloured by a column of ``obs`` or a gene, e.g. by the time that gives the velocity its direction.
+    """Draw the velocity in an embedding as arrows on a regular grid, each the average of the cells around it.
 
     Parameters
     ----------
-    data
-        An AnnData, a kernel or an estimator.
-    color
-        Column of ``adata.obs``, or a gene.
-    basis
-        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
-    mark
-        Name or position of a cell to point out, such as the root.
-    size
-        Area of the cells.
-    cmap
-        Colours of numbers.
-    legend
-        Whether to draw the legend or colour bar.
-    title
-        Title of the Axes.
-    figsize, dpi, save, show, ax
+    data, basis, color, method, weighting, key, n_grid, smooth, min_density
         As in :func:`velocity_stream`.
+    arrow_length
+        Length of a long arrow, the 95th percentile, in grid spacings; longer ones are drawn as long.
+    normalize
+        Whether all arrows are that long, and show the direction alone.
+    size, alpha, legend, title, figsize, dpi, save, show, ax
+        As in :func:`velocity_stream`.
+    quiver_kwargs
+        Passed on to :meth:`matplotlib.axes.Axes.quiver`.
 
     Returns
     -------
-    The Axes where ``show=False``, nothing otherwise.
-
-    Raises
-    ------
-    KeyError
-        If the embedding or the colour is missing.
+    The Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
     """
+    check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
     x, name = positions(adata, basis)
+    velocity = _projected(data, x, method, weighting, key)
+    grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
+    points = np.stack(np.meshgrid(grid.x, grid.y), axis=-1).reshape(-1, 2)
+    spacing = np.array([grid.x[1] - grid.x[0], grid.y[1] - grid.y[0]])
+    arrows = _arrows(grid.velocity.reshape(-1, 2), arrow_length * spacing, normalize=normalize)
     with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.0, 4.0), figsize=figsize, dpi=dpi)
-        draw_colored(panel, x, name, adata, color, legend=legend, size=size, cmap=cmap)
-        if mark is not None:
-            at = x[adata.obs_names.get_loc(mark) if isinstance(mark, str) else mark]
-            star: dict[str, Any] = {
-                "marker": "*",
-                "s": 260,
-                "facecolors": "#D55E00",
-                "edgecolors": "white",
-                "linewidths": 1.2,
-            }
-            panel.scatter(at[:1], at[1:], zorder=4, label="root", **star)
-            panel.legend(loc="upper left", bbox_to_anchor=(0.0, -0.06))
+        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
+        _draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        _draw_arrows(panel, points, arrows, **(quiver_kwargs or {}))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
 
 
-def _confidence(data: Any) -> tuple[Any, Any]:
-    """Return confidence and transport velocity of a kernel, or those written to an AnnData."""
-    if not isinstance(data, AnnData):
-        if not hasattr(data, "raw_velocity"):
-            raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
-        return data.confidence, data.raw_velocity
-    check_known("adata.obs", "velot_confidence", data.obs.columns, "Call `kernel.write_to_adata()` first.")
-    return data.obs["velot_confidence"].to_numpy(dtype=float), data.obsm["velot_velocity_raw"]
+def velocity_quiver(
+    data: AnnData | HasAnnData,
+    basis: str = "umap",
+    color: str | None = "auto",
+    *,
+    method: Method = "transitions",
+    weighting: Weighting = "none",
+    key: str | None = None,
+    n_arrows: int = 300,
+    arrow_length: float = 1.2,
+    normalize: bool = False,
+    size: float | None = None,
+    alpha: float = 0.45,
+    legend: bool = True,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+    ax: Axes | None = None,
+    quiver_kwargs: Mapping[str, Any] | None = None,
+) -> Axes | None:
+    """Draw the velocity of single cells in an embedding, one arrow from each cell, without any averaging.
+
+    Parameters
+    ----------
+    data, basis, color, method, weighting, key
+        As in :func:`velocity_stream`.
+    n_arrows
+        Number of arrows at most; of more cells, those that have one are spread evenly over the embedding.
+    arrow_length
+        Length of a long arrow, the 95th percentile, in distances between so many cells that fill the picture; longer
+        ones are drawn as long.
+    normalize
+        Whether all arrows are that long, and show the direction alone.
+    size, alpha, legend, title, figsize, dpi, save, show, ax
+        As in :func:`velocity_stream`.
+    quiver_kwargs
+        Passed on to :meth:`matplotlib.axes.Axes.quiver`.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
+    """
+    check_integer("n_arrows", n_arrows, low=1)
+    check_number("arrow_length", arrow_length, low=0, open_low=True)
+    adata = adata_of(data)
+    x, name = positions(adata, basis)
+    velocity = _projected(data, x, method, weighting, key)
+    cells = _spread(x, velocity, n_arrows)
+    arrows = _arrows(velocity[cells], arrow_length * _spacing(x, n_arrows), normalize=normalize)
+    with style():
+        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
+        _draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        _draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
+        panel.set_title(title or "")
+        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+
+
+def velocity_comparison(
+    data: AnnData | HasAnnData,
+    basis: str = "umap",
+    color: str | None = "auto",
+    *,
+    key: str | None = None,
+    n_arrows: int = 300,
+    arrow_length: float = 1.2,
+    normalize: bool = False,
+    size: float | None = None,
+    alpha: float = 0.45,
+    legend: bool = True,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+    ax: Sequence[Axes] | None = None,
+    quiver_kwargs: Mapping[str, Any] | None = None,
+) -> list[Axes] | None:
+    """Draw the velocity of transport beside that of the field, which smooths it, both by the linear map.
+
+    Arrows are those of the same cells, on one scale; cells that transport gave no velocity lack one on the left.
+
+    Parameters
+    ----------
+    data
+        An :class:`~cellrank_velot.OTVelocityKernel` with its field, or an AnnData to which one was written.
+    basis, color, key
+        As in :func:`velocity_stream`.
+    n_arrows, arrow_length, normalize
+        As in :func:`velocity_quiver`; the length is that of a long arrow of the field.
+    size, alpha, legend, figsize, dpi, save, show
+        As in :func:`velocity_stream`.
+    ax
+        Two Axes to draw into.
+    quiver_kwargs
+        Passed on to :meth:`matplotlib.axes.Axes.quiver`.
+
+    Returns
+    -------
+    The two Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
+    """
+    check_integer("n_arrows", n_arrows, low=1)
+    check_number("arrow_length", arrow_length, low=0, open_low=True)
+    adata = adata_of(data)
+    x, name = positions(adata, basis)
+    smooth, raw = (_by_linear_map(data, x, key, estimate) for estimate in ("velocity", "raw_velocity"))
+    cells = _spread(x, smooth, n_arrows)
+    longest = arrow_length * _spacing(x, n_arrows)
+    n_unknown = int(np.isnan(estimate_of(data, "raw_velocity")).any(axis=1).sum())
+    titles = (f"Transport (none for {n_unknown} of {len(x)} cells)" if n_unknown else "Transport", "Field")
+    with style():
+        figure, panels, ours = open_axes(ax, n_panels=2, panel_size=(5.2, 4.2), figsize=figsize, dpi=dpi)
+        for panel, velocity, title, last in zip(panels, (raw, smooth), titles, (False, True), strict=True):
+            _draw_cells(panel, x, name, adata, color, legend=legend and last, size=size, alpha=alpha)
+            arrows = _arrows(velocity[cells], longest, normalize=normalize, reference=smooth[cells])
+            _draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
+            panel.set_title(title)
+        corners = np.array([(panel.get_xlim(), panel.get_ylim()) for panel in panels])
+        for panel in panels:  # each has made room for its own arrows
+            panel.set(xlim=(corners[:, 0].min(), corners[:, 0].max()), ylim=(corners[:, 1].min(), corners[:, 1].max()))
+        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+
+
+# -------------------------------------------------------------------------------------------------------- what is drawn
+def _projected(
+    data: AnnData | HasAnnData, x: FloatArray, method: Method, weighting: Weighting, key: str | None
+) -> FloatArray:
+    """Return the velocity of each cell in the embedding, as asked, shape ``[n_cells, 2]``."""
+    check_choice("method", method, Method)
+    check_choice("weighting", weighting, Weighting)
+    if method == "linear_map":
+        if weighting != "none":
+            raise ValueError(f"Expected `weighting='none'` for `method='linear_map'`, found `{weighting!r}`.")
+        return _by_linear_map(data, x, key, "velocity")
+    confidence = estimate_of(data, "confidence") if weighting == "confidence" else None
+    return project_by_transitions(_transitions(data, key), x, weighting=weighting, confidence=confidence)
 
 
 def _transitions(data: Any, key: str | None) -> Any:
     """Return the transition matrix of a kernel, or the one written to an AnnData."""
     if isinstance(data, AnnData):
-        key = key or f"T_{suffix_of(data, None)}"
-        check_known("adata.obsp", key, data.obsp.keys(), "Call `kernel.write_to_adata()` first, or pass the kernel.")
-        return data.obsp[key]
+        return data.obsp[_written_key(data, key)]
     matrix = data.transition_matrix
     if matrix is None:
         raise RuntimeError("Compute the transition matrix first, as `.compute_transition_matrix()`.")
     return matrix
+
+
+def _written_key(adata: AnnData, key: str | None) -> str:
+    key = key or f"T_{suffix_of(adata, None)}"
+    check_known("adata.obsp", key, adata.obsp.keys(), "Call `kernel.write_to_adata()` first, or pass the kernel.")
+    return key
+
+
+def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> FloatArray:
+    """Return a velocity of the kernel in the embedding, in the direction of the kernel, shape ``[n_cells, 2]``."""
+    velocity = estimate_of(data, estimate)
+    if isinstance(data, AnnData):
+        key = _written_key(data, key)
+        check_known("adata.uns", f"{key}_params", data.uns.keys(), "Call `kernel.write_to_adata()` first.")
+        read = data.uns[f"{key}_params"]["init"]
+        basis, graph, backward = data.obsm[read["basis"]], data.obsp[read["conn_key"]], bool(read["backward"])
+    else:
+        basis, graph, backward = data.cells.x, data.connectivities, data.backward
+    return project_by_linear_map(basis, -velocity if backward else velocity, x, graph)
+
+
+# ---------------------------------------------------------------------------------------------------------- the drawing
+def _draw_cells(
+    ax: Axes, x: FloatArray, name: str, adata: AnnData, color: str | None, *, alpha: float, **kwargs: Any
+) -> None:
+    """Draw the cells below the arrows."""
+    if color == "auto":
+        color = "clusters" if "clusters" in adata.obs else None
+    # The grey of cells without a colour is as pale as it may be.
+    draw_colored(ax, x, name, adata, color, alpha=1.0 if color is None else alpha, **kwargs)
+
+
+def _spread(x: FloatArray, velocity: FloatArray, n_cells: int) -> NDArray[np.intp]:
+    """Return cells that are spread evenly over the embedding, each the farthest from those before.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, 2]``.
+    velocity
+        Velocities of shape ``[n_cells, 2]``; cells with NaN are not chosen.
+    n_cells
+        Number of cells at most; fewer where they would lie closer than half as far apart as if they filled the picture.
+
+    Raises
+    ------
+    ValueError
+        If no cell has a velocity.
+    """
+    candidates = np.flatnonzero(np.isfinite(velocity).all(axis=1))
+    if not candidates.size:
+        raise ValueError("Expected cells with a velocity, found none.")
+    if candidates.size <= n_cells:
+        return candidates
+    # Width and height of the picture count alike, whatever the units.
+    at = x[candidates] / np.maximum(np.ptp(x[candidates], axis=0), np.finfo(np.float64).tiny)
+    chosen = [int(np.square(at - at.mean(axis=0)).sum(axis=1).argmin())]
+    distance = np.square(at - at[chosen[0]]).sum(axis=1)
+    while len(chosen) < n_cells and distance.max() > 0.25 / n_cells:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.square(at - at[chosen[-1]]).sum(axis=1))
+    return candidates[np.sort(chosen)]
+
+
+def _spacing(x: FloatArray, n_cells: int) -> FloatArray:
+    """Return how far so many cells would lie apart if they filled the picture, in units of the two dimensions."""
+    return np.ptp(x, axis=0) / max(np.sqrt(min(n_cells, len(x))), 2.0)
+
+
+def _arrows(
+    velocity: FloatArray, longest: FloatArray, *, normalize: bool, reference: FloatArray | None = None
+) -> FloatArray:
+    """Return velocities as arrows in units of the embedding.
+
+    Parameters
+    ----------
+    velocity
+        Velocities of shape ``[n_arrows, 2]``, NaN where there is none.
+    longest
+        Length of the longest arrows along the two dimensions, shape ``[2]``.
+    normalize
+        Whether all are that long.
+    reference
+        Velocities whose 95th percentile gets that length; ``velocity`` where not given.
+
+    Returns
+    -------
+    Arrows of shape ``[n_arrows, 2]``; NaN where there is no velocity, or none in any direction.
+    """
+    unit = np.where(longest > 0, longest, 1.0)
+    length = np.linalg.norm(velocity / unit, axis=1)
+    others = length if reference is None else np.linalg.norm(reference / unit, axis=1)
+    others = others[np.isfinite(others) & (others > 0)]
+    typical = np.percentile(others, 95) if others.size else 1.0
+    drawn = np.ones_like(length) if normalize else np.minimum(length / typical, 1.0)
+    scale = np.divide(drawn, length, out=np.full_like(length, np.nan), where=length > 0)
+    return velocity * scale[:, None]
+
+
+def _draw_arrows(ax: Axes, x: FloatArray, arrows: FloatArray, **kwargs: Any) -> None:
+    """Draw arrows, shape ``[n_arrows, 2]``, that start at ``x``; none where they are NaN. Makes room for their tips."""
+    known = np.isfinite(arrows).all(axis=1)
+    if not known.any():
+        return
+    defaults = {"color": INK, "width": 0.003, "headwidth": 4.0, "headlength": 4.5, "headaxislength": 4.0, "zorder": 3}
+    low, high = np.array([ax.get_xlim(), ax.get_ylim()]).T
+    start, tips = x[known], (x + arrows)[known]
+    ax.quiver(*start.T, *arrows[known].T, angles="xy", scale_units="xy", scale=1.0, **{**defaults, **kwargs})
+    margin = 0.01 * (high - low)
+    low, high = np.minimum(low, tips.min(axis=0) - margin), np.maximum(high, tips.max(axis=0) + margin)
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
 
 
 def _draw_streams(ax: Axes, grid: VelocityGrid, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The kernel: reads an AnnData, calls a stage, keeps its result and clears what came after it. No numerics here.
+"""The kernel itself: reads an AnnData, calls a stage, keeps its result and clears what came after it.
 
 It knows CellRank by public names alone; no stage knows it.
 """
@@ -22,9 +22,10 @@ from cellrank_velot import storage
 from cellrank_velot._device import resolve_device
 from cellrank_velot._validation import check_choice, check_integer, check_known
 from cellrank_velot.cells import CellStates, find_basis, find_time_key, read_cells, read_loadings, warn_about_graph
-from cellrank_velot.direction import FlipTest, PermutationTest, flip_test, permutation_test
 from cellrank_velot.field import VelocityField, check_field_options, fit_field
-from cellrank_velot.states import suggest_initial_states, suggest_terminal_states
+from cellrank_velot.kernel.diagnostics import Diagnostics
+from cellrank_velot.kernel.dynamics import Dynamics
+from cellrank_velot.kernel.plots import Plots
 from cellrank_velot.transitions import (
     BackwardMode,
     Model,
@@ -67,7 +68,7 @@ STEPS = {
 PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
 
 
-class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
+class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, BidirectionalKernel):
     """Kernel which computes a transition matrix based on optimal-transport velocity.
 
     Cells are grouped into windows of time, each window is transported to a later one, the displacements are smoothed
@@ -126,6 +127,7 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._windows: Windows | None = None
         self._transport: TransportVelocity | None = None
         self._field: VelocityField | None = None
+        self._current: VelocityField | None = None
         self._uncertainty: Uncertainty | None = None
         self._logits: sp.csr_matrix | None = None
         self._condition_number: float | None = None
@@ -176,6 +178,17 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     def field(self) -> VelocityField | None:
         """The velocity field; ``None`` before :meth:`fit_field`."""
         return self._field
+
+    @property
+    def basis(self) -> str:
+        """Key in ``adata.obsm`` of the positions."""
+        return str(self._init_kwargs["basis"])
+
+    @property
+    def cluster_key(self) -> str | None:
+        """Key in ``adata.obs`` of the clusters that windows are made in, where one was given."""
+        key = self._init_kwargs["cluster_key"]
+        return None if key is None else str(key)
 
     @property
     def uncertainty(self) -> Uncertainty | None:
@@ -437,6 +450,33 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._settings["uncertainty"] = settings
         return self
 
+    def current_field(self, *, device: str = "auto", show_progress_bar: bool = True) -> VelocityField:
+        """Return the field without the relaxation to the data: the part that changes its sign when time is reversed.
+
+        Fitted at the first call, with the parameters of :meth:`fit_field`, and needed to go back in time, see
+        :func:`cellrank_velot.dynamics.compute_trajectories`.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`fit_field`.
+        """
+        field, transport = self._needed("field", "fit_field"), self._needed("transport", "compute_velocity")
+        if not transport.relaxation.any():
+            return field
+        if self._current is None:
+            self._current = fit_field(
+                self.cells.x,
+                self.cells.time,
+                transport.velocity - transport.relaxation,
+                transport.confidence,
+                self.connectivities,
+                device=device,
+                show_progress_bar=show_progress_bar,
+                **{name: value for name, value in self._settings["field"].items() if value is not None},
+            )
+        return self._current
+
     def query_velocity(
         self, positions: NDArray[np.float64], time: NDArray[np.float64] | float | None = None, *, n_neighbors: int = 15
     ) -> NDArray[np.float64]:
@@ -635,95 +675,6 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         params.update({name: request[name] for name, usual in DEFAULTS.items() if request[name] != usual})
         return params
 
-    # -------------------------------------------------------------------------------------------- diagnostics
-    def permutation_test(
-        self, cluster_key: str | None = None, cluster_edges: Sequence[tuple[str, str]] | None = None, **kwargs: Any
-    ) -> PermutationTest:
-        """Test whether there is more direction than a shuffled time would give.
-
-        Parameters
-        ----------
-        cluster_key
-            Key in ``adata.obs`` of clusters, whose borders are tested, too.
-        cluster_edges
-            Pairs of clusters to test; all that touch where not given.
-        **kwargs
-            Passed on to :func:`cellrank_velot.direction.permutation_test`, e.g. ``n_permutations`` and ``n_jobs``.
-
-        Returns
-        -------
-        The p-values; printed, it says what they mean.
-
-        Raises
-        ------
-        KeyError
-            If the clusters are missing.
-        """
-        cells, clusters = self.cells, self._clusters(cluster_key)
-        return permutation_test(cells.x, cells.time, self.connectivities, clusters, cluster_edges, **kwargs)
-
-    def flip_test(self, cluster_key: str | None = None, **kwargs: Any) -> FlipTest:
-        """Reverse the time and see whether the velocity reverses.
-
-        Parameters
-        ----------
-        cluster_key
-            Key in ``adata.obs`` of clusters to say it for.
-        **kwargs
-            Passed on to :func:`cellrank_velot.direction.flip_test`.
-
-        Returns
-        -------
-        Cosines between the velocity and the negative one of reversed time.
-
-        Raises
-        ------
-        KeyError
-            If the clusters are missing.
-        """
-        cells, clusters = self.cells, self._clusters(cluster_key)
-        return flip_test(cells.x, cells.time, self.connectivities, clusters, **kwargs)
-
-    def suggest_terminal_states(self, cluster_key: str | None = None, **kwargs: Any) -> dict[str, list[str]]:
-        """Suggest terminal states, the sinks of the flow, in the form that ``GPCCA.set_terminal_states`` takes.
-
-        Parameters
-        ----------
-        cluster_key
-            Key in ``adata.obs`` of the clusters that name the states.
-        **kwargs
-            Passed on to :func:`cellrank_velot.states.suggest_terminal_states`, e.g. ``n_cells``.
-
-        Returns
-        -------
-        Names of cells by state; empty, with a warning, where the flow has no sink.
-
-        Raises
-        ------
-        KeyError
-            If the clusters are missing.
-        RuntimeError
-            Before :meth:`compute_transition_matrix`.
-        """
-        return suggest_terminal_states(*self._chain(cluster_key), backward=self.backward, **kwargs)
-
-    def suggest_initial_states(self, cluster_key: str | None = None, **kwargs: Any) -> dict[str, list[str]]:
-        """Suggest initial states, the sources of the flow, in the form that ``GPCCA.set_initial_states`` takes.
-
-        Parameters, result and errors are those of :meth:`suggest_terminal_states`.
-        """
-        return suggest_initial_states(*self._chain(cluster_key), backward=self.backward, **kwargs)
-
-    def _chain(self, cluster_key: str | None) -> tuple[Any, ...]:
-        matrix = self._needed("transition_matrix", "compute_transition_matrix")
-        return matrix, self.connectivities, self.cells.time, self.adata.obs_names, self._clusters(cluster_key)
-
-    def _clusters(self, cluster_key: str | None) -> pd.Series | None:
-        if cluster_key is None:
-            return None
-        check_known("adata.obs", cluster_key, self.adata.obs.columns)
-        return self.adata.obs[cluster_key]
-
     # --------------------------------------------------------------------------------------------- contract
     def __invert__(self) -> OTVelocityKernel:
         kernel: OTVelocityKernel = self._copy_ignore("_transition_matrix", "_computed", "_logits")
@@ -834,6 +785,8 @@ class OTVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         """Forget these stages and the transition matrix."""
         for name in stages:
             setattr(self, name, None)
+        if "_field" in stages:
+            self._current = None
         self._transition_matrix = None
         self._computed = None
         self._logits = None

@@ -1,0 +1,27 @@
+"""Motion in the velocity field: where particles go, where they came from, and with which fates.
+
+One file per job: ``paths`` (the result and its statuses), ``region`` (where the data lie), ``guide`` (what moves a
+particle), ``solvers`` (one step of an ordinary or a stochastic differential equation), ``motion`` (many steps of many
+particles), ``trajectories`` and ``flow`` (the two uses). Plain arrays in and out: knows neither AnnData nor CellRank.
+"""
+
+from cellrank_velot.dynamics.flow import simulate_flow
+from cellrank_velot.dynamics.guide import Field, TimeFrom
+from cellrank_velot.dynamics.motion import Direction
+from cellrank_velot.dynamics.paths import Status, Trajectories
+from cellrank_velot.dynamics.region import Interpolated, Region
+from cellrank_velot.dynamics.solvers import Method
+from cellrank_velot.dynamics.trajectories import compute_trajectories
+
+__all__ = [
+    "Direction",
+    "Field",
+    "Interpolated",
+    "Method",
+    "Region",
+    "Status",
+    "TimeFrom",
+    "Trajectories",
+    "compute_trajectories",
+    "simulate_flow",
+]

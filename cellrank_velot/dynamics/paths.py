@@ -1,0 +1,259 @@
+"""The result of motion: paths of particles, how each of them ended, and the shares of their fates.
+
+Depends on numpy, pandas and scipy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from cellrank_velot._stage import Stage
+from cellrank_velot._validation import check_known, check_number
+
+__all__ = ["NO_FATE", "Status", "Trajectories"]
+
+# Row of a table of fates for the particles that came to none of the terminal clusters.
+NO_FATE = "none"
+
+
+class Status(IntEnum):
+    """How a trajectory ended."""
+
+    ARRIVED = 0
+    STALLED = 1
+    LEFT_DATA = 2
+    OUT_OF_STEPS = 3
+    END_OF_TIME = 4
+
+    @property
+    def message(self) -> str:
+        """What happened, for people."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.ARRIVED: "arrived",
+    Status.STALLED: "stalled at a sink",
+    Status.LEFT_DATA: "left the data",
+    Status.OUT_OF_STEPS: "ran out of steps",
+    Status.END_OF_TIME: "came to the end of time",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectories(Stage):
+    """Paths of particles through the velocity field, one after the other.
+
+    Attributes
+    ----------
+    ids
+        Number of each trajectory, shape ``[n_trajectories]``; a selection keeps the numbers.
+    x
+        Points of all paths in the basis, shape ``[n_points, n_dims]``.
+    time
+        Time of each point, in ``[0, 1]`` for a pseudotime, shape ``[n_points]``.
+    offsets
+        Where each path starts in ``x``, and the end, shape ``[n_trajectories + 1]``.
+    status
+        :class:`Status` of each trajectory, shape ``[n_trajectories]``.
+    direction
+        ``1`` for forward in time and ``-1`` for backward, shape ``[n_trajectories]``.
+    start_ix
+        Cell at which each trajectory started, shape ``[n_trajectories]``.
+    clusters
+        Names of the clusters, shape ``[n_clusters]``.
+    start_cluster, end_cluster
+        Index in ``clusters`` of the cluster at the start and at the end of each trajectory, the one to which most of
+        the nearest cells belong, shape ``[n_trajectories]``; ``-1`` for none.
+    n_tried
+        Number of starts that were tried; those that did not come to the target were left out.
+    """
+
+    ids: NDArray[np.int64]
+    x: NDArray[np.float64]
+    time: NDArray[np.float64]
+    offsets: NDArray[np.int64]
+    status: NDArray[np.int8]
+    direction: NDArray[np.int8]
+    start_ix: NDArray[np.int64]
+    clusters: NDArray[np.str_]
+    start_cluster: NDArray[np.int64]
+    end_cluster: NDArray[np.int64]
+    n_tried: int
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together."""
+        # A file returns names as objects.
+        object.__setattr__(self, "clusters", np.asarray(self.clusters, dtype=np.str_).reshape(-1))
+        Stage.__post_init__(self)
+        per_path = (self.status, self.direction, self.start_ix, self.start_cluster, self.end_cluster)
+        if any(array.shape != self.ids.shape for array in per_path):
+            raise ValueError(f"Expected one entry for each of the `{self.ids.size}` trajectories.")
+        if self.x.ndim != 2 or self.time.shape != self.x.shape[:1]:
+            raise ValueError(f"Expected a time for each point, found the shapes `{self.time.shape}`, `{self.x.shape}`.")
+        if self.offsets.shape != (self.ids.size + 1,) or self.offsets[0] != 0 or self.offsets[-1] != self.x.shape[0]:
+            raise ValueError(f"Expected `offsets` of `{self.ids.size}` paths over `{self.x.shape[0]}` points.")
+        if (np.diff(self.offsets) < 1).any():
+            raise ValueError("Expected `offsets` that rise, with a point at least in each path.")
+
+    def __len__(self) -> int:
+        return int(self.ids.size)
+
+    @property
+    def n_dims(self) -> int:
+        """Number of dimensions of the basis."""
+        return int(self.x.shape[1])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of points of each path, shape ``[n_trajectories]``."""
+        return np.diff(self.offsets)
+
+    @property
+    def paths(self) -> list[NDArray[np.float64]]:
+        """Points of each trajectory, of shape ``[n, n_dims]`` each."""
+        return [self.x[start:end] for start, end in pairwise(self.offsets)]
+
+    @property
+    def times(self) -> list[NDArray[np.float64]]:
+        """Times of the points of each trajectory."""
+        return [self.time[start:end] for start, end in pairwise(self.offsets)]
+
+    @property
+    def starts(self) -> NDArray[np.float64]:
+        """First point of each path, shape ``[n_trajectories, n_dims]``."""
+        return self.x[self.offsets[:-1]]
+
+    @property
+    def ends(self) -> NDArray[np.float64]:
+        """Last point of each path, shape ``[n_trajectories, n_dims]``."""
+        return self.x[self.offsets[1:] - 1]
+
+    @property
+    def statuses(self) -> list[str]:
+        """How each trajectory ended, in words."""
+        return [Status(code).message for code in self.status]
+
+    def select(self, ids: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> Trajectories:
+        """Return some of the trajectories.
+
+        Parameters
+        ----------
+        ids
+            Numbers of trajectories, or a mask of shape ``[n_trajectories]``.
+
+        Raises
+        ------
+        KeyError
+            If there is no trajectory of that number.
+        """
+        chosen = np.asarray(ids)
+        if chosen.dtype == bool:
+            if chosen.shape != self.ids.shape:
+                raise KeyError(f"Expected a mask of `{len(self)}` trajectories, found the shape `{chosen.shape}`.")
+            at = np.flatnonzero(chosen)
+        else:
+            where = {int(number): i for i, number in enumerate(self.ids)}
+            for number in chosen.ravel():
+                check_known("trajectories", int(number), where)
+            at = np.array([where[int(number)] for number in chosen.ravel()], dtype=np.int64)
+        points = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in at]
+        rows = np.concatenate(points) if points else np.empty(0, dtype=np.int64)
+        return Trajectories(
+            ids=self.ids[at],
+            x=self.x[rows],
+            time=self.time[rows],
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[at])]).astype(np.int64),
+            status=self.status[at],
+            direction=self.direction[at],
+            start_ix=self.start_ix[at],
+            clusters=self.clusters,
+            start_cluster=self.start_cluster[at],
+            end_cluster=self.end_cluster[at],
+            n_tried=self.n_tried,
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a table with one row for each trajectory.
+
+        Returns
+        -------
+        Direction, status, cell and cluster of the start, cluster of the end, times of both, number of points and length
+        of the path in units of the basis, by id.
+        """
+        steps = np.linalg.norm(np.diff(self.x, axis=0), axis=1)
+        travelled = np.concatenate([[0.0], np.cumsum(steps)])
+        return pd.DataFrame(
+            {
+                "direction": np.where(self.direction > 0, "forward", "backward"),
+                "status": pd.Categorical(self.statuses, categories=[status.message for status in Status]),
+                "start_ix": self.start_ix,
+                "start_cluster": self._names(self.start_cluster),
+                "end_cluster": self._names(self.end_cluster),
+                "start_time": self.time[self.offsets[:-1]],
+                "end_time": self.time[self.offsets[1:] - 1],
+                "n_points": self.lengths,
+                "length": travelled[self.offsets[1:] - 1] - travelled[self.offsets[:-1]],
+            },
+            index=pd.Index(self.ids, name="id"),
+        )
+
+    def points_to_frame(self) -> pd.DataFrame:
+        """Return a table with one row for each point: id, number of the point in its path, time and position."""
+        frame = pd.DataFrame(self.x, columns=[f"dim_{i + 1}" for i in range(self.n_dims)])
+        frame.insert(0, "id", np.repeat(self.ids, self.lengths))
+        frame.insert(1, "point", np.arange(self.x.shape[0]) - np.repeat(self.offsets[:-1], self.lengths))
+        frame.insert(2, "time", self.time)
+        return frame
+
+    def fates(self, terminal_clusters: str | Sequence[str] | None = None, *, level: float = 0.95) -> pd.DataFrame:
+        """Return the share of the particles that came to each cluster, of all directions together.
+
+        Parameters
+        ----------
+        terminal_clusters
+            Clusters to count as fates; all in which a trajectory ends where not given.
+        level
+            Level of the confidence interval, Wilson's for a share: that of a sample of particles, given the field.
+
+        Returns
+        -------
+        By fate the number of particles, their share of all, and their share of those that came to a fate with its
+        interval, ``low`` and ``high``. Those without a fate are the last row, ``"none"``.
+
+        Raises
+        ------
+        KeyError
+            If a cluster is unknown.
+        ValueError
+            If ``level`` is not between 0 and 1.
+        """
+        check_number("level", level, low=0, high=1, open_low=True, open_high=True)
+        ended = np.bincount(self.end_cluster[self.end_cluster >= 0], minlength=self.clusters.size)
+        if terminal_clusters is None:
+            chosen = [str(name) for name, count in zip(self.clusters, ended, strict=True) if count]
+        else:
+            given = [terminal_clusters] if isinstance(terminal_clusters, str) else terminal_clusters
+            chosen = [str(name) for name in given]
+        for name in chosen:
+            check_known("clusters", name, self.clusters)
+        counts = np.array([ended[np.flatnonzero(self.clusters == name)[0]] for name in chosen], dtype=np.int64)
+        total = int(counts.sum())
+        rows = []
+        for count in counts:
+            interval = binomtest(int(count), total).proportion_ci(level, method="wilson") if total else (np.nan, np.nan)
+            rows.append((count, count / max(len(self), 1), count / total if total else np.nan, *interval))
+        rows.append((len(self) - total, (len(self) - total) / max(len(self), 1), np.nan, np.nan, np.nan))
+        columns = ["n_particles", "share", "probability", "low", "high"]
+        return pd.DataFrame(rows, columns=columns, index=pd.Index([*chosen, NO_FATE], name="fate"))
+
+    def _names(self, codes: NDArray[np.int64]) -> pd.Categorical:
+        return pd.Categorical.from_codes(codes, categories=[str(name) for name in self.clusters])

@@ -1,0 +1,110 @@
+"""What a user asks of a kernel before trusting it: whether there is a direction, and where it begins and ends.
+
+Thin calls of :mod:`cellrank_velot.direction` and :mod:`cellrank_velot.states`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from cellrank_velot._validation import check_known
+from cellrank_velot.direction import FlipTest, PermutationTest, flip_test, permutation_test
+from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.states import suggest_initial_states, suggest_terminal_states
+
+__all__ = ["Diagnostics"]
+
+
+class Diagnostics(Parts):
+    """Methods of the kernel that test its direction and suggest states."""
+
+    def permutation_test(
+        self, cluster_key: str | None = None, cluster_edges: Sequence[tuple[str, str]] | None = None, **kwargs: Any
+    ) -> PermutationTest:
+        """Test whether there is more direction than a shuffled time would give.
+
+        Parameters
+        ----------
+        cluster_key
+            Key in ``adata.obs`` of clusters, whose borders are tested, too.
+        cluster_edges
+            Pairs of clusters to test; all that touch where not given.
+        **kwargs
+            Passed on to :func:`cellrank_velot.direction.permutation_test`, e.g. ``n_permutations`` and ``n_jobs``.
+
+        Returns
+        -------
+        The p-values; printed, it says what they mean.
+
+        Raises
+        ------
+        KeyError
+            If the clusters are missing.
+        """
+        cells, clusters = self.cells, self._clusters(cluster_key)
+        return permutation_test(cells.x, cells.time, self.connectivities, clusters, cluster_edges, **kwargs)
+
+    def flip_test(self, cluster_key: str | None = None, **kwargs: Any) -> FlipTest:
+        """Reverse the time and see whether the velocity reverses.
+
+        Parameters
+        ----------
+        cluster_key
+            Key in ``adata.obs`` of clusters to say it for.
+        **kwargs
+            Passed on to :func:`cellrank_velot.direction.flip_test`.
+
+        Returns
+        -------
+        Cosines between the velocity and the negative one of reversed time.
+
+        Raises
+        ------
+        KeyError
+            If the clusters are missing.
+        """
+        cells, clusters = self.cells, self._clusters(cluster_key)
+        return flip_test(cells.x, cells.time, self.connectivities, clusters, **kwargs)
+
+    def suggest_terminal_states(self, cluster_key: str | None = None, **kwargs: Any) -> dict[str, list[str]]:
+        """Suggest terminal states, the sinks of the flow, in the form that ``GPCCA.set_terminal_states`` takes.
+
+        Parameters
+        ----------
+        cluster_key
+            Key in ``adata.obs`` of the clusters that name the states.
+        **kwargs
+            Passed on to :func:`cellrank_velot.states.suggest_terminal_states`, e.g. ``n_cells``.
+
+        Returns
+        -------
+        Names of cells by state; empty, with a warning, where the flow has no sink.
+
+        Raises
+        ------
+        KeyError
+            If the clusters are missing.
+        RuntimeError
+            Before :meth:`compute_transition_matrix`.
+        """
+        return suggest_terminal_states(*self._chain(cluster_key), backward=self.backward, **kwargs)
+
+    def suggest_initial_states(self, cluster_key: str | None = None, **kwargs: Any) -> dict[str, list[str]]:
+        """Suggest initial states, the sources of the flow, in the form that ``GPCCA.set_initial_states`` takes.
+
+        Parameters, result and errors are those of :meth:`suggest_terminal_states`.
+        """
+        return suggest_initial_states(*self._chain(cluster_key), backward=self.backward, **kwargs)
+
+    def _chain(self, cluster_key: str | None) -> tuple[Any, ...]:
+        matrix = self._needed("transition_matrix", "compute_transition_matrix")
+        return matrix, self.connectivities, self.cells.time, self.adata.obs_names, self._clusters(cluster_key)
+
+    def _clusters(self, cluster_key: str | None) -> pd.Series | None:
+        if cluster_key is None:
+            return None
+        check_known("adata.obs", cluster_key, self.adata.obs.columns)
+        return self.adata.obs[cluster_key]

@@ -1,0 +1,196 @@
+"""The spatial clusters that windows are made in, with their names.
+
+Depends on the shared files of this folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from cellrank_velot._validation import check_known
+from cellrank_velot.plotting._colors import BACKGROUND, INK, palette, palette_of
+from cellrank_velot.plotting._embedding import HasAnnData, adata_of, draw_categories, positions
+from cellrank_velot.plotting._figure import close_figure, open_axes, style
+from cellrank_velot.windows import Windows
+
+__all__ = ["clusters_of", "kernel_of", "spatial_clusters", "windows_of"]
+
+# So many colours are told apart by everybody. More clusters share them, far from each other.
+N_DISTINCT = 8
+
+
+def spatial_clusters(
+    data: AnnData | HasAnnData,
+    basis: str = "umap",
+    *,
+    key: str = "T_fwd",
+    size: float | None = None,
+    legend: bool | None = None,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+    ax: Axes | None = None,
+) -> Axes | None:
+    """Draw the spatial clusters that the windows were made in, with the name of each where most of its cells are.
+
+    A name that would cover another moves aside, with a line to its cluster where that is far. Up to eight clusters have
+    each a colour. More share eight colours as countries do on a map, unless ``adata.uns`` has theirs or a legend is
+    asked for.
+
+    Parameters
+    ----------
+    data
+        An :class:`~cellrank_velot.OTVelocityKernel` with its windows, or an AnnData to which one was written.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+    key
+        Key under which the kernel was written, for an AnnData.
+    size
+        Area of the cells.
+    legend
+        Whether to draw a legend as well; by default for up to eight clusters.
+    title
+        Title of the Axes.
+    figsize, dpi, save, show
+        As in :func:`cellrank_velot.pl.windows`.
+    ax
+        Axes to draw into.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the embedding is missing or no kernel was written to the AnnData.
+    RuntimeError
+        If the kernel has no windows.
+    TypeError
+        If ``data`` is something else.
+    """
+    kernel = kernel_of(data, key)
+    x, name = positions(kernel.adata, basis)
+    clusters, column = clusters_of(kernel, windows_of(kernel))
+    groups = [(cluster, clusters == cluster) for cluster in clusters.categories]
+    present = [(cluster, members) for cluster, members in groups if members.any()]
+    at = np.array([_medoid(x[members]) for _, members in present])
+    few = len(at) <= N_DISTINCT
+    if few or legend or f"{column}_colors" in kernel.adata.uns:
+        colors = palette_of(kernel.adata, column, list(clusters.categories))
+    else:
+        colors = dict.fromkeys(clusters.categories, BACKGROUND)
+        colors |= {cluster: color for (cluster, _), color in zip(present, _map_colors(at), strict=True)}
+    with style():
+        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.6), figsize=figsize, dpi=dpi)
+        draw_categories(panel, x, name, clusters, colors, legend=few if legend is None else legend, size=size)
+        panel.set_title(title or "")
+        _write_names(figure, panel, at, [str(cluster) for cluster, _ in present])
+        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+
+
+def kernel_of(data: Any, key: str) -> Any:
+    """Return the kernel, or the one that was written to an AnnData, with all the checks of reading it."""
+    if isinstance(data, AnnData):
+        hint = "Call `kernel.write_to_adata()` first, or pass the kernel."
+        check_known("adata.uns['velot']", key, data.uns.get("velot", {}), hint)
+        # The kernel stands above the plots, and may call them.
+        from cellrank_velot.kernel import OTVelocityKernel
+
+        return OTVelocityKernel.from_adata(data, key)
+    adata_of(data)
+    if not hasattr(data, "windows"):
+        raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
+    return data
+
+
+def windows_of(kernel: Any) -> Windows:
+    """Return the windows of a kernel, or say how to compute them."""
+    found: Windows | None = kernel.windows
+    if found is None:
+        raise RuntimeError("Compute the windows first, as `.compute_windows()`.")
+    return found
+
+
+def clusters_of(kernel: Any, found: Windows) -> tuple[pd.Categorical, str]:
+    """Return the cluster of each cell by its name, and the column of ``obs`` that it is called by."""
+    column = kernel.cluster_key
+    if column is None:
+        return pd.Categorical(found.cluster), "velot_cluster"
+    return pd.Categorical(kernel.adata.obs[column]), column
+
+
+def _write_names(figure: Figure, ax: Axes, at: NDArray[np.float64], names: list[str]) -> None:
+    """Write each name at its place, shape ``[n_names, 2]``, beside it where another name is in the way."""
+    white, thin = (withStroke(linewidth=width, foreground="white") for width in (3, 2))
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "weight": "bold", "zorder": 6}
+    texts = [ax.text(x, y, name, path_effects=[white], **look) for (x, y), name in zip(at, names, strict=True)]
+    # Whether names overlap is known in pixels, once the figure is laid out.
+    figure.draw_without_rendering()
+    sizes = np.array([text.get_window_extent().size for text in texts])
+    pixels = ax.transData.transform(at)
+    moved = _separate(pixels, sizes / 2 + 1, np.array(ax.bbox.extents))
+    for i in np.flatnonzero(np.abs(moved - pixels).max(axis=1) > 0):
+        there = ax.transData.inverted().transform(moved[i])
+        texts[i].set_position((there[0], there[1]))
+        if np.linalg.norm(moved[i] - pixels[i]) > sizes[i, 1]:
+            ax.plot(*np.array([at[i], there]).T, color=INK, linewidth=0.8, path_effects=[thin], zorder=5)
+
+
+def _medoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cell nearest to the median: unlike a mean, it lies among the cells of a bent cluster."""
+    return np.asarray(x[np.linalg.norm(x - np.median(x, axis=0), axis=1).argmin()])
+
+
+def _map_colors(at: NDArray[np.float64]) -> list[str]:
+    """Return a colour of each place, shape ``[n, 2]``, from few: each takes the one that is used the farthest away."""
+    shared = palette(N_DISTINCT)
+    scaled = (at - at.min(axis=0)) / np.maximum(np.ptp(at, axis=0), 1e-12)
+    closeness = 1 / np.maximum(np.sum((scaled[:, None] - scaled) ** 2, axis=2), 1e-6)
+    chosen: list[int] = []
+    for i in range(len(at)):
+        near = np.bincount(np.array(chosen, dtype=np.int64), weights=closeness[i, :i], minlength=N_DISTINCT)
+        chosen.append(int(near.argmin()))
+    return [shared[color] for color in chosen]
+
+
+def _separate(
+    centres: NDArray[np.float64], halves: NDArray[np.float64], extents: NDArray[np.float64], n_steps: int = 500
+) -> NDArray[np.float64]:
+    """Push boxes apart until none overlaps another, each pair along the way on which it is the least far.
+
+    Parameters
+    ----------
+    centres, halves
+        Centre of each box, and half its width and height, shape ``[n, 2]``.
+    extents
+        Left, bottom, right and top that no box leaves.
+    n_steps
+        Bound on the number of rounds.
+    """
+    moved = centres.copy()
+    low, high = extents[:2] + halves, np.maximum(extents[2:] - halves, extents[:2] + halves)
+    # Boxes at one place part by their number.
+    by_number = np.sign(np.arange(len(centres))[:, None, None] - np.arange(len(centres))[:, None])
+    for _ in range(n_steps):
+        apart = moved[:, None] - moved
+        overlap = halves[:, None] + halves - np.abs(apart)
+        np.einsum("iik->ik", overlap)[:] = 0
+        hit = (overlap > 0.01).all(axis=2)
+        if not hit.any():
+            break
+        side = np.where(apart == 0, by_number, np.sign(apart))
+        least = overlap == overlap.min(axis=2, keepdims=True)
+        moved = np.clip(moved + (side * overlap * (hit[:, :, None] & least)).sum(axis=1) / 2, low, high)
+    return moved

@@ -1,0 +1,259 @@
+"""What is known of the velocity of each cell: its confidence and uncertainty; and any other column of cells.
+
+Depends on the drawing of cells that this folder shares; reads AnnData.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from numpy.typing import NDArray
+
+from cellrank_velot._validation import check_known
+from cellrank_velot.plotting._colors import BACKGROUND, VALUES
+from cellrank_velot.plotting._embedding import (
+    HasAnnData,
+    adata_of,
+    draw_colored,
+    draw_legend,
+    draw_values,
+    positions,
+)
+from cellrank_velot.plotting._figure import close_figure, open_axes, style
+
+__all__ = ["confidence", "embedding", "estimate_of", "uncertainty"]
+
+# Beyond a right angle, a direction is no better known than its opposite.
+MAX_ANGLE = 90.0
+# Where `write_to_adata` puts what the kernel has under these names.
+WRITTEN = {
+    "confidence": ("obs", "velot_confidence"),
+    "raw_velocity": ("obsm", "velot_velocity_raw"),
+    "velocity": ("obsm", "velot_velocity"),
+    "velocity_uncertainty": ("obs", "velot_uncertainty"),
+}
+
+
+def confidence(
+    data: AnnData | HasAnnData,
+    basis: str = "umap",
+    *,
+    size: float | None = None,
+    cmap: str | Colormap = VALUES,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+    ax: Axes | None = None,
+) -> Axes | None:
+    """Draw the confidence in the transport velocity of each cell; cells that transport gave none are grey.
+
+    Parameters
+    ----------
+    data
+        An :class:`~cellrank_velot.OTVelocityKernel` with its velocity, or an AnnData to which one was written.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+    size
+        Area of the cells.
+    cmap
+        Colours of the confidence, from 0 to 1.
+    title
+        Title of the Axes.
+    figsize, dpi, save, show, ax
+        As in :func:`~cellrank_velot.plotting.velocity_stream`.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the embedding or the confidence is missing.
+    RuntimeError
+        If the kernel has no velocity.
+    """
+    adata = adata_of(data)
+    x, name = positions(adata, basis)
+    values = estimate_of(data, "confidence")
+    unknown = np.isnan(estimate_of(data, "raw_velocity")).any(axis=1)
+    values = np.where(unknown, np.nan, values)
+    with style():
+        figure, (panel,), ours = open_axes(ax, panel_size=(5.0, 4.0), figsize=figsize, dpi=dpi)
+        draw_values(panel, x, name, values, label="Confidence", cmap=cmap, limits=(0.0, 1.0), size=size)
+        if unknown.any():
+            draw_legend(panel, {f"no estimate ({unknown.sum()} cells)": BACKGROUND}, below=True)
+        panel.set_title(title or "")
+        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+
+
+def uncertainty(
+    data: AnnData | HasAnnData,
+    basis: str = "umap",
+    *,
+    size: float | None = None,
+    cmap: str | Colormap | None = None,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+    ax: Axes | None = None,
+) -> Axes | None:
+    """Draw the angle within which the true direction of each cell lies in two of three cells, in degrees.
+
+    The smaller, the surer. Colours run the other way round than those of :func:`confidence`, so that a light cell is
+    a sure one in both.
+
+    Parameters
+    ----------
+    data
+        An :class:`~cellrank_velot.OTVelocityKernel` with its uncertainty, or an AnnData to which one was written.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+    size
+        Area of the cells.
+    cmap
+        Colours of the angle from 0 to 90 degrees; what is larger has the last colour.
+    title
+        Title of the Axes.
+    figsize, dpi, save, show, ax
+        As in :func:`~cellrank_velot.plotting.velocity_stream`.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the embedding or the uncertainty is missing.
+    RuntimeError
+        If the kernel has no uncertainty.
+    """
+    adata = adata_of(data)
+    x, name = positions(adata, basis)
+    values = estimate_of(data, "velocity_uncertainty")
+    label = "Uncertainty of the direction (degrees)\nlower is better; holds for two of three cells"
+    with style():
+        figure, (panel,), ours = open_axes(ax, panel_size=(5.2, 4.0), figsize=figsize, dpi=dpi)
+        scale = draw_values(
+            panel,
+            x,
+            name,
+            values,
+            label=label,
+            cmap=VALUES.reversed() if cmap is None else cmap,
+            limits=(0.0, MAX_ANGLE),
+            size=size,
+        )
+        if scale.colorbar is not None:
+            last = "≥ 90" if (values > MAX_ANGLE).any() else "90"
+            scale.colorbar.set_ticks([0, 30, 60, MAX_ANGLE], labels=["0", "30", "60", last])
+        panel.set_title(title or "")
+        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+
+
+def embedding(
+    data: AnnData | HasAnnData,
+    color: str,
+    basis: str = "umap",
+    *,
+    mark: str | int | None = None,
+    size: float | None = None,
+    cmap: str | Colormap = VALUES,
+    legend: bool = True,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+    ax: Axes | None = None,
+) -> Axes | None:
+    """Draw the cells coloured by a column of ``obs`` or a gene, e.g. by the time that gives the velocity its direction.
+
+    Parameters
+    ----------
+    data
+        An AnnData, a kernel or an estimator.
+    color
+        Column of ``adata.obs``, or a gene.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+    mark
+        Name or position of a cell to point out, such as the root.
+    size
+        Area of the cells.
+    cmap
+        Colours of numbers.
+    legend
+        Whether to draw the legend or colour bar.
+    title
+        Title of the Axes.
+    figsize, dpi, save, show, ax
+        As in :func:`~cellrank_velot.plotting.velocity_stream`.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the embedding or the colour is missing.
+    """
+    adata = adata_of(data)
+    x, name = positions(adata, basis)
+    with style():
+        figure, (panel,), ours = open_axes(ax, panel_size=(5.0, 4.0), figsize=figsize, dpi=dpi)
+        draw_colored(panel, x, name, adata, color, legend=legend, size=size, cmap=cmap)
+        if mark is not None:
+            at = x[adata.obs_names.get_loc(mark) if isinstance(mark, str) else mark]
+            star: dict[str, Any] = {
+                "marker": "*",
+                "s": 260,
+                "facecolors": "#D55E00",
+                "edgecolors": "white",
+                "linewidths": 1.2,
+            }
+            panel.scatter(at[:1], at[1:], zorder=4, label="root", **star)
+            panel.legend(loc="upper left", bbox_to_anchor=(0.0, -0.06))
+        panel.set_title(title or "")
+        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+
+
+def estimate_of(data: AnnData | HasAnnData, name: str) -> NDArray[np.float64]:
+    """Return an estimate of the kernel, or what was written of it to an AnnData.
+
+    Parameters
+    ----------
+    data
+        A kernel or an AnnData.
+    name
+        One of :data:`WRITTEN`, an attribute of the kernel.
+
+    Raises
+    ------
+    KeyError
+        If none was written.
+    RuntimeError
+        If the step of the kernel that computes it was not run.
+    TypeError
+        If it is another kernel or a combination of kernels.
+    """
+    if not isinstance(data, AnnData):
+        if not hasattr(data, name):
+            raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
+        return np.asarray(getattr(data, name), dtype=np.float64)
+    slot, key = WRITTEN[name]
+    step = "`kernel.compute_uncertainty()` and then " if name == "velocity_uncertainty" else ""
+    available = data.obs.columns if slot == "obs" else data.obsm.keys()
+    check_known(f"adata.{slot}", key, available, f"Call {step}`kernel.write_to_adata()` first.")
+    return np.asarray(getattr(data, slot)[key], dtype=np.float64)

@@ -1,0 +1,264 @@
+"""Draw the figures of the gallery into docs/figures/gallery/, and the page docs/gallery.md.
+
+From the pancreas of ``datasets.pancreas()`` (or the file in the folder ``CELLRANK_VELOT_DATA``) and from simulated
+cells. Takes about a minute: ``python docs/gallery.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import cellrank as cr
+import matplotlib
+
+matplotlib.use("agg")
+
+import cellrank_velot as cv  # the backend comes first
+
+HERE = Path(__file__).parent
+FIGURES = HERE / "figures" / "gallery"
+QUIET = {"show_progress_bar": False}
+HORMONES = ["Alpha", "Beta", "Delta", "Epsilon"]
+# Name of the figure, heading, and what a reader sees.
+CAPTIONS: dict[str, tuple[str, str]] = {}
+
+
+def draw(name: str, heading: str, caption: str, function: Any, *args: Any, suffix: str = "png", **kwargs: Any) -> None:
+    """Draw one figure and note what it shows."""
+    options = {"dpi": 80} if suffix == "png" else {"dpi": 60}
+    function(*args, save=FIGURES / f"{name}.{suffix}", show=False, **{**options, **kwargs})
+    matplotlib.pyplot.close("all")
+    CAPTIONS[f"{name}.{suffix}"] = (heading, caption)
+    print(name, flush=True)
+
+
+def pancreas() -> ad.AnnData:
+    """Return the prepared pancreas."""
+    folder = Path(os.environ.get("CELLRANK_VELOT_DATA", HERE.parents[1] / "shared" / "data"))
+    file = folder / "pancreas_739.h5ad"
+    adata = ad.read_h5ad(file) if file.exists() else cv.datasets.pancreas()
+    cv.pp.prepare(adata, root_cluster="Ductal")
+    return adata
+
+
+def latest(kernel: cv.OTVelocityKernel, n_cells: int = 10) -> dict[str, list[str]]:
+    """Return the cells of each hormone-producing type that are the latest: its terminal state."""
+    obs = kernel.adata.obs
+    order = obs.index[kernel.cells.time.argsort()]
+    return {name: list(order[(obs.loc[order, "clusters"] == name).to_numpy()][-n_cells:]) for name in HORMONES}
+
+
+def estimator(kernel: cv.OTVelocityKernel) -> cr.estimators.GPCCA:
+    """Return macrostates and fate probabilities."""
+    found = cr.estimators.GPCCA(kernel)
+    found.compute_schur(n_components=10, method="brandts", verbose=False)
+    found.compute_macrostates(n_states=8, n_cells=20, cluster_key="clusters")
+    found.set_terminal_states(latest(kernel))
+    found.compute_fate_probabilities(use_petsc=False, solver="direct", show_progress_bar=False)
+    return found
+
+
+def velocity(kernel: cv.OTVelocityKernel) -> None:
+    """Draw the velocity and what is known of it."""
+    draw(
+        "stream",
+        "Velocity",
+        "Streamlines of the velocity, projected by the transition matrix: `vk.plot_velocity()`.",
+        kernel.plot_velocity,
+    )
+    draw(
+        "grid",
+        "Velocity on a grid",
+        'The same velocity averaged on a grid: `vk.plot_velocity(style="grid")`.',
+        kernel.plot_velocity,
+        style="grid",
+    )
+    draw(
+        "quiver",
+        "Velocity of single cells",
+        "Arrows at cells spread evenly, by the local linear map: "
+        '`vk.plot_velocity(style="quiver", method="linear_map")`.',
+        kernel.plot_velocity,
+        style="quiver",
+        method="linear_map",
+    )
+    draw(
+        "comparison",
+        "Raw and smooth",
+        "Left the velocity that transport gave each cell, right that of the field: `vk.plot_comparison()`.",
+        kernel.plot_comparison,
+    )
+    draw(
+        "confidence",
+        "Confidence",
+        "Confidence in the velocity of transport: `vk.plot_confidence()`.",
+        kernel.plot_confidence,
+    )
+    kernel.compute_uncertainty(**QUIET)
+    draw(
+        "uncertainty",
+        "Uncertainty",
+        "Angle within which the true direction lies in two of three cells: "
+        "`vk.compute_uncertainty().plot_uncertainty()`.",
+        kernel.plot_uncertainty,
+    )
+    draw(
+        "training",
+        "Training of the field",
+        "Error on held-out cells and on the batches of training: `vk.plot_training()`.",
+        kernel.plot_training,
+    )
+
+
+def windows(kernel: cv.OTVelocityKernel) -> None:
+    """Draw the windows and their transport."""
+    draw(
+        "clusters",
+        "Spatial clusters",
+        "Clusters that windows are made in: `vk.plot_spatial_clusters()`.",
+        kernel.plot_spatial_clusters,
+    )
+    draw(
+        "windows",
+        "Pairs of windows",
+        "Some of the pairs of windows that mass is transported between: `vk.plot_windows(max_pairs=6, n_columns=3)`.",
+        kernel.plot_windows,
+        max_pairs=6,
+        n_columns=3,
+    )
+    draw(
+        "transport",
+        "Transport of one pair",
+        f"The strongest arcs of one transport plan: `vk.plot_window_transport({kernel.windows.n_pairs // 2})`.",
+        kernel.plot_window_transport,
+        kernel.windows.n_pairs // 2,
+    )
+
+
+def motion(kernel: cv.OTVelocityKernel) -> None:
+    """Draw trajectories and flow."""
+    kernel.compute_trajectories(start_cluster="Ngn3 low EP", n_trajectories=20, **QUIET)
+    draw(
+        "forward",
+        "Trajectories",
+        "Forward from Ngn3 low EP, coloured by the cluster where they end: "
+        '`vk.compute_trajectories(start_cluster="Ngn3 low EP"); vk.plot_trajectories()`.',
+        kernel.plot_trajectories,
+    )
+    kernel.compute_trajectories(start_cluster=HORMONES, direction="backward", n_trajectories=30, **QUIET)
+    draw(
+        "backward",
+        "Back in time",
+        "Backward from the hormone-producing cells, coloured by time: "
+        '`vk.compute_trajectories(start_cluster=[...], direction="backward"); '
+        'vk.plot_trajectories(color_by="time")`.',
+        kernel.plot_trajectories,
+        color_by="time",
+    )
+    kernel.simulate_flow(source_cluster="Ngn3 low EP", terminal_clusters=HORMONES, n_particles=300, **QUIET)
+    draw(
+        "flow",
+        "Flow",
+        "Particles that drift and diffuse, at four times: "
+        '`vk.simulate_flow(source_cluster="Ngn3 low EP", terminal_clusters=[...]); vk.plot_flow()`.',
+        kernel.plot_flow,
+    )
+    draw(
+        "flow",
+        "Flow, animated",
+        'The same particles: `vk.animate_flow(save="flow.gif")`.',
+        kernel.animate_flow,
+        suffix="gif",
+        n_frames=40,
+    )
+    found = estimator(kernel)
+    probabilities = cv.plotting.fates.fate_probabilities(found)
+    source = (kernel.adata.obs["clusters"] == "Ngn3 low EP").to_numpy()
+    compare = probabilities.loc[source].mean()
+    draw(
+        "fates",
+        "Fates of the flow",
+        "Shares of the fates with their intervals, beside CellRank's fate probabilities: `vk.plot_fates(compare=...)`.",
+        kernel.plot_fates,
+        terminal_clusters=HORMONES,
+        compare=compare.to_dict(),
+    )
+    draw(
+        "macrostates",
+        "Macrostates",
+        "Macrostates of CellRank's GPCCA: `pl.macrostates(estimator)`.",
+        cv.pl.macrostates,
+        found,
+    )
+    draw(
+        "fate_map",
+        "Fate probabilities",
+        "Fate probabilities of CellRank: `pl.fate_map(estimator)`.",
+        cv.pl.fate_map,
+        found,
+    )
+
+
+def simulated() -> None:
+    """Draw what is known of simulated cells, and a grid of parameters."""
+    adata = cv.datasets.bifurcation(n_cells=600)
+    kernel = cv.OTVelocityKernel(adata).compute_transition_matrix(**QUIET)
+    draw(
+        "simulated",
+        "Simulated cells",
+        "A gene circuit with two fates, and the velocity found: `vk.plot_velocity()`.",
+        kernel.plot_velocity,
+    )
+    draw(
+        "time",
+        "Any column",
+        'The time that gives the direction: `pl.embedding(adata, "dpt_pseudotime")`.',
+        cv.pl.embedding,
+        adata,
+        "dpt_pseudotime",
+    )
+    table = cv.gridsearch(
+        adata,
+        {"epsilon": [0.02, 0.05, 0.1], "lambda_smooth": [0.3, 1.0, 3.0]},
+        cluster_edges=[("Progenitor", "Transition"), ("Transition", "Fate A"), ("Transition", "Fate B")],
+        cluster_key="clusters",
+    )
+    draw(
+        "gridsearch",
+        "Grid search",
+        'A score over two parameters: `pl.gridsearch_heatmap(table, "epsilon", "lambda_smooth")`.',
+        cv.pl.gridsearch_heatmap,
+        table,
+        "epsilon",
+        "lambda_smooth",
+    )
+
+
+def main() -> None:
+    """Draw all and write the page."""
+    logging.getLogger("cellrank_velot").setLevel(logging.ERROR)
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    adata = pancreas()
+    kernel = cv.OTVelocityKernel(adata).compute_transition_matrix(**QUIET)
+    velocity(kernel)
+    windows(kernel)
+    motion(kernel)
+    simulated()
+    sections = [
+        f"## {heading}\n\n{caption}\n\n![{heading}](figures/gallery/{file})\n"
+        for file, (heading, caption) in CAPTIONS.items()
+    ]
+    intro = (
+        "# Gallery\n\nEvery figure is drawn by `python docs/gallery.py`, from 739 cells of the pancreas and from "
+        "simulated cells. Each method of the kernel calls the function of `cellrank_velot.pl` of the same purpose; "
+        "`basis`, `figsize`, `dpi`, `save`, `show` and `ax` are as in CellRank's own plots.\n\n"
+    )
+    (HERE / "gallery.md").write_text(intro + "\n".join(sections))
+
+
+if __name__ == "__main__":
+    main()

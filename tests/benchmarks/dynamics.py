@@ -1,0 +1,215 @@
+"""Trajectories and flow: fates against CellRank's and the truth, ends on the pancreas, and speed.
+
+Writes docs/dynamics.md. Takes about ten minutes; `--quick` takes two seeds and leaves the page alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import cellrank as cr
+import numpy as np
+import pandas as pd
+import torch
+from common import pancreas, quiet, table
+
+import cellrank_velot as cv
+from cellrank_velot import datasets
+from cellrank_velot.dynamics import Status, compute_trajectories, simulate_flow
+
+PAGE = Path(__file__).parents[2] / "docs" / "dynamics.md"
+HORMONES = ["Alpha", "Beta", "Delta", "Epsilon"]
+QUIET = {"show_progress_bar": False}
+
+
+def latest(kernel: cv.OTVelocityKernel, clusters: list[str], n_cells: int = 10) -> dict[str, list[str]]:
+    """Return the latest cells of each cluster, as its terminal state."""
+    obs = kernel.adata.obs
+    order = obs.index[np.argsort(kernel.cells.time)]
+    return {name: list(order[(obs.loc[order, "clusters"] == name).to_numpy()][-n_cells:]) for name in clusters}
+
+
+def fates_of_cellrank(kernel: cv.OTVelocityKernel, source: str, lineages: list[str]) -> np.ndarray:
+    """Return the mean fate probabilities of a cluster, to the latest cells of each lineage."""
+    estimator = cr.estimators.GPCCA(kernel)
+    estimator.set_terminal_states(latest(kernel, lineages))
+    estimator.compute_fate_probabilities(use_petsc=False, solver="direct", show_progress_bar=False)
+    names = [str(name) for name in estimator.fate_probabilities.names]
+    probabilities = pd.DataFrame(np.asarray(estimator.fate_probabilities.X), columns=names)
+    chosen = (kernel.adata.obs["clusters"] == source).to_numpy()
+    return probabilities.loc[chosen].mean().reindex(lineages, fill_value=0.0).to_numpy()
+
+
+def fates(seeds: list[int]) -> pd.DataFrame:
+    """Return the probability of the first of two equally likely fates: CellRank's, and the flow's by diffusion."""
+    lineages, rows = ["Fate A", "Fate B"], []
+    for time_key in ("dpt_pseudotime", "true_time"):
+        for seed in seeds:
+            adata = datasets.bifurcation(random_state=seed)
+            kernel = cv.OTVelocityKernel(adata, time_key=time_key).compute_transition_matrix(**QUIET)
+            row: dict[str, Any] = {"time": time_key, "seed": seed}
+            row["CellRank"] = round(fates_of_cellrank(kernel, "Progenitor", lineages)[0], 2)
+            for diffusion in (0.5, 1.0, 2.0):
+                flow = kernel.simulate_flow(
+                    source_cluster="Progenitor",
+                    terminal_clusters=lineages,
+                    diffusion=diffusion,
+                    n_particles=500,
+                    key_added=None,
+                    **QUIET,
+                )
+                found = flow.fates(lineages)
+                row[f"flow {diffusion:g}"] = round(found["probability"].iloc[0], 2)
+                if diffusion == 1.0:
+                    row["95 % interval"] = "{:.2f} to {:.2f}".format(*found[["low", "high"]].iloc[0])
+                    row["without a fate"] = round(found["share"].iloc[-1], 2)
+            rows.append(row)
+            print(row, flush=True)
+    return pd.DataFrame(rows)
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """Return mean absolute differences between the flow, CellRank and the truth, by time."""
+    rows = []
+    for key, part in found.groupby("time", sort=False):
+        for name in ("CellRank", "flow 0.5", "flow 1", "flow 2"):
+            difference = (part[name] - part["CellRank"]).abs()
+            rows.append(
+                {
+                    "time": key,
+                    "": name,
+                    "from CellRank, mean": f"{difference.mean():.2f}",
+                    "largest": f"{difference.max():.2f}",
+                    "within 0.1": f"{(difference <= 0.1).sum()} of {len(part)}",
+                    "from the truth, mean": f"{(part[name] - 0.5).abs().mean():.2f}",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def describe(paths: Any, clusters: list[str]) -> dict[str, Any]:
+    """Return where trajectories ended and how many stayed in the data."""
+    frame = paths.to_frame()
+    stays = frame["status"] != Status.LEFT_DATA.message
+    return {
+        "trajectories": len(frame),
+        f"ends in {' or '.join(clusters)}": f"{frame['end_cluster'].isin(clusters).mean():.0%}",
+        "of those that stay": f"{frame.loc[stays, 'end_cluster'].isin(clusters).mean():.0%}" if stays.any() else "-",
+        "left the data": f"{(~stays).mean():.0%}",
+        "most frequent ends": ", ".join(
+            f"{k} {v}" for k, v in frame["end_cluster"].value_counts().head(3).items() if v
+        ),
+    }
+
+
+def ends() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return where trajectories and flow end on the pancreas."""
+    kernel = cv.OTVelocityKernel(pancreas()).compute_transition_matrix(**QUIET)
+    cells, clusters = kernel.cells, kernel.adata.obs["clusters"]
+    options = {"n_trajectories": 200, "key_added": None, **QUIET}
+    forward = kernel.compute_trajectories(start_cluster="Ngn3 low EP", **options)
+    there = pd.DataFrame([{"from": "Ngn3 low EP", **describe(forward, HORMONES)}])
+    origin, rows = ["Ductal", "Ngn3 low EP"], []
+    for name in HORMONES:
+        starts = np.flatnonzero(clusters == name)
+        with_current = kernel.compute_trajectories(start_cluster=name, direction="backward", **options)
+        turned = compute_trajectories(
+            kernel.field, cells.x, cells.time, starts, clusters=clusters, direction="backward", n_trajectories=200
+        )
+        rows.append({"from": name, "backward": "as here", **describe(with_current, origin)})
+        rows.append({"from": name, "backward": "velocity turned around", **describe(turned, origin)})
+    chances = []
+    for source in ("Ngn3 low EP", "Pre-endocrine"):
+        chances.append({"from": source, "": "CellRank", **shares(fates_of_cellrank(kernel, source, HORMONES))})
+        for diffusion in (0.5, 1.0, 2.0):
+            flow = kernel.simulate_flow(
+                source_cluster=source,
+                terminal_clusters=HORMONES,
+                diffusion=diffusion,
+                n_particles=500,
+                key_added=None,
+                **QUIET,
+            )
+            found = flow.fates(HORMONES)
+            row = shares(found.loc[HORMONES, "probability"].to_numpy())
+            chances.append({"from": source, "": f"flow {diffusion:g}", **row, "none": f"{found['share'].iloc[-1]:.2f}"})
+    return there, pd.DataFrame(rows), pd.DataFrame(chances).fillna("")
+
+
+def shares(values: np.ndarray) -> dict[str, str]:
+    """Return probabilities by hormone-producing type."""
+    return {name: f"{value:.2f}" for name, value in zip(HORMONES, values, strict=True)}
+
+
+def speed() -> pd.DataFrame:
+    """Return seconds for 10 000 particles and 300 steps, by data set and by what moves them."""
+    rows = []
+    for name, adata in (("pancreas", pancreas()), ("bifurcation", datasets.bifurcation(n_cells=3000, n_genes=60))):
+        kernel = cv.OTVelocityKernel(adata).fit_field(**QUIET)
+        cells = kernel.cells
+        for what, options in (
+            ("guided by the cells", {}),
+            ("the field alone", {"confine": 0.0, "time_from": "path"}),
+        ):
+            start = time.perf_counter()
+            paths = simulate_flow(
+                kernel.field,
+                cells.x,
+                cells.time,
+                np.flatnonzero(cells.time < 0.1),
+                n_particles=10_000,
+                save_every=10,
+                # Nobody ends early.
+                max_distance=1e9,
+                min_speed=0.0,
+                diffusion=1.0 if not options else 0.0,
+                **options,
+            )
+            seconds = time.perf_counter() - start
+            rows.append(
+                {
+                    "cells": f"{name}, {cells.n_cells}",
+                    "dimensions": cells.n_dims,
+                    "": what,
+                    "seconds": f"{seconds:.1f}",
+                    "points kept": paths.x.shape[0],
+                }
+            )
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Measure all, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    quiet()
+    there, back, chances = ends()
+    print(there.to_string(), back.to_string(), chances.to_string(), sep="\n", flush=True)
+    fast = speed()
+    found = fates([70, 71] if quick else list(range(70, 80)))
+    short = summary(found)
+    print(short.to_string())
+    head, _, _ = PAGE.read_text().partition("<!-- figures -->") if PAGE.exists() else ("", "", "")
+    if quick:
+        return
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__.split('+')[0]}"
+    PAGE.write_text(
+        f"{head}<!-- figures -->\n\n## Figures\n\n"
+        f"Written by `python tests/benchmarks/dynamics.py` ({machine}).\n\n"
+        f"### The pancreas\n\nForward:\n\n{table(there)}\nBackward, to the progenitors:\n\n{table(back)}\n"
+        f"Fates of the flow, by its diffusion, and CellRank's:\n\n{table(chances)}\n"
+        "### Fates on simulated cells\n\nThe probability of one of two fates that are equally likely, from the "
+        f"progenitors of 2000 cells:\n\n{table(found)}\nDifferences:\n\n{table(short)}\n"
+        f"### Speed\n\n10 000 particles, 300 steps, one batched evaluation per step:\n\n{table(fast)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
