@@ -133,7 +133,8 @@ _CAPTIONS = {
     ),
     "confidence": (
         "Confidence",
-        "How many pairs of windows contribute to the velocity of each cell, as a share of the most that any cell has.",
+        "What the velocity of each cell from transport rests on: how plausible its displacements are, how little they "
+        "spread, and how many windows agree on it, next to the best cell.",
     ),
 }
 

@@ -185,7 +185,7 @@ def motion(kernel: cv.OTVelocityKernel) -> None:
         "Shares of the fates with their intervals, beside CellRank's fate probabilities: `vk.plot_fates(compare=...)`.",
         kernel.plot_fates,
         terminal_clusters=HORMONES,
-        compare=compare.to_dict(),
+        compare=compare.rename("CellRank"),
     )
     draw(
         "macrostates",

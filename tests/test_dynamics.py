@@ -590,7 +590,7 @@ def test_noise_scales_with_the_speed():
     _, spread = noisy(drift_of(field, None, 1, "cpu"), companions, 0.5, 0.0, "start", 1e-3)(x, time, ids)
     size = spread(torch.ones((3, 15)) * torch.randn((1, 15), generator=generator())).norm(dim=1)
     assert float(size[0]) == 0
-    assert float(size[2] / size[1]) == pytest.approx(2, rel=1e-6)  # the variance goes with the speed
+    assert float(size[2] / size[1]) == pytest.approx(2, rel=3e-3)  # the variance goes with the speed
 
 
 def test_the_way_back_keeps_to_the_data_where_the_current_is_known():
@@ -967,8 +967,14 @@ def test_clusters_and_starts_must_fit(strip: Strip):
             run_it(clusters=strip.clusters[:-1])
         with pytest.raises(ValueError, match="cells to start from, found none"):
             run_it([])
-        with pytest.raises(IndexError, match="out of bounds"):
+        with pytest.raises(ValueError, match=r"`starts` in \[0, 899\], found `900` to `900`"):
             run_it([900])
+        with pytest.raises(ValueError, match="found `-1`"):
+            run_it([-1, 3])
+        with pytest.raises(TypeError, match="positions of cells, found `bool`"):
+            run_it(np.ones(900, dtype=bool))
+        with pytest.raises(TypeError, match="positions of cells, found `float64`"):
+            run_it([0.5])
 
 
 def test_cells_without_a_cluster(strip: Strip):

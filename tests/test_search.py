@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 import cellrank_velot
 from cellrank_velot import OTVelocityKernel, gridsearch, metrics
-from cellrank_velot import kernel as kernel_module
+from cellrank_velot.kernel import core as kernel_module
 from cellrank_velot.plotting import gridsearch_heatmap
 from cellrank_velot.search import SCORES
 

@@ -24,6 +24,8 @@ from cellrank_velot.plotting._colors import BACKGROUND, VALUES, palette_of
 __all__ = ["HasAnnData", "adata_of", "draw_cells", "draw_colored", "positions", "suffix_of"]
 
 MAX_LEGEND_ROWS = 14
+# Square inches of a panel of five by four inches, without labels.
+USUAL_AREA = 12.0
 
 
 class HasAnnData(Protocol):
@@ -83,11 +85,17 @@ def draw_cells(
     **kwargs: Any,
 ) -> None:
     """Draw cells at ``x`` of shape ``[n_cells, 2]``, the last of ``order`` on top, and dress the Axes."""
-    size = size or float(np.clip(60_000 / max(len(x), 1), 3, 40))
+    size = size or usual_size(ax, len(x))
     order = np.random.default_rng(0).permutation(len(x)) if order is None else order
     colors = colors if isinstance(colors, str) else np.asarray(colors)[order]
     ax.scatter(x[order, 0], x[order, 1], c=colors, s=size, alpha=alpha, linewidths=0, rasterized=True, **kwargs)
     ax.set(xlabel=f"{name} 1", ylabel=f"{name} 2", xticks=[], yticks=[])
+
+
+def usual_size(ax: Axes, n_cells: int) -> float:
+    """Return the area of so many cells in these Axes: less where there is less room."""
+    area = float(np.prod(np.asarray(ax.bbox.size) / ax.figure.dpi))
+    return float(np.clip(60_000 / max(n_cells, 1) * min(area / USUAL_AREA, 1.0), 3, 40))
 
 
 def draw_colored(
