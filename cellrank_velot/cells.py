@@ -109,7 +109,11 @@ def find_basis(adata: AnnData, basis: str) -> str:
     ------
     KeyError
         If neither is there.
+    TypeError
+        If it is no name.
     """
+    if not isinstance(basis, str):
+        raise TypeError(f"Expected `basis` to be a key of `adata.obsm`, found `{type(basis).__name__}`.")
     for key in (basis, f"X_{basis}"):
         if key in adata.obsm:
             return key

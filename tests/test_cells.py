@@ -289,3 +289,8 @@ def test_loadings_errors(adata: AnnData):
     del adata.varm["PCs"]
     with pytest.raises(KeyError, match=r"Expected `adata.varm\['PCs'\]`, found the keys \[\].*loadings of a PCA"):
         read_loadings(adata, "X_pca", ["gene_1"])
+
+
+def test_basis_must_be_a_name(adata):
+    with pytest.raises(TypeError, match=r"`basis` to be a key of `adata\.obsm`, found `list`"):
+        find_basis(adata, [1, 2])

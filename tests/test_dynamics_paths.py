@@ -408,3 +408,21 @@ def test_save_every_bounds_the_peak():
     every, some = peak(1), peak(20)
     assert every > 2000 * 61 * 8 * 8
     assert some < 0.15 * every
+
+
+def test_repr_is_short_and_says_how_they_ended():
+    found = Trajectories(
+        ids=np.arange(3),
+        x=np.zeros((4, 2)),
+        time=np.zeros(4),
+        offsets=np.array([0, 1, 3, 4]),
+        status=np.array([0, 0, 2], dtype=np.int8),
+        direction=np.ones(3, dtype=np.int8),
+        start_ix=np.arange(3),
+        clusters=np.array(["a", "b"]),
+        start_cluster=np.array([0, 0, 0]),
+        end_cluster=np.array([1, 1, -1]),
+        n_tried=3,
+    )
+    assert repr(found) == "Trajectories[n=3; arrived: 2, left the data: 1; b: 2]"
+    assert repr(found.select([])) == "Trajectories[n=0]"

@@ -5,6 +5,7 @@ Depends on numpy, pandas and scipy.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -48,7 +49,7 @@ _MESSAGES = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Trajectories(Stage):
     """Paths of particles through the velocity field, one after the other.
 
@@ -106,6 +107,13 @@ class Trajectories(Stage):
 
     def __len__(self) -> int:
         return int(self.ids.size)
+
+    def __repr__(self) -> str:
+        """How many there are, how they ended, and where most of them did."""
+        counts = Counter(self.statuses)
+        names = Counter(str(self.clusters[code]) for code in self.end_cluster if code >= 0)
+        told = [", ".join(f"{name}: {n}" for name, n in found.most_common(4)) for found in (counts, names)]
+        return f"Trajectories[n={len(self)}{''.join(f'; {text}' for text in told if text)}]"
 
     @property
     def n_dims(self) -> int:
