@@ -6,17 +6,21 @@ Writes docs/dynamics.md. Takes about ten minutes; `--quick` takes two seeds and 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import cellrank as cr
 import numpy as np
 import pandas as pd
 import torch
-from common import pancreas, quiet, table
+from common import DATA, pancreas, quiet, table
 
 import cellrank_velot as cv
 from cellrank_velot import datasets
@@ -184,6 +188,50 @@ def speed() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def against_velot(n: int = 50) -> pd.DataFrame:
+    """Return seconds and ends of VelOT's trajectories and ours, on its preparation of the pancreas."""
+    import velot
+
+    adata = ad.read_h5ad(DATA / "pancreas_739.h5ad")
+    with contextlib.redirect_stdout(io.StringIO()):
+        velot.pp.prepare(adata, root_cluster="Ductal")
+        velot.tl.velocity(adata, verbose=False)
+    kernel = cv.OTVelocityKernel(adata, time_key="pseudotime").fit_field(**QUIET)
+    kernel.current_field(**QUIET)
+    rows = []
+    for direction, source in (("forward", "Ngn3 low EP"), ("backward", "Beta")):
+        for n_steps in (200, 1000):
+            start, told = time.perf_counter(), io.StringIO()
+            with contextlib.redirect_stdout(told):
+                velot.tl.compute_trajectories(
+                    adata, start_cluster=source, direction=direction, n_trajectories=n, n_steps=n_steps
+                )
+            seconds = time.perf_counter() - start
+            # It keeps no table of ends; it prints one.
+            counts = re.findall(r"'([^']+)'\)?: (?:np\.int64\()?(\d+)", told.getvalue().split("clusters: ")[-1])
+            ends = ", ".join(f"{name} {count}" for name, count in sorted(counts, key=lambda pair: -int(pair[1])))
+            rows.append(
+                {
+                    "": "VelOT 1.0.0",
+                    "from": f"{source}, {direction}",
+                    "steps": n_steps,
+                    "seconds": seconds,
+                    "ends": ends,
+                }
+            )
+        start = time.perf_counter()
+        paths = kernel.compute_trajectories(
+            start_cluster=source, direction=direction, n_trajectories=n, key_added=None, **QUIET
+        )
+        seconds = time.perf_counter() - start
+        counts = paths.to_frame()["end_cluster"].value_counts()
+        ends = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        rows.append(
+            {"": "cellrank_velot", "from": f"{source}, {direction}", "steps": 400, "seconds": seconds, "ends": ends}
+        )
+    return pd.DataFrame(rows).assign(seconds=lambda frame: frame["seconds"].map("{:.1f}".format))
+
+
 def main() -> None:
     """Measure all, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -192,6 +240,8 @@ def main() -> None:
     quiet()
     there, back, chances = ends()
     print(there.to_string(), back.to_string(), chances.to_string(), sep="\n", flush=True)
+    peers = against_velot()
+    print(peers.to_string(), flush=True)
     fast = speed()
     found = fates([70, 71] if quick else list(range(70, 80)))
     short = summary(found)
@@ -205,6 +255,8 @@ def main() -> None:
         f"Written by `python tests/benchmarks/dynamics.py` ({machine}).\n\n"
         f"### The pancreas\n\nForward:\n\n{table(there)}\nBackward, to the progenitors:\n\n{table(back)}\n"
         f"Fates of the flow, by its diffusion, and CellRank's:\n\n{table(chances)}\n"
+        "The same trajectories by VelOT 1.0.0, by Euler's method, and by us with the defaults (order 4), with VelOT's "
+        f"preparation:\n\n{table(peers)}\n"
         "### Fates on simulated cells\n\nThe probability of one of two fates that are equally likely, from the "
         f"progenitors of 2000 cells:\n\n{table(found)}\nDifferences:\n\n{table(short)}\n"
         f"### Speed\n\n10 000 particles, 300 steps, one batched evaluation per step:\n\n{table(fast)}"
