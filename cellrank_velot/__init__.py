@@ -2,13 +2,25 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from cellrank_velot import datasets, direction, metrics
+from cellrank_velot import datasets, direction, dynamics, metrics
 from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.search import gridsearch
+from cellrank_velot.storage import read_trajectories
 
-__all__ = ["OTVelocityKernel", "__version__", "datasets", "direction", "gridsearch", "metrics", "pl", "pp"]
+__all__ = [
+    "OTVelocityKernel",
+    "__version__",
+    "datasets",
+    "direction",
+    "dynamics",
+    "gridsearch",
+    "metrics",
+    "pl",
+    "pp",
+    "read_trajectories",
+]
 
 try:
     __version__ = version("cellrank_velot")

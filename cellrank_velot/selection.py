@@ -5,7 +5,7 @@ One of the few modules that know AnnData. Depends on anndata, numpy and pandas.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool
     """
     check_known("adata.obs", key, adata.obs.columns)
     values = adata.obs[key].astype(str)
-    chosen = [clusters] if isinstance(clusters, str) or not isinstance(clusters, Sequence | np.ndarray) else clusters
+    chosen = [clusters] if isinstance(clusters, str) or not isinstance(clusters, Iterable) else list(clusters)
     known = set(values[adata.obs[key].notna()])
     for name in chosen:
         if str(name) not in known:
@@ -117,7 +117,7 @@ def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) ->
     ValueError
         If it has not two ends in order.
     """
-    if isinstance(interval, str) or not isinstance(interval, Sequence) or len(interval) != 2:
+    if isinstance(interval, str) or not isinstance(interval, Sequence | np.ndarray) or len(interval) != 2:
         raise ValueError(f"Expected the two ends of an interval of `{name}`, found `{interval!r}`.")
     low, high = (
         infinite if end is None else float(end) for end, infinite in zip(interval, (-np.inf, np.inf), strict=True)

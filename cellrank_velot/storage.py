@@ -63,7 +63,7 @@ def unpack(packed: dict[str, Any]) -> dict[str, Stage]:
 def write_trajectories(adata: AnnData, key: str, trajectories: Trajectories) -> None:
     """Write trajectories to ``adata.uns[key]``, as arrays that h5ad can hold."""
     packed = {name: _writeable(value) for name, value in trajectories.to_dict().items()}
-    adata.uns[key] = {"format_version": FORMAT_VERSION, "n_cells": adata.n_obs, **packed}
+    adata.uns[key] = {"format_version": FORMAT_VERSION, "cells": _names_of(adata), **packed}
 
 
 def read_trajectories(adata: AnnData, key: str) -> Trajectories:
@@ -82,12 +82,17 @@ def read_trajectories(adata: AnnData, key: str) -> Trajectories:
     packed = dict(adata.uns[key])
     _check_version(packed)
     del packed["format_version"]
-    if int(packed.pop("n_cells", -1)) != adata.n_obs:
+    if packed.pop("cells", None) != _names_of(adata):
         raise ValueError(f"Expected trajectories of these `{adata.n_obs}` cells in `adata.uns[{key!r}]`, found others.")
     try:
         return Trajectories.from_dict({name: plain(value) for name, value in packed.items()})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"The trajectories in `adata.uns[{key!r}]` are damaged: {error}") from error
+
+
+def _names_of(adata: AnnData) -> str:
+    """Return a digest of the cells' names, in their order."""
+    return fingerprint({"names": "\n".join(map(str, adata.obs_names))})
 
 
 def _check_version(packed: dict[str, Any]) -> None:

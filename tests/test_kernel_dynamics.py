@@ -1,6 +1,7 @@
 """Trajectories, flow and projection as methods of the kernel: what they pass on, write, and refuse."""
 
 import logging
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -39,7 +40,7 @@ def test_is_a_thin_call_of_the_function(kernel):
     by_function = compute_trajectories(
         kernel.field, cells.x, cells.time, starts, clusters=clusters, n_trajectories=5, random_state=3
     )
-    assert same(by_kernel, by_function)
+    assert same(by_kernel, replace(by_function, basis="X_pca"))
 
 
 def test_forward_ends_in_the_fates_and_backward_in_their_origin(kernel):
@@ -304,3 +305,108 @@ def test_projection_needs_the_transition_matrix(adata):
         kernel.project_velocity("umap")
     with pytest.raises(RuntimeError, match="fit_field"):
         kernel.project_velocity("umap", "linear_map")
+
+
+# ---------------------------------------------------------------------------------- what must not happen on the way
+def test_a_matrix_of_the_raw_velocity_survives_the_field(adata):
+    kernel = OTVelocityKernel(adata).compute_windows(min_window_size=10)
+    kernel.compute_transition_matrix(smooth=False, **QUIET)
+    before = kernel.transition_matrix.copy()
+    kernel.write_to_adata()
+    for found in (kernel, OTVelocityKernel.from_adata(adata, "T_fwd")):
+        assert found.field is None
+        found.compute_trajectories(n_trajectories=2, n_steps=2, key_added=None, **QUIET)
+        assert found.field is not None
+        assert (found.transition_matrix != before).nnz == 0
+        assert found.params["smooth"] is False
+    kernel.compute_transition_matrix(**QUIET)
+    kernel.fit_field(n_steps=25, **QUIET)
+    with pytest.raises(RuntimeError, match="compute_transition_matrix"):
+        kernel.project_velocity("umap")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "match"),
+    [
+        ("compute_trajectories", {"method": "rk5"}, "method"),
+        ("compute_trajectories", {"step_size": 0}, "step_size"),
+        ("simulate_flow", {"diffusion": -1}, "diffusion"),
+        ("simulate_flow", {"max_distance": 0.5}, "max_distance"),
+    ],
+)
+def test_options_are_checked_before_work_begins(adata, method, options, match):
+    kernel = OTVelocityKernel(adata)
+    with pytest.raises(ValueError, match=match):
+        getattr(kernel, method)(**options, **QUIET)
+    assert kernel.windows is None
+
+
+def test_velocity_is_computed_where_no_field_is_needed(adata):
+    kernel = OTVelocityKernel(adata)
+    kernel.compute_trajectories(use_network=False, smooth=False, n_trajectories=2, n_steps=2, **QUIET)
+    assert kernel.transport is not None
+    assert kernel.field is None
+
+
+def test_fates_are_the_terminal_clusters_of_the_flow(kernel):
+    flow = kernel.simulate_flow(
+        source_cluster="Progenitor", terminal_clusters=["Fate A", "Fate B"], n_particles=60, n_steps=40, **QUIET
+    )
+    found = flow.fates()
+    assert list(found.index) == ["Fate A", "Fate B", "none"]
+    assert found["n_particles"].sum() == 60
+    assert found.equals(flow.fates(["Fate A", "Fate B", "Fate A"]))
+    assert list(flow.select(flow.ids[:5]).fates().index) == list(found.index)
+
+
+def test_trajectories_know_their_basis_and_cells(adata):
+    adata.obsm["X_turned"] = adata.obsm["X_pca"][:, ::-1].copy()
+    kernel = OTVelocityKernel(adata, basis="X_turned")
+    paths = kernel.compute_trajectories(n_trajectories=3, n_steps=3, **QUIET)
+    assert storage.read_trajectories(adata, "velot_trajectories").basis == paths.basis == "X_turned"
+    with pytest.raises(ValueError, match="of these `240` cells"):
+        storage.read_trajectories(adata[::-1].copy(), "velot_trajectories")
+
+
+def test_projection_refuses_options_of_the_other_method(kernel):
+    with pytest.raises(ValueError, match="`weighting` with `method='transitions'` only"):
+        kernel.project_velocity("umap", "linear_map", weighting="distance")
+    with pytest.raises(ValueError, match="`n_neighbors` and `smooth` with `method='linear_map'` only"):
+        kernel.project_velocity("umap", smooth=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("plot_velocity", ()),
+        ("plot_velocity", ("umap", "grid")),
+        ("plot_velocity", ("umap", "quiver")),
+        ("plot_comparison", ()),
+        ("plot_windows", ()),
+        ("plot_window_transport", (0,)),
+        ("plot_spatial_clusters", ()),
+        ("plot_confidence", ()),
+        ("plot_training", ()),
+        ("plot_trajectories", ()),
+        ("plot_flow", ()),
+        ("plot_fates", ()),
+        ("animate_flow", ()),
+    ],
+)
+def test_each_plot_is_a_method(kernel, method, arguments):
+    import matplotlib.pyplot as plt
+
+    options = {"n_steps": 60, "save_every": 10, **QUIET}
+    kernel.compute_trajectories(start_cluster="Transition", n_trajectories=3, **options)
+    kernel.simulate_flow(source_cluster="Transition", n_particles=5, **options)
+    extra = {"n_frames": 2} if method == "animate_flow" else {}
+    assert getattr(kernel, method)(*arguments, show=False, **extra) is not None
+    plt.close("all")
+
+
+def test_uncertainty_is_drawn_by_a_method(kernel):
+    import matplotlib.pyplot as plt
+
+    with pytest.raises(RuntimeError, match="compute_uncertainty"):
+        kernel.plot_uncertainty(show=False)
+    plt.close("all")

@@ -8,12 +8,13 @@ particles), ``trajectories`` and ``flow`` (the two uses). Plain arrays in and ou
 from cellrank_velot.dynamics.flow import simulate_flow
 from cellrank_velot.dynamics.guide import Field, TimeFrom
 from cellrank_velot.dynamics.motion import Direction
-from cellrank_velot.dynamics.paths import Status, Trajectories
+from cellrank_velot.dynamics.paths import NO_FATE, Status, Trajectories
 from cellrank_velot.dynamics.region import Interpolated, Region
 from cellrank_velot.dynamics.solvers import Method
 from cellrank_velot.dynamics.trajectories import compute_trajectories
 
 __all__ = [
+    "NO_FATE",
     "Direction",
     "Field",
     "Interpolated",

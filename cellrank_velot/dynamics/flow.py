@@ -133,7 +133,7 @@ def simulate_flow(
     for sign in SIGNS[direction]:
         companions = Companions(region, SEARCH_EVERY)
         drift = drift_of(field, current, sign, where)
-        step: Step = OdeStep(guided(drift, companions, confine, time_from), "euler")
+        step: Step = OdeStep(guided(drift, companions, confine, time_from, step_size), "euler")
         if diffusion > 0:
             generator = torch.Generator(where).manual_seed(int(rng.integers(2**31)))
             step = SdeStep(

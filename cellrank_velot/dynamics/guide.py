@@ -42,7 +42,7 @@ def drift_of(field: Field, current: Field | None, sign: int, device: torch.devic
     return lambda x, time, _ids: velocity(x, time) - 2 * turning(x, time)
 
 
-def guided(drift: Drift, companions: Companions, confine: float, time_from: TimeFrom) -> Drift:
+def guided(drift: Drift, companions: Companions, confine: float, time_from: TimeFrom, step_size: float = 0.0) -> Drift:
     r"""Return the drift of particles that keep to the data, :math:`v + \kappa \, (m - x)`.
 
     The mean :math:`m` of the cells around a particle draws it with the rate :math:`\kappa = \text{confine} \, |v| /
@@ -56,7 +56,7 @@ def guided(drift: Drift, companions: Companions, confine: float, time_from: Time
     def evaluate(x: torch.Tensor, time: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         around = region.around(x, companions.of(x, ids))
         velocity = drift(x, around.time if time_from == "cells" else time, ids)
-        return velocity + _rate(velocity, region, confine) * around.offset
+        return velocity + _rate(velocity, region, confine, step_size) * around.offset
 
     return evaluate
 
@@ -78,9 +78,8 @@ def noisy(
     def evaluate(x: torch.Tensor, time: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, Spread]:
         around = region.around(x, companions.of(x, ids))
         velocity = drift(x, around.time if time_from == "cells" else time, ids)
-        # A step returns to the mean at most, or it would shoot past it.
-        noise = _rate(velocity, region, diffusion).clamp_max(1.0 / step_size)
-        back = torch.maximum(noise, _rate(velocity, region, confine).clamp_max(1.0 / step_size))
+        noise = _rate(velocity, region, diffusion, step_size)
+        back = torch.maximum(noise, _rate(velocity, region, confine, step_size))
         # Steps of finite length spread more than their rate says, by the factor that is divided by here.
         strength = (noise * (2 - noise * step_size)).sqrt()
         return velocity + back * around.offset, lambda increment: strength * around.scatter(increment.float())
@@ -88,6 +87,9 @@ def noisy(
     return evaluate
 
 
-def _rate(velocity: torch.Tensor, region: Region, strength: float) -> torch.Tensor:
+def _rate(velocity: torch.Tensor, region: Region, strength: float, step_size: float) -> torch.Tensor:
     """Return how often, per time, the velocity takes a particle past a cell, times a strength, shape ``[n, 1]``."""
-    return strength * velocity.norm(dim=1, keepdim=True) / max(region.typical_spacing, torch.finfo(torch.float32).tiny)
+    spacing = max(region.typical_spacing, torch.finfo(torch.float32).tiny)
+    rate = strength * velocity.norm(dim=1, keepdim=True) / spacing
+    # A step returns to the mean at most, or it would shoot past it.
+    return rate.clamp_max(1.0 / step_size) if step_size else rate

@@ -127,7 +127,7 @@ def move(
     show_progress_bar
         Whether to show a progress bar.
     """
-    crowd = _Crowd(x, time, companions, targets, limits)
+    crowd = _Crowd(x, time, companions, targets, limits, time_from)
     clock = sign if time_from == "path" else 0
     device = companions.region.cells.device
     # Few particles make small products: to hand them out to threads costs more than they do.
@@ -143,7 +143,7 @@ def move(
             if crowd.active.numel() == 0:
                 break
         crowd.end(torch.ones_like(crowd.active, dtype=torch.bool), Status.OUT_OF_STEPS, limits.n_steps)
-    return crowd.result(sign, start_ix, clusters, time_from)
+    return crowd.result(sign, start_ix, clusters)
 
 
 class _Crowd:
@@ -156,14 +156,16 @@ class _Crowd:
         companions: Companions,
         targets: NDArray[np.int64] | None,
         limits: Limits,
+        time_from: TimeFrom,
     ) -> None:
         region, device = companions.region, companions.region.cells.device
-        self.region, self.companions, self.limits = region, companions, limits
+        self.region, self.companions, self.limits, self.time_from = region, companions, limits, time_from
         self.targets = None if targets is None else torch.tensor(targets, device=device)
         self.x = torch.tensor(np.array(x, dtype=np.float64), device=device)
         self.time = torch.tensor(np.array(time, dtype=np.float64), device=device)
         self.active = torch.arange(len(x), device=device)
         self.look_after = LOOK_EVERY * region.typical_spacing
+        self._read_time(self.active)
         _, label = region.look(self.x, companions.of(self.x, self.active))
         n = len(x)
         self.status = torch.full((n,), int(Status.OUT_OF_STEPS), dtype=torch.int8, device=device)
@@ -209,6 +211,7 @@ class _Crowd:
         at = which.nonzero().squeeze(1)
         if at.numel() == 0:
             return outside
+        self._read_time(at)
         x = self.x[at]
         ratio, label = self.region.look(x, self.companions.of(x, self.active[at]))
         inside = (ratio <= self.limits.max_distance) & x.isfinite().all(dim=1)
@@ -238,15 +241,20 @@ class _Crowd:
         stays = ~which
         self.active, self.x, self.time = self.active[stays], self.x[stays], self.time[stays]
 
+    def _read_time(self, at: torch.Tensor) -> None:
+        """Take the time of some of the active particles from the cells around them, where that is theirs."""
+        if self.time_from == "cells" and at.numel():
+            x = self.x[at]
+            self.time[at] = self.region.time_around(x, self.companions.of(x, self.active[at])).to(self.time.dtype)
+
     def _keep(self, number: int) -> None:
         if self.active.numel():
+            self._read_time(torch.arange(self.active.numel(), device=self.active.device))
             arrays = (self.active, self.x, self.time)
             ids, x, time = (tensor.cpu().numpy().copy() for tensor in arrays)
             self.kept.append((ids, number, x, time))
 
-    def result(
-        self, sign: int, start_ix: NDArray[np.int64], clusters: NDArray[np.str_], time_from: TimeFrom
-    ) -> Trajectories:
+    def result(self, sign: int, start_ix: NDArray[np.int64], clusters: NDArray[np.str_]) -> Trajectories:
         """Return the paths, each up to the last point among the data, or in a target where it came to one."""
         arrived = self.target.step > 0
         last = self.seen.where(arrived, self.target)
@@ -262,15 +270,10 @@ class _Crowd:
         self.kept.clear()
         order = np.lexsort((number, ids))
         counts = np.bincount(ids, minlength=end.size)
-        x = np.concatenate([x, last.x.cpu().numpy()])[order]
-        time = np.concatenate([time, last.time.cpu().numpy()])[order]
-        if time_from == "cells":
-            points = torch.tensor(x, device=self.region.cells.device)
-            time = self.region.mean_of(self.region.time, points).cpu().numpy()
         return Trajectories(
             ids=np.arange(end.size),
-            x=x,
-            time=time,
+            x=np.concatenate([x, last.x.cpu().numpy()])[order],
+            time=np.concatenate([time, last.time.cpu().numpy()])[order],
             offsets=np.concatenate([[0], np.cumsum(counts)]),
             status=status.cpu().numpy().astype(np.int8),
             direction=np.full(end.size, sign, dtype=np.int8),
@@ -279,6 +282,7 @@ class _Crowd:
             start_cluster=self.start_label.cpu().numpy(),
             end_cluster=last.label.cpu().numpy(),
             n_tried=int(end.size),
+            targets=np.empty(0, dtype=np.int64) if self.targets is None else self.targets.cpu().numpy(),
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import pairwise
 
@@ -76,6 +76,10 @@ class Trajectories(Stage):
         the nearest cells belong, shape ``[n_trajectories]``; ``-1`` for none.
     n_tried
         Number of starts that were tried; those that did not come to the target were left out.
+    targets
+        Index in ``clusters`` of the clusters to arrive at, shape ``[n_targets]``; none where there was no target.
+    basis
+        Name of the basis, where it is known.
     """
 
     ids: NDArray[np.int64]
@@ -89,6 +93,8 @@ class Trajectories(Stage):
     start_cluster: NDArray[np.int64]
     end_cluster: NDArray[np.int64]
     n_tried: int
+    targets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    basis: str = ""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
@@ -175,7 +181,8 @@ class Trajectories(Stage):
             at = np.array([where[int(number)] for number in chosen.ravel()], dtype=np.int64)
         points = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in at]
         rows = np.concatenate(points) if points else np.empty(0, dtype=np.int64)
-        return Trajectories(
+        return replace(
+            self,
             ids=self.ids[at],
             x=self.x[rows],
             time=self.time[rows],
@@ -183,10 +190,8 @@ class Trajectories(Stage):
             status=self.status[at],
             direction=self.direction[at],
             start_ix=self.start_ix[at],
-            clusters=self.clusters,
             start_cluster=self.start_cluster[at],
             end_cluster=self.end_cluster[at],
-            n_tried=self.n_tried,
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -228,7 +233,7 @@ class Trajectories(Stage):
         Parameters
         ----------
         terminal_clusters
-            Clusters to count as fates; all in which a trajectory ends where not given.
+            Clusters to count as fates; the targets where not given, or where there were none, all in which one ends.
         level
             Level of the confidence interval, Wilson's for a share: that of a sample of particles, given the field.
 
@@ -246,13 +251,7 @@ class Trajectories(Stage):
         """
         check_number("level", level, low=0, high=1, open_low=True, open_high=True)
         ended = np.bincount(self.end_cluster[self.end_cluster >= 0], minlength=self.clusters.size)
-        if terminal_clusters is None:
-            chosen = [str(name) for name, count in zip(self.clusters, ended, strict=True) if count]
-        else:
-            given = [terminal_clusters] if isinstance(terminal_clusters, str) else terminal_clusters
-            chosen = [str(name) for name in given]
-        for name in chosen:
-            check_known("clusters", name, self.clusters)
+        chosen = self.fate_names(terminal_clusters)
         counts = np.array([ended[np.flatnonzero(self.clusters == name)[0]] for name in chosen], dtype=np.int64)
         total = int(counts.sum())
         rows = []
@@ -262,6 +261,23 @@ class Trajectories(Stage):
         rows.append((len(self) - total, (len(self) - total) / max(len(self), 1), np.nan, np.nan, np.nan))
         columns = ["n_particles", "share", "probability", "low", "high"]
         return pd.DataFrame(rows, columns=columns, index=pd.Index([*chosen, NO_FATE], name="fate"))
+
+    def fate_names(self, terminal_clusters: str | Sequence[str] | None = None) -> list[str]:
+        """Return the names of the clusters that count as fates, each once; see :meth:`fates`.
+
+        Raises
+        ------
+        KeyError
+            If a cluster is unknown.
+        """
+        if terminal_clusters is None:
+            codes = self.targets if self.targets.size else np.unique(self.end_cluster[self.end_cluster >= 0])
+            return [str(name) for name in self.clusters[codes]]
+        given = [terminal_clusters] if isinstance(terminal_clusters, str) else terminal_clusters
+        chosen = list(dict.fromkeys(str(name) for name in given))
+        for name in chosen:
+            check_known("clusters", name, self.clusters)
+        return chosen
 
     def _names(self, codes: NDArray[np.int64]) -> pd.Categorical:
         return pd.Categorical.from_codes(codes, categories=[str(name) for name in self.clusters])

@@ -167,6 +167,11 @@ class Region:
             mean=mean,
         )
 
+    def time_around(self, points: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Return the time of :meth:`around` alone, shape ``[n_points]``."""
+        weight = _weights(self._distance(points, index))
+        return (weight.to(self.time.dtype) * self.time[index]).sum(dim=1)
+
     def mean_of(self, values: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Return the weighted mean of values of the landmarks, shape ``[n_landmarks, ...]``, around points."""
         distance, index = self._around(points, self.n_neighbors)

@@ -6,7 +6,7 @@ Depends on the rest of this folder, numpy and torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +64,7 @@ def compute_trajectories(
 
     All particles move at once. Each ends with a :class:`Status`: it *arrived* at the target; it *stalled*, slower than
     ``min_speed``; it *left the data*, and its path ends where it was last among them; it *ran out of steps*; or it
-    *came to the end of time*.
+    *came to the end of time*, which only the time of a path does.
 
     Parameters
     ----------
@@ -89,7 +89,8 @@ def compute_trajectories(
     n_steps
         Largest number of steps.
     step_size
-        Time of one step: a particle of mean speed moves by this fraction of the mean speed.
+        Time of one step, of which all cells have one in all: a particle of mean speed moves by this fraction of the
+        mean speed. It must be short enough for particles to pass several steps between one cell and the next.
     method
         ``"euler"``, ``"rk4"``, or ``"dopri5"``, which adapts its steps between two points that are ``step_size`` apart.
     rtol, atol
@@ -151,7 +152,12 @@ def compute_trajectories(
     for sign in SIGNS[direction]:
         companions = Companions(region, SEARCH_EVERY)
         paths = move(
-            OdeStep(guided(drift_of(field, current, sign, where), companions, confine, time_from), method, rtol, atol),
+            OdeStep(
+                guided(drift_of(field, current, sign, where), companions, confine, time_from, step_size),
+                method,
+                rtol,
+                atol,
+            ),
             x[chosen],
             time[chosen],
             companions,
@@ -237,7 +243,7 @@ def target_codes(target: str | Sequence[str] | None, names: NDArray[np.str_]) ->
         return None
     if names.size == 0:
         raise ValueError("Expected `clusters` where there is a target cluster, found none.")
-    chosen = [target] if isinstance(target, str) else list(target)
+    chosen = [target] if isinstance(target, str) or not isinstance(target, Iterable) else list(target)
     if not chosen:
         raise ValueError("Expected at least one target cluster, found none.")
     for name in chosen:
@@ -267,6 +273,7 @@ def join(parts: Sequence[Trajectories]) -> Trajectories:
         ids=np.arange(sum(map(len, parts))),
         offsets=offsets,
         clusters=first.clusters,
+        targets=first.targets,
         n_tried=sum(part.n_tried for part in parts),
         **together,
     )

@@ -403,7 +403,11 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
             device=device,
             show_progress_bar=show_progress_bar,
         )
-        self._clear("_field", "_uncertainty")
+        if self._params.get("smooth") is False:
+            # The matrix was made with the velocity of transport, which stays.
+            self._current = self._uncertainty = None
+        else:
+            self._clear("_field", "_uncertainty")
         self._field = field
         self._settings["field"] = {**settings, "hidden": np.asarray(hidden, dtype=np.int64)}
         self._settings.pop("uncertainty", None)
@@ -453,8 +457,8 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
     def current_field(self, *, device: str = "auto", show_progress_bar: bool = True) -> VelocityField:
         """Return the field without the relaxation to the data: the part that changes its sign when time is reversed.
 
-        Fitted at the first call, with the parameters of :meth:`fit_field`, and needed to go back in time, see
-        :func:`cellrank_velot.dynamics.compute_trajectories`.
+        Fitted at the first call, with the parameters of :meth:`fit_field`, and not saved. It is needed to go back in
+        time, see :func:`cellrank_velot.dynamics.compute_trajectories`.
 
         Raises
         ------
@@ -464,6 +468,8 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         field, transport = self._needed("field", "fit_field"), self._needed("transport", "compute_velocity")
         if not transport.relaxation.any():
             return field
+        if "field" not in self._settings:
+            raise RuntimeError("The parameters of the field were not saved: call `.fit_field()` again.")
         if self._current is None:
             self._current = fit_field(
                 self.cells.x,

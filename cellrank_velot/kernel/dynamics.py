@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,9 @@ from cellrank_velot.dynamics import (
     compute_trajectories,
     simulate_flow,
 )
+from cellrank_velot.dynamics.flow import check_flow_options
+from cellrank_velot.dynamics.motion import check_motion_options
+from cellrank_velot.dynamics.trajectories import check_trajectory_options
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.projection import Weighting, project_by_linear_map, project_by_transitions
 from cellrank_velot.selection import (
@@ -80,7 +84,8 @@ class Dynamics(Parts):
         """Follow cells along the velocity, forward or backward in time.
 
         Each trajectory ends with a status: it *arrived* at the target, *stalled at a sink*, *left the data*, *ran out
-        of steps* or *came to the end of time*. Runs the steps up to :meth:`fit_field` that were not run.
+        of steps*, or, with ``time_from="path"``, *came to the end of time*. Runs the steps before that were not run; a
+        transition matrix that was not made with the field stays.
 
         Parameters
         ----------
@@ -129,9 +134,13 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
         >>> len(paths)
         5
         """
+        direction = self._direction(direction)
+        check_trajectory_options(direction, n_trajectories, method, rtol, atol, max_attempts_factor)
+        check_motion_options(
+            n_steps, step_size, save_every, time_from, confine, max_distance, min_speed, n_neighbors, random_state
+        )
         clusters, cluster_key = self._clusters_for(cluster_key, start_cluster, target_cluster)
         starts = self._starts(start_ixs, cluster_key, start_cluster, start_time)
-        direction = self._direction(direction)
         field, current = self._motion(direction, use_network, smooth, device, show_progress_bar)
         paths = compute_trajectories(
             field,
@@ -159,6 +168,7 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
             device=device,
             show_progress_bar=show_progress_bar,
         )
+        paths = replace(paths, basis=self.basis)
         if key_added is not None:
             storage.write_trajectories(self.adata, key_added, paths)
         return paths
@@ -195,7 +205,7 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
     ) -> Trajectories:
         """Let particles drift and diffuse along the velocity, and see where they come to.
 
-        Runs the steps up to :meth:`fit_field` that were not run.
+        Runs the steps before that were not run; a transition matrix that was not made with the field stays.
 
         Parameters
         ----------
@@ -227,8 +237,12 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         ValueError
             If no cell meets all conditions, or an option is out of range.
         """
-        clusters, cluster_key = self._clusters_for(cluster_key, source_cluster, terminal_clusters)
         direction = self._direction(direction)
+        check_flow_options(direction, n_particles, diffusion, noise_scale)
+        check_motion_options(
+            n_steps, step_size, save_every, time_from, confine, max_distance, min_speed, n_neighbors, random_state
+        )
+        clusters, cluster_key = self._clusters_for(cluster_key, source_cluster, terminal_clusters)
         boxed = (*source_x_lim, *source_y_lim) != (None,) * 4
         if start_ixs is None and source_cluster is None and source_time is None and not boxed:
             source_time = (0.9, None) if direction == "backward" else (None, 0.1)
@@ -261,6 +275,7 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             device=device,
             show_progress_bar=show_progress_bar,
         )
+        paths = replace(paths, basis=self.basis)
         if key_added is not None:
             storage.write_trajectories(self.adata, key_added, paths)
         return paths
@@ -312,6 +327,10 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         """
         check_choice("method", method, Projection)
         check_choice("weighting", weighting, Weighting)
+        if method == "linear_map" and weighting != "none":
+            raise ValueError(f"Expected `weighting` with `method='transitions'` only, found {weighting!r}.")
+        if method == "transitions" and (n_neighbors is not None or not smooth):
+            raise ValueError("Expected `n_neighbors` and `smooth` with `method='linear_map'` only.")
         key = find_basis(self.adata, basis)
         embedding = np.asarray(self.adata.obsm[key], dtype=np.float64)
         name = key.removeprefix("X_")
@@ -386,6 +405,8 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         needs_field = use_network or smooth
         if needs_field and self.field is None:
             self.fit_field(device=device, show_progress_bar=show_progress_bar)
+        if not needs_field and self.transport is None:
+            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
         back = direction != "forward"
         x, time = self.cells.x, self.cells.time
         if not needs_field:

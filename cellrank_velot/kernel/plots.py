@@ -1,4 +1,4 @@
-"""Pictures of the kernel: each method calls the function of the same name in :mod:`cellrank_velot.plotting`.
+"""Pictures of the kernel: each method calls a function of :mod:`cellrank_velot.plotting`, which it names.
 
 Depends on the plots, which are imported when one is asked for: they draw kernels, and some build one from an AnnData.
 """

@@ -119,11 +119,10 @@ def place_of(data: Any, found: Trajectories, embedding: FloatArray, velocity_bas
         If the basis has not as many dimensions as the trajectories.
     """
     adata = adata_of(data)
-    if velocity_basis is None and hasattr(data, "cells"):
+    if velocity_basis is None and not found.basis and hasattr(data, "cells"):
         x, name = data.cells.x, "the basis of the kernel"
     else:
-        written = adata.uns.get("T_fwd_params", {}).get("init", {}).get("basis", "X_pca")
-        key = find_basis(adata, velocity_basis or str(written))
+        key = find_basis(adata, velocity_basis or found.basis or "X_pca")
         x, name = read_basis(adata, key), f"adata.obsm[{key!r}]"
     if x.shape[1] != found.n_dims:
         raise ValueError(
@@ -273,8 +272,7 @@ def cluster_colors(data: Any, found: Trajectories, cluster_key: str | None) -> M
 def fate_names(found: Trajectories, terminal_clusters: str | Sequence[str] | None) -> list[str]:
     """Return the names of the clusters that count as fates, in the order of the clusters where they are not given.
 
-    Without names, those that a trajectory arrived at as its target, or, where there was no target, all in which one
-    ends.
+    Without names, the targets, or, where there were none, those that one arrived at, or all in which one ends.
 
     Raises
     ------
@@ -287,13 +285,11 @@ def fate_names(found: Trajectories, terminal_clusters: str | Sequence[str] | Non
         raise ValueError(
             "Expected trajectories with clusters, which are their fates, found none. Compute them with clusters."
         )
-    if terminal_clusters is None:
+    if terminal_clusters is None and not found.targets.size:
         arrived = found.status == Status.ARRIVED
         ends = np.unique(found.end_cluster[arrived if arrived.any() else slice(None)])
         return [str(name) for name in found.clusters[ends[ends >= 0]]]
-    chosen = [terminal_clusters] if isinstance(terminal_clusters, str) else [str(name) for name in terminal_clusters]
-    for name in chosen:
-        check_known("clusters", name, found.clusters)
+    chosen = found.fate_names(terminal_clusters)
     if not chosen:
         raise ValueError("Expected at least one terminal cluster, found none.")
     return chosen

@@ -116,8 +116,8 @@ def trajectories(
         Column of ``adata.obs`` whose colours the fates have. By default that of the kernel, or ``"clusters"``, where it
         has the names of the fates.
     velocity_basis
-        Key in ``adata.obsm`` of the basis that the trajectories were computed in. By default that of the kernel, or of
-        the kernel that was written to the AnnData, or ``"X_pca"``.
+        Key in ``adata.obsm`` of the basis that the trajectories were computed in. By default the one that they
+        know, that of the kernel, or ``"X_pca"``.
     smooth
         Share of the points of a trajectory that its running mean is over, in ``[0, 1]``: places found by nearest cells
         have kinks that the trajectory has not. 0 for none; none either where the lines are exact.

@@ -102,8 +102,8 @@ def flow(
         Column of ``adata.obs`` whose colours the fates have. By default that of the kernel, or ``"clusters"``, where it
         has the names of the fates.
     velocity_basis
-        Key in ``adata.obsm`` of the basis that the flow was simulated in. By default that of the kernel, or of the
-        kernel that was written to the AnnData, or ``"X_pca"``.
+        Key in ``adata.obsm`` of the basis that the flow was simulated in. By default the one that it knows,
+        that of the kernel, or ``"X_pca"``.
     n_columns
         Number of panels in a row, at most.
     cmap
@@ -267,8 +267,13 @@ def flow_animation(
     animation = FuncAnimation(figure, update, frames=n_frames, init_func=begin, interval=1000 / fps, blit=False)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with style():
-            animation.save(path, writer=writers["pillow" if path.suffix == ".gif" else "ffmpeg"](fps=fps), dpi=dpi)
+        try:
+            with style():
+                animation.save(path, writer=writers["pillow" if path.suffix == ".gif" else "ffmpeg"](fps=fps), dpi=dpi)
+        except BaseException:
+            plt.close(figure)
+            path.unlink(missing_ok=True)  # half of a film
+            raise
     return _shown(animation, figure, saved=path is not None, show=show)
 
 
