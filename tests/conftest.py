@@ -1,6 +1,7 @@
 """What every test may use: a backend without a screen, the folder of the real data, and a planted bifurcation."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from PIL import Image
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import OTVelocityKernel
@@ -119,3 +121,19 @@ def _computed(planted: PlantedCells) -> OTVelocityKernel:
 def computed(_computed: OTVelocityKernel) -> OTVelocityKernel:
     """Return a quickly computed kernel of one's own, with an AnnData of one's own."""
     return _computed.copy(deep=True)
+
+
+@pytest.fixture(scope="session")
+def picture_distance() -> Callable[[Path, Path], float]:
+    """Return the root mean squared difference of two pictures, from 0 to 1.
+
+    Of means over blocks of 4 by 4 pixels, which forgive how edges are drawn.
+    """
+
+    def coarse(path: Path) -> np.ndarray:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
+        height, width = (size // 4 * 4 for size in pixels.shape[:2])
+        return pixels[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3))
+
+    return lambda one, other: float(np.sqrt(np.mean((coarse(one) - coarse(other)) ** 2)))

@@ -12,6 +12,7 @@ import pytest
 import scanpy as sc
 from anndata import AnnData
 from matplotlib.animation import writers
+from matplotlib.animation import writers as animation_writers
 from matplotlib.colors import to_hex
 from matplotlib.quiver import Quiver
 from PIL import Image
@@ -435,6 +436,12 @@ def test_animation_refuses_files(adata, paths, monkeypatch):
     assert not plt.get_fignums()
 
 
+@pytest.mark.skipif(not animation_writers.is_available("ffmpeg"), reason="no ffmpeg")
+def test_film_is_written_where_ffmpeg_is(adata, paths, figdir):
+    assert flow_animation(adata, paths, n_frames=4, dpi=40, save="film.mp4") is None
+    assert (figdir / "film.mp4").stat().st_size > 1000
+
+
 def test_animation_in_a_notebook_is_html(adata, paths, monkeypatch):
     shown = []
     display = SimpleNamespace(display=shown.append, HTML=lambda text: text)
@@ -521,14 +528,6 @@ def test_fates_refuse(adata, paths):
 
 
 # -------------------------------------------------------------------------------------------------------------- image
-def coarse(path: Path) -> np.ndarray:
-    """Return a picture as means over blocks of 4 by 4 pixels, which forgive how edges are drawn, from 0 to 1."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
-    height, width = (size // 4 * 4 for size in pixels.shape[:2])
-    return pixels[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3))
-
-
 def picture(adata: AnnData, paths: Trajectories, path: Path, **kwargs) -> Path:
     figure = plt.figure(figsize=(3, 2.4), dpi=80)
     ax = figure.add_axes((0.02, 0.02, 0.96, 0.96))
@@ -539,7 +538,7 @@ def picture(adata: AnnData, paths: Trajectories, path: Path, **kwargs) -> Path:
     return path
 
 
-def test_picture_is_as_before(adata, paths, tmp_path):
+def test_picture_is_as_before(adata, paths, tmp_path, picture_distance):
     """To renew it, delete the file, run this once, and look at what it has drawn."""
     if not BASELINE.exists():
         BASELINE.parent.mkdir(exist_ok=True)
@@ -547,8 +546,7 @@ def test_picture_is_as_before(adata, paths, tmp_path):
         pytest.fail(f"{BASELINE} was missing and is drawn now: look at it, then run again")
 
     def difference(**kwargs) -> float:
-        new = coarse(picture(adata, paths, tmp_path / "new.png", **kwargs))
-        return float(np.sqrt(np.mean((new - coarse(BASELINE)) ** 2)))
+        return picture_distance(picture(adata, paths, tmp_path / "new.png", **kwargs), BASELINE)
 
     assert difference() < 0.01
     # The bound tells a picture from another one.

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from PIL import Image
 
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.plotting import flow, velocity_grid
@@ -65,14 +64,6 @@ PICTURES = {
 }
 
 
-def coarse(path: Path) -> np.ndarray:
-    """Return a picture as means over blocks of 4 by 4 pixels, which forgive how edges are drawn, from 0 to 1."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
-    height, width = (size // 4 * 4 for size in pixels.shape[:2])
-    return pixels[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3))
-
-
 def picture(name: str, path: Path, **kwargs) -> Path:
     draw, n_axes, _ = PICTURES[name]
     figure = plt.figure(figsize=(2.4 * n_axes, 2.4), dpi=80)
@@ -87,7 +78,7 @@ def picture(name: str, path: Path, **kwargs) -> Path:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_picture_is_as_before(name, tmp_path):
+def test_picture_is_as_before(name, tmp_path, picture_distance):
     """To renew one, delete its file, run this once, and look at what it has drawn."""
     baseline = BASELINES / f"{name}.png"
     if not baseline.exists():
@@ -95,8 +86,7 @@ def test_picture_is_as_before(name, tmp_path):
         pytest.fail(f"{baseline} was missing and is drawn now: look at it, then run again")
 
     def difference(**kwargs) -> float:
-        new = coarse(picture(name, tmp_path / "new.png", **kwargs))
-        return float(np.sqrt(np.mean((new - coarse(baseline)) ** 2)))
+        return picture_distance(picture(name, tmp_path / "new.png", **kwargs), baseline)
 
     assert difference() < 0.01
     # The bound tells a picture from another one.

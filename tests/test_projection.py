@@ -7,11 +7,11 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import projection
+from cellrank_velot.grid import velocity_on_grid
 from cellrank_velot.projection import (
     embed_points,
     project_by_linear_map,
     project_by_transitions,
-    velocity_on_grid,
 )
 
 

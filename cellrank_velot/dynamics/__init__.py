@@ -1,8 +1,9 @@
 """Motion in the velocity field: where particles go, where they came from, and with which fates.
 
 One file per job: ``paths`` (the result and its statuses), ``region`` (where the data lie), ``guide`` (what moves a
-particle), ``solvers`` (one step of an ordinary or a stochastic differential equation), ``motion`` (many steps of many
-particles), ``trajectories`` and ``flow`` (the two uses). Plain arrays in and out: knows neither AnnData nor CellRank.
+particle), ``starts`` (where from and where to), ``solvers`` (one step of an ordinary or a stochastic differential
+equation), ``motion`` (many steps of many particles), ``trajectories`` and ``flow`` (the two uses). Plain arrays in and
+out: knows neither AnnData nor CellRank.
 """
 
 from cellrank_velot.dynamics.flow import simulate_flow

@@ -1,4 +1,4 @@
-r"""Flow: particles that drift and diffuse through the velocity field, and where they come to.
+"""Flow: particles that drift and diffuse through the velocity field, and where they come to.
 
 Depends on the rest of this folder, numpy and torch.
 """
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from cellrank_velot._device import resolve_device
 from cellrank_velot._validation import check_choice, check_integer, check_number
-from cellrank_velot.dynamics.guide import Field, TimeFrom, drift_of, guided, noisy
-from cellrank_velot.dynamics.motion import Direction, Limits, check_motion_options, move
-from cellrank_velot.dynamics.paths import Trajectories
+from cellrank_velot.dynamics.guide import Field, TimeFrom, drift_of, guided, mean_speed, noisy
+from cellrank_velot.dynamics.motion import SIGNS, Direction, Limits, check_motion_options, move
+from cellrank_velot.dynamics.paths import Trajectories, join
 from cellrank_velot.dynamics.region import Companions, Region
 from cellrank_velot.dynamics.solvers import OdeStep, SdeStep, Step
-from cellrank_velot.dynamics.trajectories import SIGNS, check_starts, codes_of, join, mean_speed, target_codes
+from cellrank_velot.dynamics.starts import check_starts, codes_of, target_codes
 
 __all__ = ["check_flow_options", "simulate_flow"]
 

@@ -1,6 +1,6 @@
 """What moves a particle: the velocity, reversed for the way back, and the data that it keeps to.
 
-Depends on the region and torch.
+Depends on the region, numpy and torch.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cellrank_velot.dynamics.region import Companions, Region
 from cellrank_velot.dynamics.solvers import Coefficients, Drift, Spread
 
-__all__ = ["Field", "TimeFrom", "drift_of", "guided", "noisy"]
+__all__ = ["Field", "TimeFrom", "drift_of", "guided", "mean_speed", "noisy"]
 
 TimeFrom = Literal["cells", "path", "start"]
 
@@ -85,6 +87,14 @@ def noisy(
         return velocity + back * around.offset, lambda increment: strength * around.scatter(increment.float())
 
     return evaluate
+
+
+def mean_speed(field: Field, x: NDArray[np.float64], time: NDArray[np.float64]) -> float:
+    """Return the mean speed at the cells, in units of the basis per time, or at some of them where there are many."""
+    some = np.random.default_rng(0).permutation(x.shape[0])[:5000]
+    with torch.no_grad():
+        velocity = field.on("cpu")(torch.tensor(x[some]), torch.tensor(time[some]))
+    return float(velocity.norm(dim=1).mean())
 
 
 def _rate(velocity: torch.Tensor, region: Region, strength: float, step_size: float) -> torch.Tensor:

@@ -21,10 +21,12 @@ from cellrank_velot.dynamics.paths import Status, Trajectories
 from cellrank_velot.dynamics.region import Companions
 from cellrank_velot.dynamics.solvers import Step
 
-__all__ = ["Direction", "Limits", "check_motion_options", "move"]
+__all__ = ["SIGNS", "Direction", "Limits", "check_motion_options", "move"]
 
 Direction = Literal["forward", "backward", "both"]
 
+# Signs of time, by direction.
+SIGNS: dict[str, tuple[int, ...]] = {"forward": (1,), "backward": (-1,), "both": (1, -1)}
 # A particle is looked at again after it has moved by this share of the spacing of the cells: it cannot have left the
 # data, or come to another cluster, without moving, and looking costs more than moving.
 LOOK_EVERY = 0.5

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_known, check_number
 
-__all__ = ["NO_FATE", "Status", "Trajectories"]
+__all__ = ["NO_FATE", "Status", "Trajectories", "join"]
 
 # Row of a table of fates for the particles that came to none of the terminal clusters.
 NO_FATE = "none"
@@ -281,3 +281,23 @@ class Trajectories(Stage):
 
     def _names(self, codes: NDArray[np.int64]) -> pd.Categorical:
         return pd.Categorical.from_codes(codes, categories=[str(name) for name in self.clusters])
+
+
+def join(parts: Sequence[Trajectories]) -> Trajectories:
+    """Return the trajectories of several runs as one, with new numbers."""
+    first = parts[0]
+    if len(parts) == 1:
+        return replace(first, ids=np.arange(len(first)))
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))])
+    together = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("x", "time", "status", "direction", "start_ix", "start_cluster", "end_cluster")
+    }
+    return Trajectories(
+        ids=np.arange(sum(map(len, parts))),
+        offsets=offsets,
+        clusters=first.clusters,
+        targets=first.targets,
+        n_tried=sum(part.n_tried for part in parts),
+        **together,
+    )

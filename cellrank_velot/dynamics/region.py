@@ -20,6 +20,7 @@ MAX_CELLS = 10_000
 SPACING_NEIGHBOR = 5
 # Distances that are held at a time; more of them leave the cache of the processor.
 CHUNK_DISTANCES = 2_000_000
+# Coordinate beyond which a point is simply far: squares of larger ones would leave the range of float32.
 FAR = 1e15
 
 

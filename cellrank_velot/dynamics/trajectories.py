@@ -6,31 +6,29 @@ Depends on the rest of this folder, numpy and torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
-from cellrank_velot.dynamics.guide import Field, TimeFrom, drift_of, guided
-from cellrank_velot.dynamics.motion import Direction, Limits, check_motion_options, move
-from cellrank_velot.dynamics.paths import Status, Trajectories
+from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot.dynamics.guide import Field, TimeFrom, drift_of, guided, mean_speed
+from cellrank_velot.dynamics.motion import SIGNS, Direction, Limits, check_motion_options, move
+from cellrank_velot.dynamics.paths import Status, Trajectories, join
 from cellrank_velot.dynamics.region import Companions, Region
 from cellrank_velot.dynamics.solvers import Method, OdeStep
+from cellrank_velot.dynamics.starts import check_starts, codes_of, target_codes
 
-__all__ = ["check_starts", "check_trajectory_options", "codes_of", "compute_trajectories", "join", "mean_speed"]
+__all__ = ["check_trajectory_options", "compute_trajectories"]
 
 logger = logging.getLogger("cellrank_velot")
 
 # Share of the spacing by which a particle moves before its nearest cells are searched for: more of it slows it down, as
 # the cells that draw it fall behind.
 SEARCH_EVERY = 0.1
-SIGNS: dict[str, tuple[int, ...]] = {"forward": (1,), "backward": (-1,), "both": (1, -1)}
 
 
 def compute_trajectories(
@@ -109,7 +107,7 @@ def compute_trajectories(
         Speed below which a particle has stalled, as a share of the mean speed of the cells; measured on the way by half
         of the spacing of the cells, so that one that goes in a small circle has stalled, too.
     n_neighbors
-        Number of nearest cells that vote on the cluster of a point.
+        Number of nearest cells, five at least, that draw a particle, tell its time and vote on its cluster.
     max_attempts_factor
         With a target, up to this many times ``n_trajectories`` starts are tried.
     save_every
@@ -191,92 +189,6 @@ def check_trajectory_options(
     check_integer("max_attempts_factor", max_attempts_factor, low=1)
     check_number("rtol", rtol, low=0, open_low=True)
     check_number("atol", atol, low=0, open_low=True)
-
-
-def check_starts(starts: NDArray[np.int64] | Sequence[int], n_cells: int) -> NDArray[np.int64]:
-    """Return the cells to start from, each once.
-
-    Raises
-    ------
-    TypeError
-        If they are no whole numbers.
-    ValueError
-        If there are none, or one is not among the cells.
-    """
-    found: NDArray[np.int64] = np.unique(np.asarray(starts))
-    if found.size == 0:
-        raise ValueError("Expected cells to start from, found none.")
-    if not np.issubdtype(found.dtype, np.integer):
-        raise TypeError(f"Expected `starts` to be positions of cells, found `{found.dtype}`.")
-    if found[0] < 0 or found[-1] >= n_cells:
-        raise ValueError(f"Expected `starts` in [0, {n_cells - 1}], found `{found[0]}` to `{found[-1]}`.")
-    return found.astype(np.int64)
-
-
-def codes_of(clusters: Sequence[Any] | None, n_cells: int) -> tuple[NDArray[np.int64] | None, NDArray[np.str_]]:
-    """Return the clusters as numbers, ``-1`` for none, and their names.
-
-    Raises
-    ------
-    ValueError
-        If there is not one for each cell.
-    """
-    if clusters is None:
-        return None, np.empty(0, dtype=np.str_)
-    values = pd.Categorical(clusters)
-    if len(values) != n_cells:
-        raise ValueError(f"Expected a cluster for each of the `{n_cells}` cells, found `{len(values)}`.")
-    return np.asarray(values.codes, dtype=np.int64), np.asarray([str(name) for name in values.categories], np.str_)
-
-
-def target_codes(target: str | Sequence[str] | None, names: NDArray[np.str_]) -> NDArray[np.int64] | None:
-    """Return the numbers of the clusters to arrive at.
-
-    Raises
-    ------
-    KeyError
-        If one is unknown.
-    ValueError
-        If there are no clusters, or no target is left.
-    """
-    if target is None:
-        return None
-    if names.size == 0:
-        raise ValueError("Expected `clusters` where there is a target cluster, found none.")
-    chosen = [target] if isinstance(target, str) or not isinstance(target, Iterable) else list(target)
-    if not chosen:
-        raise ValueError("Expected at least one target cluster, found none.")
-    for name in chosen:
-        check_known("clusters", str(name), names)
-    return np.flatnonzero(np.isin(names, [str(name) for name in chosen]))
-
-
-def mean_speed(field: Field, x: NDArray[np.float64], time: NDArray[np.float64]) -> float:
-    """Return the mean speed at the cells, or at some of them where there are many."""
-    some = np.random.default_rng(0).permutation(x.shape[0])[:5000]
-    with torch.no_grad():
-        velocity = field.on("cpu")(torch.tensor(x[some]), torch.tensor(time[some]))
-    return float(velocity.norm(dim=1).mean())
-
-
-def join(parts: Sequence[Trajectories]) -> Trajectories:
-    """Return the trajectories of several runs as one, with new numbers."""
-    first = parts[0]
-    if len(parts) == 1:
-        return replace(first, ids=np.arange(len(first)))
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))])
-    together = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("x", "time", "status", "direction", "start_ix", "start_cluster", "end_cluster")
-    }
-    return Trajectories(
-        ids=np.arange(sum(map(len, parts))),
-        offsets=offsets,
-        clusters=first.clusters,
-        targets=first.targets,
-        n_tried=sum(part.n_tried for part in parts),
-        **together,
-    )
 
 
 def _arrived(paths: Trajectories, n_trajectories: int, target: str | Sequence[str] | None, sign: int) -> Trajectories:

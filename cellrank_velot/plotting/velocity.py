@@ -15,16 +15,15 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot.grid import VelocityGrid, velocity_on_grid
 from cellrank_velot.plotting._colors import INK
 from cellrank_velot.plotting._embedding import HasAnnData, adata_of, draw_colored, positions, suffix_of
 from cellrank_velot.plotting._figure import close_figure, open_axes, style
 from cellrank_velot.plotting.estimates import estimate_of
 from cellrank_velot.projection import (
-    VelocityGrid,
     Weighting,
     project_by_linear_map,
     project_by_transitions,
-    velocity_on_grid,
 )
 
 __all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
@@ -81,7 +80,7 @@ def velocity_stream(
     key
         Key in ``adata.obsp`` of the transition matrix, for an AnnData; ``"T_fwd"`` where not given.
     n_grid, smooth, min_density
-        Grid on which the velocity is averaged, see :func:`cellrank_velot.projection.velocity_on_grid`.
+        Grid on which the velocity is averaged, see :func:`cellrank_velot.grid.velocity_on_grid`.
     density
         Closeness of the streamlines.
     size, alpha
