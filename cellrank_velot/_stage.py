@@ -5,7 +5,7 @@ Depends on numpy only. A stage is a frozen dataclass whose fields are arrays or 
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -51,7 +51,8 @@ class Stage:
         Parameters
         ----------
         values
-            What :meth:`to_dict` returned. Names that the stage does not know are refused.
+            What :meth:`to_dict` returned. Names that the stage does not know are refused. What has a default may be
+            missing: a file holds no ``None``.
 
         Raises
         ------
@@ -59,7 +60,8 @@ class Stage:
             If a field is missing or unknown.
         """
         names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        if names != set(values):
+        needed = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
+        if not needed <= set(values) <= names:
             raise KeyError(f"Expected the fields {sorted(names)} of `{cls.__name__}`, found {sorted(values)}.")
         return cls(**values)
 

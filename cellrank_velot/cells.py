@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,13 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_known, first_names
+from cellrank_velot._validation import check_choice, check_known, first_names
+from cellrank_velot.snapshots import check_snapshots
 
 __all__ = [
     "TIME_KEYS",
     "CellStates",
+    "TimeKind",
     "find_basis",
     "find_time_key",
     "read_basis",
@@ -35,6 +37,8 @@ __all__ = [
 
 logger = logging.getLogger("cellrank_velot")
 
+TimeKind = Literal["pseudotime", "experimental"]
+
 TIME_KEYS = (
     "pseudotime",
     "dpt_pseudotime",
@@ -43,6 +47,7 @@ TIME_KEYS = (
     "velocity_pseudotime",
     "ct_pseudotime",
 )
+SERIES_KEYS = ("day", "time", "hours", "age", "experimental_time")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,14 +59,40 @@ class CellStates(Stage):
     x
         Positions in the basis, shape ``[n_cells, n_dims]``, finite.
     time
-        Pseudotime of each cell, scaled to ``[0, 1]``, shape ``[n_cells]``.
+        Time of each cell, shape ``[n_cells]``: pseudotime scaled to ``[0, 1]``, or experimental time in its own units.
     labels
         Codes of the clusters given by the user, shape ``[n_cells]``; ``None`` where no ``cluster_key`` was given.
+    time_kind
+        ``"pseudotime"`` or ``"experimental"``.
     """
 
     x: NDArray[np.float64]
     time: NDArray[np.float64]
     labels: NDArray[np.int64] | None
+    time_kind: TimeKind = "pseudotime"
+
+    @property
+    def is_series(self) -> bool:
+        """Whether the cells are snapshots at real time points."""
+        return self.time_kind == "experimental"
+
+    @property
+    def time_points(self) -> NDArray[np.float64]:
+        """The times that there are, ascending: of a time series its time points, shape ``[n_times]``."""
+        return np.unique(self.time)
+
+    @property
+    def unit_time(self) -> NDArray[np.float64]:
+        """Time of each cell as a share of the whole time, in ``[0, 1]``, shape ``[n_cells]``."""
+        if not self.is_series:
+            return self.time
+        first, last = self.time_range
+        return (self.time - first) / (last - first)
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """First and last time."""
+        return float(self.time.min()), float(self.time.max())
 
     @property
     def n_cells(self) -> int:
@@ -81,8 +112,8 @@ class CellStates(Stage):
         return int(self.x.shape[1])
 
 
-def find_time_key(adata: AnnData, time_key: str | None) -> str:
-    """Return ``time_key``, or the first of :data:`TIME_KEYS` that is in ``adata.obs``.
+def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "pseudotime") -> str:
+    """Return ``time_key``, or the first of :data:`TIME_KEYS`, of a series of :data:`SERIES_KEYS`, in ``adata.obs``.
 
     Raises
     ------
@@ -92,11 +123,18 @@ def find_time_key(adata: AnnData, time_key: str | None) -> str:
     if time_key is not None:
         check_known("adata.obs", time_key, adata.obs.columns)
         return time_key
-    found = [key for key in TIME_KEYS if key in adata.obs]
+    series = check_choice("time_kind", time_kind, TimeKind) == "experimental"
+    usual = SERIES_KEYS if series else TIME_KEYS
+    found = [key for key in usual if key in adata.obs]
     if not found:
+        hint = (
+            ""
+            if series
+            else ", or compute a pseudotime, e.g. with `cellrank_velot.pp.prepare(adata, root_cluster=...)`"
+        )
         raise KeyError(
-            f"Expected one of {list(TIME_KEYS)} in `adata.obs`, found the keys {sorted(map(str, adata.obs.columns))}. "
-            "Pass `time_key`, or compute a pseudotime, e.g. with `cellrank_velot.pp.prepare(adata, root_cluster=...)`."
+            f"Expected one of {list(usual)} in `adata.obs`, found the keys {sorted(map(str, adata.obs.columns))}. "
+            f"Pass `time_key`{hint}."
         )
     logger.info("Using time from `adata.obs[%r]`", found[0])
     return found[0]
@@ -122,7 +160,13 @@ def find_basis(adata: AnnData, basis: str) -> str:
 
 
 def read_cells(
-    adata: AnnData, *, time_key: str, basis: str, cluster_key: str | None, conn_key: str = "connectivities"
+    adata: AnnData,
+    *,
+    time_key: str,
+    basis: str,
+    cluster_key: str | None,
+    conn_key: str = "connectivities",
+    time_kind: TimeKind = "pseudotime",
 ) -> CellStates:
     """Read and check what the stages need.
 
@@ -131,13 +175,15 @@ def read_cells(
     adata
         Annotated data.
     time_key
-        Key in ``adata.obs`` of a pseudotime, numeric.
+        Key in ``adata.obs`` of the time, numeric.
     basis
         Key in ``adata.obsm`` of the positions.
     cluster_key
         Key in ``adata.obs`` of clusters to use in place of KMeans, or ``None``.
     conn_key
         Key in ``adata.obsp`` of the neighbour graph, which is checked to belong to the basis.
+    time_kind
+        ``"pseudotime"``, or ``"experimental"`` for snapshots at real time points.
 
     Raises
     ------
@@ -146,15 +192,20 @@ def read_cells(
     TypeError
         If time or basis is not numeric.
     ValueError
-        If a value is missing, infinite or constant.
+        If a value is missing, infinite or constant, or experimental time changes from cell to cell.
     """
+    check_choice("time_kind", time_kind, TimeKind)
     x = read_basis(adata, basis)
     time = read_time(adata, time_key)
-    _warn_about_outliers(time, time_key)
+    if time_kind == "experimental":
+        check_snapshots(time, f"adata.obs[{time_key!r}]")
+    else:
+        _warn_about_outliers(time, time_key)
+        time = (time - time.min()) / np.ptp(time)
     _warn_about_duplicates(x)
     _warn_about_representation(adata, basis, conn_key)
     labels = None if cluster_key is None else _read_labels(adata, cluster_key)
-    return CellStates(x=x, time=(time - time.min()) / np.ptp(time), labels=labels)
+    return CellStates(x=x, time=time, labels=labels, time_kind=time_kind)
 
 
 def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:

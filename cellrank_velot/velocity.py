@@ -23,7 +23,14 @@ from cellrank_velot.manifold import residuals, structured_share
 from cellrank_velot.transport import Couplings, sinkhorn
 from cellrank_velot.windows import Windows
 
-__all__ = ["TransportVelocity", "check_velocity_options", "compute_velocity", "end_cells", "pair_coupling"]
+__all__ = [
+    "TransportVelocity",
+    "check_velocity_options",
+    "compute_velocity",
+    "end_cells",
+    "pair_coupling",
+    "report_convergence",
+]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -73,6 +80,8 @@ class TransportVelocity(Stage):
     marginal_error
         Euclidean norm of the deviation of each coupling from its marginal, shape ``[n_pairs]``; NaN where the pair has
         no difference in time and was left out.
+    growth
+        Growth rate of each cell, per time, shape ``[n_cells]``; None where mass is kept, as in pseudotime.
     """
 
     velocity: NDArray[np.float64]
@@ -85,6 +94,7 @@ class TransportVelocity(Stage):
     n_backward: NDArray[np.int64]
     converged: NDArray[np.bool_]
     marginal_error: NDArray[np.float64]
+    growth: NDArray[np.float64] | None = None
 
     @property
     def n_windows(self) -> NDArray[np.int64]:
@@ -225,7 +235,9 @@ def compute_velocity(
     of_ahead, of_behind = (1 + balance) / 2, (1 - balance) / 2
     spread = of_ahead[:, None] * np.nan_to_num(ahead.spread) + of_behind[:, None] * np.nan_to_num(behind.spread)
     n_windows = ahead.n + behind.n
-    _report(n_windows, converged[use], error[use])
+    report_convergence(converged[use], error[use])
+    if (n_windows == 0).any():
+        logger.info("%d of %d cells have no estimate from transport", (n_windows == 0).sum(), n_windows.size)
     return TransportVelocity(
         velocity=current + share * relaxing,
         relaxation=np.nan_to_num(share * relaxing),
@@ -603,7 +615,8 @@ def _adjacency(graph: sp.csr_matrix, source: NDArray[np.int64], target: NDArray[
     return adjacent.reshape(n, n_source, n_target)
 
 
-def _report(n_windows: NDArray[np.int64], converged: NDArray[np.bool_], error: NDArray[np.float64]) -> None:
+def report_convergence(converged: NDArray[np.bool_], error: NDArray[np.float64]) -> None:
+    """Say how many couplings did not converge, if any, and how far they are off."""
     if not converged.all():
         # Below this error a plan moves no velocity that anyone could see.
         level = logging.WARNING if error.max() > 1e-3 else logging.INFO
@@ -614,5 +627,3 @@ def _report(n_windows: NDArray[np.int64], converged: NDArray[np.bool_], error: N
             converged.size,
             error.max(),
         )
-    if (n_windows == 0).any():
-        logger.info("%d of %d cells have no estimate from transport", (n_windows == 0).sum(), n_windows.size)

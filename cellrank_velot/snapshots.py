@@ -1,0 +1,121 @@
+"""Snapshots: the cells of each real time point, and the pairs of batches between which mass is transported.
+
+Depends on windows and numpy; knows neither AnnData nor transport.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellrank_velot._validation import check_integer
+from cellrank_velot.windows import Windows
+
+__all__ = ["BATCH_SIZE", "build_snapshots", "check_snapshots", "next_time"]
+
+logger = logging.getLogger("cellrank_velot")
+
+# Cells of a snapshot that are transported together. More cost more than they tell: the cost of transport grows with
+# their square, the error of a coupling falls with their root.
+BATCH_SIZE = 1500
+# Fewer cells say little of a population; it is said, not refused.
+FEW_CELLS = 20
+# Time that changes from cell to cell is no series of snapshots.
+MIN_CELLS_PER_TIME = 3
+
+
+def check_snapshots(time: NDArray[np.float64], name: str = "time") -> NDArray[np.float64]:
+    """Return the time points, ascending, shape ``[n_times]``.
+
+    Parameters
+    ----------
+    time
+        Time of each cell, shape ``[n_cells]``, finite.
+    name
+        What messages call it.
+
+    Raises
+    ------
+    ValueError
+        If there is one time point only, or about one for each cell.
+    """
+    points, counts = np.unique(time, return_counts=True)
+    if points.size < 2:
+        raise ValueError(f"Expected at least two time points in `{name}`, found `{points.size}`: {points.tolist()}.")
+    if time.size < MIN_CELLS_PER_TIME * points.size:
+        raise ValueError(
+            f"Expected time points with many cells each in `{name}`, found `{points.size}` time points of "
+            f"`{time.size}` cells. A pseudotime needs `time_kind='pseudotime'`."
+        )
+    if (counts < FEW_CELLS).any():
+        few = ", ".join(f"{points[k]:g} ({counts[k]})" for k in np.flatnonzero(counts < FEW_CELLS)[:5])
+        logger.warning("Time points with fewer than %d cells say little of their population: %s", FEW_CELLS, few)
+    return points
+
+
+def build_snapshots(time: NDArray[np.float64], *, batch_size: int = BATCH_SIZE, random_state: int = 0) -> Windows:
+    """Pair each time point with the next one, in random batches where there are many cells.
+
+    Parameters
+    ----------
+    time
+        Time of each cell, shape ``[n_cells]``.
+    batch_size
+        Largest number of cells transported together. A larger snapshot is cut into batches of like size, and the
+        other one into as many.
+    random_state
+        Seed of the batches.
+
+    Returns
+    -------
+    Windows, which are the batches. Each cell is in one batch of sources, unless it is of the last time point, and in
+    one of targets, unless it is of the first. The cluster of a cell is the number of its time point.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range or there are fewer than two time points.
+    """
+    check_integer("batch_size", batch_size, low=2)
+    check_integer("random_state", random_state, low=0)
+    points = check_snapshots(time)
+    rng = np.random.default_rng(random_state)
+    snapshot = np.searchsorted(points, time).astype(np.int64)
+    cells = [np.flatnonzero(snapshot == k) for k in range(points.size)]
+    batches: list[NDArray[np.int64]] = []
+    pairs, dt = [], []
+    for k in range(points.size - 1):
+        n_batches = -(-max(cells[k].size, cells[k + 1].size) // batch_size)
+        # No batch is left without a cell on either side.
+        n_batches = min(n_batches, cells[k].size, cells[k + 1].size)
+        for source, target in zip(*(_split(cells[j], n_batches, rng) for j in (k, k + 1)), strict=True):
+            pairs.append((len(batches), len(batches) + 1))
+            dt.append(points[k + 1] - points[k])
+            batches += [source, target]
+    return Windows(
+        indices=np.concatenate(batches),
+        offsets=np.concatenate([[0], np.cumsum([batch.size for batch in batches])]).astype(np.int64),
+        pairs=np.array(pairs, dtype=np.int64),
+        dt=np.array(dt),
+        cluster=snapshot,
+        n_skipped=0,
+    )
+
+
+def next_time(points: NDArray[np.float64], time: float) -> int:
+    """Return the number of the interval that a time is in, from zero; the last time is in the last interval.
+
+    Raises
+    ------
+    ValueError
+        If the time is outside.
+    """
+    if not points[0] <= time <= points[-1]:
+        raise ValueError(f"Expected a time from `{points[0]:g}` to `{points[-1]:g}`, found `{time}`.")
+    return int(np.clip(np.searchsorted(points, time, side="right") - 1, 0, points.size - 2))
+
+
+def _split(cells: NDArray[np.int64], n: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    return [np.sort(part) for part in np.array_split(rng.permutation(cells), n)]
