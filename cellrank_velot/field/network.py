@@ -1,4 +1,4 @@
-"""The velocity field: a multilayer perceptron of position and time, kept as plain arrays.
+"""The velocity field: a multilayer perceptron of position and time, kept as plain arrays, with heads for more.
 
 Depends on numpy and torch.
 """
@@ -18,7 +18,9 @@ from torch.nn.utils import skip_init
 from cellrank_velot._device import resolve_device
 from cellrank_velot._stage import Stage
 
-__all__ = ["VelocityField", "build_network", "draw_weights"]
+__all__ = ["VelocityField", "build_network", "draw_weights", "split_heads"]
+
+Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Points evaluated at a time, so that a query of any length has bounded memory.
 CHUNK_POINTS = 65_536
@@ -26,7 +28,11 @@ CHUNK_POINTS = 65_536
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VelocityField(Stage):
-    """Velocity at any position and time.
+    r"""Velocity at any position and time; of a time series also growth and score.
+
+    With heads, cells move by :math:`dx = b \, dt + \sigma \, dW` and multiply at the rate :math:`g`. Their density
+    :math:`p` has the score :math:`\nabla \log p`, and follows :math:`\partial_t p = - \nabla \cdot (p v) + g p` with
+    the velocity :math:`v = b - \sigma^2 / 2 \, \nabla \log p`.
 
     Attributes
     ----------
@@ -47,6 +53,10 @@ class VelocityField(Stage):
         ``[n_evaluations]``.
     best_step
         Step whose weights are kept.
+    diffusion
+        Diffusion :math:`\sigma` of the process, in basis per root time; 0 without heads.
+    growth_scale, score_scale
+        Units of the heads: rate per time, and one over the basis.
     """
 
     weights: Mapping[str, NDArray[np.float32]]
@@ -58,11 +68,19 @@ class VelocityField(Stage):
     use_time: bool
     history: Mapping[str, NDArray[np.float64]]
     best_step: int
+    diffusion: float = 0.0
+    growth_scale: float = 1.0
+    score_scale: float = 1.0
 
     @property
     def n_dims(self) -> int:
         """Number of dimensions of the basis."""
         return int(self.centre.size)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the field knows growth and score."""
+        return self.diffusion > 0
 
     def __call__(
         self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
@@ -82,37 +100,121 @@ class VelocityField(Stage):
         -------
         Velocities of shape ``[n_points, n_dims]``, in basis per time.
         """
-        where = resolve_device(device)
-        function = self.on(where)
-        times = np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1])
-        result = np.empty((x.shape[0], self.n_dims))
-        with torch.no_grad():
-            for start in range(0, x.shape[0], CHUNK_POINTS):
-                part = slice(start, start + CHUNK_POINTS)
-                values = function(torch.tensor(x[part], device=where), torch.tensor(times[part], device=where))
-                result[part] = values.cpu().numpy()
-        return result
+        return self._evaluate(self.on, x, time, device)
 
-    def on(self, device: torch.device | str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Return the field as a function of tensors, ``x [n, n_dims]`` and ``time [n]``, differentiable in both."""
-        network = build_network(self.n_dims + self.use_time, self.n_dims, hidden=[w.shape[0] for w in self._inner])
+    def growth(
+        self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
+    ) -> NDArray[np.float64]:
+        """Return the growth rate per time, shape ``[n_points]``; parameters are those of the field itself.
+
+        Raises
+        ------
+        RuntimeError
+            If the field has no such head.
+        """
+        return self._evaluate(self.growth_on, x, time, device)
+
+    def score(
+        self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
+    ) -> NDArray[np.float64]:
+        """Return the gradient of the log density, shape ``[n_points, n_dims]``; see :meth:`growth`."""
+        return self._evaluate(self.score_on, x, time, device)
+
+    def drift(
+        self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
+    ) -> NDArray[np.float64]:
+        r"""Return the drift :math:`v + \sigma^2 / 2 \, \nabla \log p`, shape ``[n_points, n_dims]``.
+
+        Without heads it is the velocity.
+        """
+        return self._evaluate(self.drift_on, x, time, device)
+
+    def on(self, device: torch.device | str) -> Function:
+        """Return the velocity as a function of tensors, ``x [n, n_dims]`` and ``time [n]``, differentiable in both."""
+        heads = self.heads_on(device)
+        return lambda x, time: heads(x, time)[0]
+
+    def growth_on(self, device: torch.device | str) -> Function:
+        """Return the growth rate as a function of tensors, with values of shape ``[n]``; see :meth:`on`."""
+        self._need_heads()
+        heads = self.heads_on(device)
+        return lambda x, time: heads(x, time)[1]
+
+    def score_on(self, device: torch.device | str) -> Function:
+        """Return the gradient of the log density as a function of tensors; see :meth:`on`."""
+        self._need_heads()
+        heads = self.heads_on(device)
+        return lambda x, time: heads(x, time)[2]
+
+    def drift_on(self, device: torch.device | str) -> Function:
+        """Return the drift as a function of tensors; see :meth:`drift` and :meth:`on`."""
+        if not self.has_heads:
+            return self.on(device)
+        heads = self.heads_on(device)
+
+        def evaluate(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            velocity, _, score = heads(x, time)
+            return velocity + self.diffusion**2 / 2 * score
+
+        return evaluate
+
+    def heads_on(
+        self, device: torch.device | str
+    ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Return velocity, growth and score at once, as a function of tensors; empty where the field has no heads."""
+        n_outputs = 2 * self.n_dims + 1 if self.has_heads else self.n_dims
+        network = build_network(self.n_dims + self.use_time, n_outputs, hidden=[w.shape[0] for w in self._inner])
         network.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
         network.to(device).requires_grad_(False)
         centre = torch.tensor(self.centre, device=device)
 
-        def evaluate(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        def evaluate(x: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             inputs = (x - centre) / self.x_scale
             if self.use_time:
-                inputs = torch.cat([inputs, ((time - self.time_centre) / self.time_scale).unsqueeze(1)], dim=1)
-            return network(inputs.float()).to(x.dtype) * self.velocity_scale
+                inputs = torch.cat([inputs, ((time - self.time_centre) / self.time_scale).unsqueeze(-1)], dim=-1)
+            outputs = network(inputs.float()).to(x.dtype)
+            velocity, growth, score = split_heads(outputs, self.n_dims)
+            return velocity * self.velocity_scale, growth * self.growth_scale, score * self.score_scale
 
         return evaluate
+
+    def _evaluate(
+        self,
+        function: Callable[[torch.device], Function],
+        x: NDArray[np.float64],
+        time: NDArray[np.float64] | float,
+        device: str,
+    ) -> NDArray[np.float64]:
+        """Return the values of a function at points, some at a time."""
+        where = resolve_device(device)
+        evaluate = function(where)
+        times = np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1])
+        result = []
+        with torch.no_grad():
+            for start in range(0, max(x.shape[0], 1), CHUNK_POINTS):
+                part = slice(start, start + CHUNK_POINTS)
+                values = evaluate(torch.tensor(x[part], device=where), torch.tensor(times[part], device=where))
+                result.append(values.cpu().numpy())
+        return np.concatenate(result)
+
+    def _need_heads(self) -> None:
+        if not self.has_heads:
+            raise RuntimeError(
+                "Expected a field with growth and score, found one of velocity alone: they come with snapshots at real "
+                "time points, `OTVelocityKernel(adata, time_kind='experimental')`."
+            )
 
     @property
     def _inner(self) -> list[NDArray[np.float32]]:
         # By the layer's number: a file returns names in another order.
         names = sorted((name for name in self.weights if name.endswith("weight")), key=lambda n: int(n.split(".")[0]))
         return [self.weights[name] for name in names[:-1]]
+
+
+def split_heads(outputs: torch.Tensor, n_dims: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return velocity, growth and score from the outputs of the network, shape ``[..., n_outputs]``."""
+    rest = outputs[..., n_dims:]
+    return outputs[..., :n_dims], rest[..., :1].sum(-1), rest[..., 1:]
 
 
 def build_network(n_inputs: int, n_outputs: int, hidden: list[int]) -> nn.Sequential:

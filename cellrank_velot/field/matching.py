@@ -1,0 +1,299 @@
+"""Training of a field with heads from couplings, by flow and score matching: no process is ever simulated.
+
+Depends on bridges, couplings, numpy, torch and the rest of this folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm.auto import tqdm
+
+from cellrank_velot._device import resolve_device, single_thread
+from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot.bridges import Bridges
+from cellrank_velot.couplings import SnapshotCouplings
+from cellrank_velot.field.network import VelocityField, build_network, draw_weights, split_heads
+
+__all__ = ["check_matching_options", "fit_process"]
+
+logger = logging.getLogger("cellrank_velot")
+
+EVALUATE_EVERY = 50
+# Draws that the step to keep is chosen on.
+N_EVALUATION = 4096
+# Bridges are narrow at their ends, where the score would have no bound: they start and end with this share of the
+# diffusion of their whole interval.
+END_SHARE = 0.25
+# Steps over which weights are averaged.
+MEMORY = 100
+# Points of an interval at which its mass is computed.
+N_MASS = 33
+
+
+def fit_process(
+    couplings: SnapshotCouplings,
+    x: NDArray[np.float64],
+    *,
+    diffusion: float | Literal["auto"] = "auto",
+    hidden: Sequence[int] = (128, 128),
+    n_steps: int = 1500,
+    batch_size: int = 512,
+    learning_rate: float = 3e-3,
+    straight: bool = False,
+    random_state: int = 0,
+    device: str = "auto",
+    show_progress_bar: bool = False,
+) -> VelocityField:
+    r"""Fit velocity, growth and score of the process that the couplings are snapshots of.
+
+    A pair of cells moves along its bridge :math:`\mu(t)`, with the variance :math:`\beta(t) = \sigma^2 (t - t_0) (t_1 -
+    t) / (t_1 - t_0)` of a Brownian bridge around it, and its mass grows at a constant rate. Mixed over all pairs, their
+    mean velocity, growth and score are those of the whole population, which has the right positions and masses at every
+    time point. They are the minimum of a regression on random points of the bridges :cite:`tong:24`, here weighted by
+    the mass that the pairs have.
+
+    Parameters
+    ----------
+    couplings
+        Pairs of cells.
+    x
+        Positions of the cells, shape ``[n_cells, n_dims]``.
+    diffusion
+        Diffusion :math:`\sigma`, in basis per root time. ``"auto"`` takes the one whose Schroedinger bridge has the
+        regularisation of the couplings.
+    hidden
+        Sizes of the hidden layers.
+    n_steps
+        Number of steps.
+    batch_size
+        Points per step.
+    learning_rate
+        First step size of Adam; it falls to zero along a cosine.
+    straight
+        Whether pairs move straight in place of along cubics through more time points.
+    random_state
+        Seed of initial weights and points.
+    device
+        Torch device, or ``"auto"``.
+    show_progress_bar
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
+    """
+    check_matching_options(diffusion, hidden, n_steps, batch_size, learning_rate, random_state)
+    where = resolve_device(device)
+    sigma = couplings.diffusion if isinstance(diffusion, str) else float(diffusion)
+    rng = np.random.default_rng(random_state)
+    generator = torch.Generator(where).manual_seed(int(rng.integers(2**31)))
+    points = _Points(Bridges(couplings, x, device=where, straight=straight), sigma, generator)
+    n_dims = x.shape[1]
+    network = build_network(n_dims + 1, 2 * n_dims + 1, list(hidden))
+    draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
+    network.to(where)
+    with single_thread(where):
+        history, best_step = _train(network, points, n_steps, batch_size, learning_rate, show_progress_bar)
+    logger.info("Fitted the process: kept step %d of %d", best_step, n_steps)
+    return VelocityField(
+        weights={name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()},
+        centre=points.centre.cpu().numpy(),
+        x_scale=points.x_scale,
+        time_centre=points.time_centre,
+        time_scale=points.time_scale,
+        velocity_scale=points.velocity_scale,
+        use_time=True,
+        history=history,
+        best_step=best_step,
+        diffusion=sigma,
+        growth_scale=points.growth_scale,
+        score_scale=points.score_scale,
+    )
+
+
+def check_matching_options(
+    diffusion: float | str,
+    hidden: Sequence[int],
+    n_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    random_state: int,
+) -> None:
+    """Refuse options of :func:`fit_process` that are out of range.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is.
+    """
+    if isinstance(diffusion, str):
+        check_choice("diffusion", diffusion, ["auto"])
+    else:
+        check_number("diffusion", diffusion, low=0, open_low=True)
+    if not isinstance(hidden, list | tuple | np.ndarray):
+        raise TypeError(f"Expected `hidden` to be a sequence of layer sizes, found `{type(hidden).__name__}`.")
+    for size in hidden:
+        check_integer("hidden", size, low=1)
+    for name, count in (("n_steps", n_steps), ("batch_size", batch_size)):
+        check_integer(name, count, low=1)
+    check_number("learning_rate", learning_rate, low=0, open_low=True)
+    check_integer("random_state", random_state, low=0)
+
+
+class _Points:
+    """Random points of the bridges, in units in which positions, times and targets are of order one."""
+
+    def __init__(self, bridges: Bridges, sigma: float, generator: torch.Generator) -> None:
+        self.bridges, self.sigma, self.generator = bridges, sigma, generator
+        couplings = bridges.couplings
+        self.mean_rate = torch.stack([self._mean_rates(k) for k in range(couplings.n_intervals)])
+        ratio = torch.tensor(np.diff(np.log(couplings.mass)), device=generator.device)
+        self.total_rate = ratio / bridges.length
+        each = (bridges.log_start.exp() + bridges.log_end.exp()) / 2
+        total = torch.zeros_like(bridges.length).index_add_(0, bridges.interval, each)
+        # Each time is as likely as any other, and each pair in proportion to the mean of its masses.
+        self.cumulated = torch.cumsum(each / (total / bridges.length)[bridges.interval], 0)
+        self.log_each = each.log()
+        self._scale()
+
+    def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return inputs, targets of velocity and growth, noise, its size over the unit of the score, and weights."""
+        x, time, velocity, rate, noise, size, weight = self._raw(n)
+        inputs = torch.cat(
+            [(x - self.centre) / self.x_scale, ((time - self.time_centre) / self.time_scale)[:, None]], 1
+        )
+        targets = torch.cat([velocity / self.velocity_scale, (rate / self.growth_scale)[:, None], noise], 1)
+        return inputs.float(), targets.float(), (size * self.score_scale).float(), weight.float()
+
+    def _raw(self, n: int) -> tuple[torch.Tensor, ...]:
+        bridges, where = self.bridges, self.generator.device
+        places = torch.rand(n, generator=self.generator, dtype=torch.float64, device=where) * self.cumulated[-1]
+        pairs = torch.searchsorted(self.cumulated, places).clamp_max(self.cumulated.numel() - 1)
+        share = torch.rand(n, generator=self.generator, dtype=torch.float64, device=where)
+        mean, velocity = bridges.move(pairs, share)
+        k = bridges.interval[pairs]
+        length = bridges.length[k]
+        size = self.sigma * (length * (share * (1 - share) + END_SHARE**2)).sqrt()
+        noise = torch.randn(mean.shape, generator=self.generator, dtype=torch.float64, device=where)
+        # The points of a bridge that widens move apart.
+        widening = self.sigma**2 * (1 - 2 * share) / (2 * size)
+        rate = (bridges.log_end - bridges.log_start)[pairs] / length - self._mean_rate(k, share) + self.total_rate[k]
+        weight = (bridges.log_mass(pairs, share) - self.log_each[pairs]).exp()
+        time = bridges.times[k] + share * length
+        return mean + size[:, None] * noise, time, velocity + widening[:, None] * noise, rate, noise, size, weight
+
+    def _mean_rates(self, k: int) -> torch.Tensor:
+        """Return the mean growth rate of an interval's pairs, at times spread over it, shape ``[N_MASS]``.
+
+        What pairs gain and lose at constant rates leaves them short of mass half-way: it is taken off.
+        """
+        part, bridges = self.bridges.couplings.pairs(k), self.bridges
+        rate = (bridges.log_end[part] - bridges.log_start[part]) / bridges.length[k]
+        shares = torch.linspace(0, 1, N_MASS, dtype=torch.float64, device=rate.device)
+        rates = []
+        for share in shares:
+            mass = ((1 - share) * bridges.log_start[part] + share * bridges.log_end[part]).exp()
+            rates.append((mass * rate).sum() / mass.sum())
+        return torch.stack(rates)
+
+    def _mean_rate(self, k: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        place = share * (N_MASS - 1)
+        left = place.long().clamp_max(N_MASS - 2)
+        rest = place - left
+        return (1 - rest) * self.mean_rate[k, left] + rest * self.mean_rate[k, left + 1]
+
+    def _scale(self) -> None:
+        x, time, velocity, rate, _, size, weight = self._raw(N_EVALUATION)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return (values * weight.reshape(-1, *[1] * (values.dim() - 1))).sum(0) / weight.sum()
+
+        self.centre = mean(x)
+        self.x_scale = float(mean((x - self.centre) ** 2).mean().sqrt()) or 1.0
+        self.time_centre = float(time.mean())
+        self.time_scale = float(time.std()) or 1.0
+        self.velocity_scale = float(mean(velocity**2).mean().sqrt()) or 1.0
+        self.growth_scale = float(mean(rate**2).sqrt()) or 1.0
+        # About the score of a population as wide as that of all times.
+        self.score_scale = 1.0 / max(self.x_scale, float(size.mean()))
+
+
+def _losses(network: nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the weighted squared errors of velocity, growth and score, shape ``[3]``."""
+    inputs, targets, size, weight = points
+    n_dims = inputs.shape[1] - 1
+    velocity, growth, score = split_heads(network(inputs), n_dims)
+    errors = (
+        (velocity - targets[:, :n_dims]).square().mean(1),
+        (growth - targets[:, n_dims]).square(),
+        (size[:, None] * score + targets[:, n_dims + 1 :]).square().mean(1),
+    )
+    return torch.stack([(error * weight).mean() for error in errors])
+
+
+def _train(
+    network: nn.Sequential,
+    points: _Points,
+    n_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    show_progress_bar: bool,
+) -> tuple[dict[str, NDArray[np.float64]], int]:
+    """Train the network in place; return the history and the step whose weights it has."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    evaluation = points.draw(N_EVALUATION)
+    rows: list[tuple[float, ...]] = []
+    recent: list[torch.Tensor] = []
+    mean = [parameter.detach().clone() for parameter in network.parameters()]
+    best, best_step, kept = np.inf, 0, mean
+    with tqdm(total=n_steps, desc="process", unit="step", disable=not show_progress_bar) as bar:
+        for step in range(1, n_steps + 1):
+            losses = _losses(network, points.draw(batch_size))
+            optimizer.zero_grad(set_to_none=True)
+            losses.sum().backward()
+            optimizer.step()
+            schedule.step()
+            # Random points leave the weights restless: their running mean is at rest.
+            with torch.no_grad():
+                for value, parameter in zip(mean, network.parameters(), strict=True):
+                    value.lerp_(parameter, max(1 / step, 1 / MEMORY))
+            bar.update()
+            recent.append(losses.detach())
+            if step % EVALUATE_EVERY and step != n_steps:
+                continue
+            held_out = _evaluate(network, mean, evaluation)
+            trained = torch.stack(recent).mean(0)
+            rows.append((step, held_out, float(trained.sum()), *trained.tolist()))
+            recent.clear()
+            if held_out < best:
+                best, best_step, kept = held_out, step, [values.clone() for values in mean]
+    if not np.isfinite(best):
+        raise FloatingPointError("Training of the process diverged: lower `learning_rate`.")
+    _load(network, kept)
+    names = ("step", "held_out", "total", "fit", "growth", "score")
+    return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}, best_step
+
+
+def _evaluate(network: nn.Sequential, weights: list[torch.Tensor], points: tuple[torch.Tensor, ...]) -> float:
+    """Return the loss at points with other weights; those of the network stay."""
+    own = [parameter.detach().clone() for parameter in network.parameters()]
+    _load(network, weights)
+    with torch.no_grad():
+        loss = float(_losses(network, points).sum())
+    _load(network, own)
+    return loss
+
+
+def _load(network: nn.Sequential, weights: list[torch.Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), weights, strict=True):
+            parameter.copy_(value)
