@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Companions", "Interpolated", "Region", "Surroundings"]
+__all__ = ["Companions", "Interpolated", "Region", "Rescaled", "Surroundings"]
 
 # Cells that stand for the data; drawn at random where there are more, so that a look has bounded cost.
 MAX_CELLS = 10_000
@@ -262,6 +263,26 @@ class Companions:
             self.index[ids[moved]] = self.region.nearest(x[moved])
             self.at[ids[moved]] = x[moved]
         return self.index[ids]
+
+
+class Rescaled:
+    """A field in units of a stretch of time: times are shares of it, velocities are per stretch.
+
+    Parameters
+    ----------
+    field
+        Anything with ``on``, such as a :class:`cellrank_velot.field.VelocityField`.
+    first, last
+        The stretch.
+    """
+
+    def __init__(self, field: Any, first: float, last: float) -> None:
+        self.field, self.first, self.length = field, first, last - first
+
+    def on(self, device: torch.device | str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Return the field as a function of positions ``[n, n_dims]`` and shares ``[n]``."""
+        function = self.field.on(device)
+        return lambda x, share: function(x, self.first + self.length * share) * self.length
 
 
 @dataclass(frozen=True, eq=False)

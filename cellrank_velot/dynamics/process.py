@@ -1,0 +1,187 @@
+"""The process of a time series, forward to descendants and backward to ancestors.
+
+Depends on numpy and torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from cellrank_velot._device import resolve_device, single_thread
+from cellrank_velot._stage import Stage
+from cellrank_velot._validation import check_choice, check_integer
+
+__all__ = ["ProcessField", "ProcessPaths", "simulate_process"]
+
+Way = Literal["forward", "backward"]
+
+
+class ProcessField(Protocol):
+    """A field with growth and score, such as :class:`cellrank_velot.field.VelocityField` of a time series."""
+
+    @property
+    def diffusion(self) -> float:
+        """Diffusion, in basis per root time."""
+
+    def heads_on(
+        self, device: torch.device | str
+    ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Return velocity, growth and score as a function of positions ``[n, n_dims]`` and times ``[n]``."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProcessPaths(Stage):
+    """Paths of particles through a time series, all with the same number of points.
+
+    Attributes
+    ----------
+    x
+        Positions, shape ``[n_points, n_particles, n_dims]``.
+    time
+        Times, shape ``[n_points, n_particles]``.
+    log_weight
+        Logarithm of the size of the population that a particle stands for, relative to its start, shape ``[n_points,
+        n_particles]``. Forward that is the number of its descendants. Backward, particles stand for the ancestors of
+        cells as they are, all alike, and with these weights for all cells of their time.
+    start_ix
+        Cell that each particle starts from, shape ``[n_particles]``.
+    direction
+        ``"forward"`` or ``"backward"``.
+    """
+
+    x: NDArray[np.float64]
+    time: NDArray[np.float64]
+    log_weight: NDArray[np.float64]
+    start_ix: NDArray[np.int64]
+    direction: str
+
+    @property
+    def n_particles(self) -> int:
+        """Number of particles."""
+        return int(self.start_ix.size)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Weight of each particle at its end, shape ``[n_particles]``."""
+        return np.exp(self.log_weight[-1])
+
+    @property
+    def ends(self) -> NDArray[np.float64]:
+        """Where the particles come to, shape ``[n_particles, n_dims]``."""
+        return self.x[-1]
+
+
+def simulate_process(
+    field: ProcessField,
+    x: NDArray[np.float64],
+    time: NDArray[np.float64] | float,
+    until: float,
+    *,
+    start_ix: NDArray[np.int64] | None = None,
+    noise: bool = True,
+    n_steps: int = 100,
+    n_saved: int = 1,
+    random_state: int = 0,
+    device: str = "auto",
+    show_progress_bar: bool = False,
+) -> ProcessPaths:
+    r"""Let particles follow the process, or its reversal, from their times to another.
+
+    Forward, :math:`dx = [v + \sigma^2 / 2 \, \nabla \log p] \, dt + \sigma \, dW`, and the weight of a particle grows
+    at the rate :math:`g`: it stands for its descendants. Backward, :math:`dx = [-v + \sigma^2 / 2 \, \nabla \log p] \,
+    d(-t) + \sigma \, dW` :cite:`anderson:82`, and ancestors need no weight: with the density :math:`p` of a population
+    that has grown and shrunk, this is the law of the ancestors of its cells. Both give the same joint law of ancestors
+    and descendants.
+
+    Parameters
+    ----------
+    field
+        Velocity, growth, score and diffusion.
+    x
+        Where the particles start, shape ``[n_particles, n_dims]``.
+    time
+        When, shape ``[n_particles]``, or one for all.
+    until
+        Time at which they end: later for descendants, earlier for ancestors.
+    start_ix
+        Cell that each starts from, kept with the paths, shape ``[n_particles]``.
+    noise
+        Whether to follow the process. Otherwise particles follow the velocity, which moves the population alike.
+    n_steps
+        Number of steps.
+    n_saved
+        Number of points kept after the start, evenly spread; the last step is one of them.
+    random_state
+        Seed.
+    device
+        Torch device, or ``"auto"``.
+    show_progress_bar
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, or some particles start before and others after the end.
+    FloatingPointError
+        If particles leave all bounds.
+    """
+    times = np.array(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))
+    direction = _check_options(x, times, until, n_steps, n_saved, random_state)
+    sign = 1.0 if direction == "forward" else -1.0
+    where = resolve_device(device)
+    generator = torch.Generator(where).manual_seed(int(np.random.default_rng(random_state).integers(2**31)))
+    heads = field.heads_on(where)
+    sigma = field.diffusion if noise else 0.0
+    position = torch.tensor(x, dtype=torch.float64, device=where)
+    clock = torch.tensor(times, device=where)
+    step = (until - clock).abs() / n_steps
+    log_weight = torch.zeros_like(clock)
+    keep = set(np.linspace(0, n_steps, n_saved + 1).round().astype(int)[1:].tolist())
+    kept = [(position, clock, log_weight)]
+    with (
+        torch.no_grad(),
+        single_thread(where),
+        tqdm(total=n_steps, desc="process", unit="step", disable=not show_progress_bar) as bar,
+    ):
+        for number in range(1, n_steps + 1):
+            # Half-way in time, so that the error of a step does not add up where the field changes with it.
+            velocity, growth, score = heads(position, clock + sign * step / 2)
+            increment = torch.randn(position.shape, generator=generator, dtype=torch.float64, device=where)
+            drift = sign * velocity + sigma**2 / 2 * score
+            position = position + drift * step[:, None] + sigma * step.sqrt()[:, None] * increment
+            log_weight = log_weight + sign * growth * step
+            clock = clock + sign * step
+            if number in keep:
+                kept.append((position, clock, log_weight))
+            bar.update()
+    if not torch.isfinite(position).all():
+        raise FloatingPointError("Particles left all bounds: raise `n_steps`, or fit the field with more steps.")
+    positions, clocks, log_weights = (torch.stack(part).cpu().numpy() for part in zip(*kept, strict=True))
+    return ProcessPaths(
+        x=positions,
+        time=clocks,
+        log_weight=log_weights,
+        start_ix=np.arange(x.shape[0]) if start_ix is None else np.asarray(start_ix, dtype=np.int64),
+        direction=direction,
+    )
+
+
+def _check_options(
+    x: NDArray[np.float64], times: NDArray[np.float64], until: float, n_steps: int, n_saved: int, random_state: int
+) -> Way:
+    """Refuse options that are out of range; return the direction."""
+    check_integer("n_steps", n_steps, low=1)
+    check_integer("n_saved", n_saved, low=1)
+    check_integer("random_state", random_state, low=0)
+    if x.ndim != 2 or x.shape[0] == 0:
+        raise ValueError(f"Expected `x` of shape `[n_particles, n_dims]` with particles, found `{x.shape}`.")
+    if not np.isfinite(until) or ((times < until).any() and (times > until).any()):
+        raise ValueError(f"Expected `until` after all starts or before all of them, found `{until}`.")
+    return check_choice("direction", "forward" if (times <= until).all() else "backward", Way)  # type: ignore[return-value]
