@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from cellrank_velot._validation import check_integer, check_known
 from cellrank_velot.cells import read_time, warn_about_graph
+from cellrank_velot.growth import score_growth
 
-__all__ = ["choose_root_cell", "prepare", "set_pseudotime"]
+__all__ = ["choose_root_cell", "prepare", "score_growth", "set_pseudotime"]
 
 logger = logging.getLogger("cellrank_velot")
 
