@@ -123,7 +123,7 @@ def velocity_stream(
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        _draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
         _draw_streams(panel, grid, density=density, **(stream_kwargs or {}))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
@@ -179,11 +179,11 @@ def velocity_grid(
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     points = np.stack(np.meshgrid(grid.x, grid.y), axis=-1).reshape(-1, 2)
     spacing = np.array([grid.x[1] - grid.x[0], grid.y[1] - grid.y[0]])
-    arrows = _arrows(grid.velocity.reshape(-1, 2), arrow_length * spacing, normalize=normalize)
+    arrows = arrows_of(grid.velocity.reshape(-1, 2), arrow_length * spacing, normalize=normalize)
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        _draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
-        _draw_arrows(panel, points, arrows, **(quiver_kwargs or {}))
+        draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_arrows(panel, points, arrows, **(quiver_kwargs or {}))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
 
@@ -238,11 +238,11 @@ def velocity_quiver(
     x, name = positions(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     cells = _spread(x, velocity, n_arrows)
-    arrows = _arrows(velocity[cells], arrow_length * _spacing(x, n_arrows), normalize=normalize)
+    arrows = arrows_of(velocity[cells], arrow_length * _spacing(x, n_arrows), normalize=normalize)
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        _draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
-        _draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
+        draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
 
@@ -301,9 +301,9 @@ def velocity_comparison(
     with style():
         figure, panels, ours = open_axes(ax, n_panels=2, panel_size=(5.2, 4.2), figsize=figsize, dpi=dpi)
         for panel, velocity, title, last in zip(panels, (raw, smooth), titles, (False, True), strict=True):
-            _draw_cells(panel, x, name, adata, color, legend=legend and last, size=size, alpha=alpha)
-            arrows = _arrows(velocity[cells], longest, normalize=normalize, reference=smooth[cells])
-            _draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
+            draw_cells(panel, x, name, adata, color, legend=legend and last, size=size, alpha=alpha)
+            arrows = arrows_of(velocity[cells], longest, normalize=normalize, reference=smooth[cells])
+            draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
             panel.set_title(title)
         corners = np.array([(panel.get_xlim(), panel.get_ylim()) for panel in panels])
         for panel in panels:  # each has made room for its own arrows
@@ -356,7 +356,7 @@ def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> 
 
 
 # ---------------------------------------------------------------------------------------------------------- the drawing
-def _draw_cells(
+def draw_cells(
     ax: Axes, x: FloatArray, name: str, adata: AnnData, color: str | None, *, alpha: float, **kwargs: Any
 ) -> None:
     """Draw the cells below the arrows."""
@@ -403,7 +403,7 @@ def _spacing(x: FloatArray, n_cells: int) -> FloatArray:
     return np.ptp(x, axis=0) / max(np.sqrt(min(n_cells, len(x))), 2.0)
 
 
-def _arrows(
+def arrows_of(
     velocity: FloatArray, longest: FloatArray, *, normalize: bool, reference: FloatArray | None = None
 ) -> FloatArray:
     """Return velocities as arrows in units of the embedding.
@@ -433,7 +433,7 @@ def _arrows(
     return velocity * scale[:, None]
 
 
-def _draw_arrows(ax: Axes, x: FloatArray, arrows: FloatArray, **kwargs: Any) -> None:
+def draw_arrows(ax: Axes, x: FloatArray, arrows: FloatArray, **kwargs: Any) -> None:
     """Draw arrows, shape ``[n_arrows, 2]``, that start at ``x``; none where they are NaN. Makes room for their tips."""
     known = np.isfinite(arrows).all(axis=1)
     if not known.any():

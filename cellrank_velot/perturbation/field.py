@@ -1,0 +1,183 @@
+"""The velocity of perturbed cells, as a field that stands where the velocity field does.
+
+Depends on the field, the region of the dynamics, numpy and torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellrank_velot._device import resolve_device
+from cellrank_velot._stage import Stage
+from cellrank_velot.dynamics.region import Region
+from cellrank_velot.field import VelocityField
+from cellrank_velot.perturbation.changes import Perturbation
+
+__all__ = ["PerturbedField"]
+
+FloatArray = NDArray[np.float64]
+Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Points evaluated at a time, so that a query of any length has bounded memory.
+CHUNK_POINTS = 65_536
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PerturbedField(Stage):
+    r"""Velocity of cells in which genes are held changed.
+
+    :math:`v'(x, t) = v(x + D(x), t) + \rho D(x)`, with the displacement :math:`D` of the cells around :math:`x`, a
+    weighted mean over the nearest ones, as the zero of a single cell is mostly a molecule missed. The rest of the
+    cell is at :math:`x`, and moves as cells move whose genes are as it would be with the change. To first order the
+    change of the velocity is the Jacobian times the displacement, as in dynamo :cite:`qiu:22`, and it adds up along
+    the way. The push :math:`\rho D` draws cells towards the changed state itself, which CellOracle
+    :cite:`kamimoto:23` makes its transitions from, after it has spread over a network of genes; the default is none.
+
+    Of a field with heads, growth is that at :math:`x + D`, too; score and noise are those at :math:`x`, as they tell
+    where cells are and not what they do.
+
+    Attributes
+    ----------
+    field
+        The unperturbed field.
+    x
+        Positions of the cells, shape ``[n_cells, n_dims]``.
+    amounts
+        Change of each gene in each cell, shape ``[n_cells, n_genes]``.
+    directions
+        Displacement of a unit change of each gene, shape ``[n_genes, n_dims]``.
+    push
+        Rate :math:`\rho`, per unit of time.
+    n_neighbors
+        Number of nearest cells whose displacements are averaged.
+    """
+
+    field: Any
+    x: FloatArray
+    amounts: FloatArray
+    directions: FloatArray
+    push: float = 0.0
+    n_neighbors: int = 15
+
+    @classmethod
+    def of(cls, field: Any, x: FloatArray, perturbation: Perturbation, *, push: float = 0.0) -> Self:
+        """Perturb a field, given the positions of the cells that were perturbed, shape ``[n_cells, n_dims]``."""
+        return cls(field, x, perturbation.amounts, perturbation.directions, push)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, the unperturbed field as a dictionary, too, as a file needs it."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {**values, "field": self.field.to_dict() if isinstance(self.field, VelocityField) else self.field}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build it from what :meth:`to_dict` returned."""
+        field = values.get("field")
+        field = VelocityField.from_dict(dict(field)) if isinstance(field, Mapping) else field
+        return cls(**{**values, "field": field})
+
+    @property
+    def n_dims(self) -> int:
+        """Number of dimensions of the basis."""
+        return int(self.x.shape[1])
+
+    @property
+    def history(self) -> Any:
+        """Losses of the unperturbed field."""
+        return self.field.history
+
+    @property
+    def best_step(self) -> int:
+        """Step of its training whose weights are kept."""
+        return int(self.field.best_step)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether there are growth, score and noise."""
+        return bool(getattr(self.field, "has_heads", False))
+
+    @property
+    def diffusion(self) -> float:
+        """Noise of the unperturbed field."""
+        return float(getattr(self.field, "diffusion", 0.0))
+
+    def on(self, device: torch.device | str) -> Function:
+        """Return the velocity as a function of tensors, ``x [n, n_dims]`` and ``time [n]``."""
+        velocity, displace = self.field.on(device), self._displace(device)
+
+        def evaluate(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            shift = displace(x)
+            return velocity(x + shift, time) + self.push * shift
+
+        return evaluate
+
+    def drift_on(self, device: torch.device | str) -> Function:
+        """Return the drift: the perturbed velocity, and what the score adds to it at the unperturbed place."""
+        perturbed, velocity, drift = self.on(device), self.field.on(device), self.field.drift_on(device)
+        return lambda x, time: perturbed(x, time) + drift(x, time) - velocity(x, time)
+
+    def heads_on(
+        self, device: torch.device | str
+    ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Return velocity and growth of perturbed cells, and the score of the unperturbed field."""
+        heads, displace = self.field.heads_on(device), self._displace(device)
+
+        def evaluate(x: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            shift = displace(x)
+            velocity, growth, _ = heads(x + shift, time)
+            return velocity + self.push * shift, growth, heads(x, time)[2]
+
+        return evaluate
+
+    def growth_on(self, device: torch.device | str) -> Function:
+        """Return the growth of perturbed cells, per unit of time."""
+        growth, displace = self.field.growth_on(device), self._displace(device)
+        return lambda x, time: growth(x + displace(x), time)
+
+    def __call__(self, x: FloatArray, time: FloatArray | float, *, device: str = "cpu") -> FloatArray:
+        """Return velocities of shape ``[n_points, n_dims]`` at positions and times."""
+        return _evaluated(self.on, x, time, device)
+
+    def drift(self, x: FloatArray, time: FloatArray | float, *, device: str = "cpu") -> FloatArray:
+        """Return the drift, shape ``[n_points, n_dims]``."""
+        return _evaluated(self.drift_on, x, time, device)
+
+    def growth(self, x: FloatArray, time: FloatArray | float, *, device: str = "cpu") -> FloatArray:
+        """Return the growth, shape ``[n_points]``."""
+        return _evaluated(self.growth_on, x, time, device)
+
+    def score(self, x: FloatArray, time: FloatArray | float, **kwargs: Any) -> FloatArray:
+        """Return the score of the unperturbed field, shape ``[n_points, n_dims]``."""
+        return np.asarray(self.field.score(x, time, **kwargs))
+
+    def displacement(self, x: FloatArray) -> FloatArray:
+        """Return the displacement :math:`D` at positions, shape ``[n_points, n_dims]``."""
+        return _evaluated(lambda device: lambda at, _time: self._displace(device)(at), x, 0.0, "cpu")
+
+    def _displace(self, device: torch.device | str) -> Callable[[torch.Tensor], torch.Tensor]:
+        region = Region.of(self.x, n_neighbors=self.n_neighbors, device=device)
+        amounts = torch.tensor(self.amounts[region.chosen], device=device)
+        directions = torch.tensor(self.directions, device=device)
+        return lambda x: region.mean_of(amounts, x).to(x.dtype) @ directions.to(x.dtype)
+
+
+def _evaluated(
+    function_on: Callable[[torch.device], Function], x: FloatArray, time: FloatArray | float, device: str
+) -> FloatArray:
+    """Return what a function of tensors gives at arrays, some points at a time."""
+    where = resolve_device(device)
+    function = function_on(where)
+    times = np.array(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))
+    parts = []
+    with torch.no_grad():
+        for start in range(0, max(x.shape[0], 1), CHUNK_POINTS):
+            part = slice(start, start + CHUNK_POINTS)
+            here = torch.tensor(np.array(x[part]), device=where)
+            parts.append(function(here, torch.tensor(times[part], device=where)).cpu().numpy())
+    return np.concatenate(parts).astype(np.float64)
