@@ -15,8 +15,10 @@ from anndata import AnnData
 
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_known
+from cellrank_velot.couplings import SnapshotCouplings
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.field import VelocityField
+from cellrank_velot.perturbation import PerturbedField
 from cellrank_velot.uncertainty import Uncertainty
 from cellrank_velot.velocity import TransportVelocity
 from cellrank_velot.windows import Windows
@@ -27,6 +29,7 @@ FORMAT_VERSION = 1
 STAGES: dict[str, type[Stage]] = {
     "windows": Windows,
     "transport": TransportVelocity,
+    "couplings": SnapshotCouplings,
     "field": VelocityField,
     "uncertainty": Uncertainty,
 }
@@ -53,6 +56,8 @@ def unpack(packed: dict[str, Any]) -> dict[str, Stage]:
     stages = {}
     for name, stage in STAGES.items():
         if name in packed:
+            if name == "field" and "amounts" in packed[name]:
+                stage = PerturbedField
             try:
                 stages[name] = stage.from_dict({key: plain(value) for key, value in packed[name].items()})
             except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -21,11 +21,25 @@ from numpy.typing import NDArray
 from cellrank_velot import storage
 from cellrank_velot._device import resolve_device
 from cellrank_velot._validation import check_choice, check_integer, check_known
-from cellrank_velot.cells import CellStates, find_basis, find_time_key, read_cells, read_loadings, warn_about_graph
-from cellrank_velot.field import VelocityField, check_field_options, fit_field
+from cellrank_velot.cells import (
+    CellStates,
+    TimeKind,
+    find_basis,
+    find_time_key,
+    read_cells,
+    read_loadings,
+    warn_about_graph,
+)
+from cellrank_velot.couplings import SnapshotCouplings, check_coupling_options
+from cellrank_velot.field import VelocityField, check_field_options, check_matching_options, fit_field
 from cellrank_velot.kernel.diagnostics import Diagnostics
 from cellrank_velot.kernel.dynamics import Dynamics
+from cellrank_velot.kernel.landscape import Landscapes
+from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
+from cellrank_velot.kernel.regulation import Regulation
+from cellrank_velot.kernel.timeseries import TimeSeries
+from cellrank_velot.snapshots import BATCH_SIZE, build_snapshots
 from cellrank_velot.transitions import (
     BackwardMode,
     Model,
@@ -64,11 +78,53 @@ STEPS = {
     "field": "fit_field",
     "uncertainty": "compute_uncertainty",
 }
+# Options that only pseudotime has, and those that only real time points have, by step, as they usually are.
+PSEUDOTIME_OPTIONS: dict[str, dict[str, Any]] = {
+    "windows": {
+        "n_clusters": None,
+        "window_size": None,
+        "overlap": 0.5,
+        "min_window_size": 20,
+        "time_lag": "auto",
+        "overlap_clusters": None,
+        "tail": "force",
+        "tail_threshold": 10,
+    },
+    "velocity": {"lambda_time": 1.0, "lambda_knn": 0.0, "reach": 2.0, "relaxation": "auto"},
+    "field": {
+        "use_time": True,
+        "lambda_smooth": 1.0,
+        "lambda_curl": 0.0,
+        "lambda_divergence": 0.0,
+        "held_out": 0.1,
+        "patience": 10,
+    },
+}
+SERIES_OPTIONS: dict[str, dict[str, Any]] = {
+    "windows": {"batch_size": None},
+    "velocity": {
+        "tau": None,
+        "growth_key": None,
+        "mass": None,
+        "n_passes": None,
+        "n_draws": None,
+        "random_state": 0,
+    },
+    "field": {"diffusion": None},
+}
+# What these stand for where they are not given.
+SERIES_DEFAULTS: dict[str, dict[str, Any]] = {
+    "windows": {"batch_size": BATCH_SIZE},
+    "velocity": {"tau": 0.9, "n_passes": 3, "n_draws": 4},
+    "field": {"diffusion": "auto", "n_steps": 1500, "batch_size": 512, "learning_rate": 3e-3},
+}
 # What `params` may hold, in the order in which it is shown.
 PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
 
 
-class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, BidirectionalKernel):
+class OTVelocityKernel(
+    Diagnostics, Dynamics, Perturbations, TimeSeries, Landscapes, Regulation, Plots, ConnectivityMixin, BidirectionalKernel
+):
     """Kernel which computes a transition matrix based on optimal-transport velocity.
 
     Cells are grouped into windows of time, each window is transported to a later one, the displacements are smoothed
@@ -93,6 +149,10 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         Key in ``adata.obsp`` of the neighbour graph.
     check_connectivity
         Whether a graph that is not connected is an error; it is a warning otherwise.
+    time_kind
+        ``"pseudotime"``, or ``"experimental"`` where ``time_key`` holds real time points: cells are then transported
+        from each to the next, and may grow in number and die. ``time_key`` is ``day``, ``time``, ``hours`` or ``age``
+        where not given.
 
     Raises
     ------
@@ -101,7 +161,8 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
     TypeError
         If one is not numeric.
     ValueError
-        If one has NaN or infinite values, the time is constant, or ``check_connectivity`` finds the graph in pieces.
+        If one has NaN or infinite values, the time is constant, or ``check_connectivity`` finds the graph in pieces,
+        or experimental time changes from cell to cell.
 
     Examples
     --------
@@ -121,11 +182,13 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         cluster_key: str | None = None,
         conn_key: str = "connectivities",
         check_connectivity: bool = False,
+        time_kind: TimeKind = "pseudotime",
     ) -> None:
         if not isinstance(adata, AnnData):
             raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
         self._windows: Windows | None = None
         self._transport: TransportVelocity | None = None
+        self._couplings: SnapshotCouplings | None = None
         self._field: VelocityField | None = None
         self._current: VelocityField | None = None
         self._uncertainty: Uncertainty | None = None
@@ -138,11 +201,12 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         super().__init__(
             adata,
             backward=backward,
-            time_key=find_time_key(adata, time_key),
+            time_key=find_time_key(adata, time_key, time_kind),
             basis=find_basis(adata, basis),
             cluster_key=cluster_key,
             conn_key=conn_key,
             check_connectivity=check_connectivity,
+            time_kind=time_kind,
         )
 
     def _read_from_adata(
@@ -152,9 +216,17 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         cluster_key: str | None = None,
         conn_key: str = "connectivities",
         check_connectivity: bool = False,
+        time_kind: TimeKind = "pseudotime",
     ) -> None:
         check_known("adata.obsp", conn_key, self.adata.obsp.keys(), "Compute it with `scanpy.pp.neighbors(adata)`.")
-        self._cells = read_cells(self.adata, time_key=time_key, basis=basis, cluster_key=cluster_key, conn_key=conn_key)
+        self._cells = read_cells(
+            self.adata,
+            time_key=time_key,
+            basis=basis,
+            cluster_key=cluster_key,
+            conn_key=conn_key,
+            time_kind=time_kind,
+        )
         super()._read_from_adata(conn_key=conn_key)
         self._components = warn_about_graph(self.connectivities, strict=check_connectivity)
 
@@ -251,11 +323,14 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         overlap_clusters: int | None = None,
         tail: Tail = "force",
         tail_threshold: int = 10,
+        batch_size: int | None = None,
         random_state: int = 0,
     ) -> Self:
         """Group the cells into windows of time within spatial clusters, and pair the windows.
 
-        Parameters are those of :func:`cellrank_velot.windows.build_windows`.
+        Parameters are those of :func:`cellrank_velot.windows.build_windows`. With experimental time, windows are the
+        time points, in batches: ``batch_size`` is that of :func:`cellrank_velot.snapshots.build_snapshots`, and the
+        other parameters but ``random_state`` are not used.
 
         Returns
         -------
@@ -266,7 +341,9 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         ValueError
             If a parameter is out of range, there are too few cells, or both ``n_clusters`` and a ``cluster_key``.
         """
-        settings = _settings(locals())
+        settings = self._settings_for("windows", locals())
+        if self.cells.is_series:
+            return self._keep_windows(build_snapshots(self.cells.time, **settings), settings)
         if self.cells.labels is not None and n_clusters is not None:
             raise ValueError("Expected `n_clusters` or the `cluster_key` of the kernel, found both.")
         windows = build_windows(
@@ -285,7 +362,10 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
             tail_threshold=tail_threshold,
             random_state=random_state,
         )
-        self._clear("_windows", "_transport", "_field", "_uncertainty")
+        return self._keep_windows(windows, settings)
+
+    def _keep_windows(self, windows: Windows, settings: dict[str, Any]) -> Self:
+        self._clear("_windows", "_transport", "_couplings", "_field", "_uncertainty")
         self._windows = windows
         self._settings = {"windows": settings}
         logger.info("Built %d pairs of %d windows", windows.n_pairs, windows.n_windows)
@@ -299,15 +379,25 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         *,
         reach: float | None = 2.0,
         relaxation: float | Literal["auto"] = "auto",
+        tau: float | Sequence[float] | None = None,
+        growth_key: str | None = None,
+        mass: Mapping[float, float] | Literal["counts"] | None = None,
+        n_passes: int | None = None,
+        n_draws: int | None = None,
         tol: float = 1e-6,
         max_iter: int = 500,
+        random_state: int = 0,
         device: str = "auto",
         show_progress_bar: bool = True,
     ) -> Self:
         """Compute the velocity of each cell by optimal transport between its windows.
 
-        Parameters are those of :func:`cellrank_velot.velocity.compute_velocity`. Makes windows with the default
-        parameters where there are none.
+        Parameters are those of :func:`cellrank_velot.velocity.compute_velocity`, with experimental time those of
+        :func:`cellrank_velot.couplings.couple_snapshots`: ``epsilon``, ``tau``, ``n_passes``, ``n_draws`` and
+        ``random_state``, and besides ``growth_key``, a key in ``adata.obs`` of growth rates that are expected, such as
+        :func:`cellrank_velot.pp.score_growth` writes, and ``mass``, the size of the population at each time point:
+        ``"counts"`` where that is the number of cells, or a dictionary. Makes windows with the default parameters where
+        there are none.
 
         Returns
         -------
@@ -318,9 +408,11 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         ValueError
             If a parameter is out of range.
         """
-        settings = _settings(locals())
-        check_velocity_options(epsilon, lambda_time, lambda_knn, reach, relaxation, tol, max_iter)
+        settings = self._settings_for("velocity", locals())
         resolve_device(device)
+        if self.cells.is_series:
+            return self._couple_time_points(settings, device, show_progress_bar)
+        check_velocity_options(epsilon, lambda_time, lambda_knn, reach, relaxation, tol, max_iter)
         if self._windows is None:
             self.compute_windows()
         transport = compute_velocity(
@@ -338,8 +430,28 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
             device=device,
             show_progress_bar=show_progress_bar,
         )
-        self._clear("_transport", "_field", "_uncertainty")
-        self._transport = transport
+        return self._keep_transport(transport, None, settings)
+
+    def _couple_time_points(self, settings: dict[str, Any], device: str, show_progress_bar: bool) -> Self:
+        options = {name: value for name, value in settings.items() if name not in ("growth_key", "mass")}
+        check_coupling_options(**{name: value for name, value in options.items() if name != "random_state"})
+        check_integer("random_state", options["random_state"])
+        if self._windows is None:
+            self.compute_windows()
+        couplings, transport = self._couple(
+            settings["growth_key"], settings["mass"], device=device, show_progress_bar=show_progress_bar, **options
+        )
+        if isinstance(settings["mass"], Mapping):
+            settings["mass"] = "given"
+        if not isinstance(settings["tau"], float | int):
+            settings["tau"] = np.asarray(settings["tau"], dtype=np.float64)
+        return self._keep_transport(transport, couplings, settings)
+
+    def _keep_transport(
+        self, transport: TransportVelocity, couplings: SnapshotCouplings | None, settings: dict[str, Any]
+    ) -> Self:
+        self._clear("_transport", "_couplings", "_field", "_uncertainty")
+        self._transport, self._couplings = transport, couplings
         self._settings["velocity"] = settings
         self._settings = {step: self._settings[step] for step in ("windows", "velocity") if step in self._settings}
         return self
@@ -352,11 +464,12 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         lambda_smooth: float = 1.0,
         lambda_curl: float = 0.0,
         lambda_divergence: float = 0.0,
-        n_steps: int = 300,
-        batch_size: int = 256,
-        learning_rate: float = 2e-3,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
         held_out: float = 0.1,
         patience: int = 10,
+        diffusion: float | Literal["auto"] | None = None,
         random_state: int = 0,
         device: str = "auto",
         show_progress_bar: bool = True,
@@ -364,7 +477,9 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         """Fit a smooth velocity field, which has a velocity for every cell and everywhere between.
 
         Parameters are those of :func:`cellrank_velot.field.fit_field`. Runs the steps before with default parameters
-        where they were not run.
+        where they were not run. With experimental time, the field has growth and score besides, and parameters are
+        those of :func:`cellrank_velot.field.fit_process`: ``hidden``, ``diffusion`` (``"auto"`` where not given),
+        ``n_steps``, ``batch_size``, ``learning_rate`` and ``random_state``.
 
         Returns
         -------
@@ -375,10 +490,15 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         ValueError
             If a parameter is out of range.
         """
-        settings = _settings(locals())
+        settings = self._settings_for("field", locals())
+        resolve_device(device)
+        if self.cells.is_series:
+            return self._fit_process(settings, device, show_progress_bar)
+        n_steps = settings["n_steps"] = 300 if n_steps is None else n_steps
+        batch_size = settings["batch_size"] = 256 if batch_size is None else batch_size
+        learning_rate = settings["learning_rate"] = 2e-3 if learning_rate is None else learning_rate
         lambdas = (lambda_smooth, lambda_curl, lambda_divergence)
         check_field_options(hidden, lambdas, n_steps, batch_size, learning_rate, held_out, patience)
-        resolve_device(device)
         if self._transport is None:
             self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
         transport = self._needed("transport", "compute_velocity")
@@ -403,13 +523,23 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
             device=device,
             show_progress_bar=show_progress_bar,
         )
+        return self._keep_field(field, settings)
+
+    def _fit_process(self, settings: dict[str, Any], device: str, show_progress_bar: bool) -> Self:
+        check_matching_options(**settings)
+        if self._couplings is None:
+            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
+        field = self._match(**settings, device=device, show_progress_bar=show_progress_bar)
+        return self._keep_field(field, settings)
+
+    def _keep_field(self, field: VelocityField, settings: dict[str, Any]) -> Self:
         if self._params.get("smooth") is False:
             # The matrix was made with the velocity of transport, which stays.
             self._current = self._uncertainty = None
         else:
             self._clear("_field", "_uncertainty")
         self._field = field
-        self._settings["field"] = {**settings, "hidden": np.asarray(hidden, dtype=np.int64)}
+        self._settings["field"] = {**settings, "hidden": np.asarray(settings["hidden"], dtype=np.int64)}
         self._settings.pop("uncertainty", None)
         return self
 
@@ -431,6 +561,10 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
             If a parameter is out of range or there are too few cells.
         """
         settings = _settings(locals())
+        if self.cells.is_series:
+            raise RuntimeError(
+                "Expected pseudotime for the uncertainty from halves of the cells, found real time points."
+            )
         if self._field is None:
             self.fit_field(show_progress_bar=show_progress_bar)
         options = {
@@ -493,8 +627,8 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         positions
             Positions in the basis, shape ``[n_points, n_dims]``.
         time
-            Pseudotime of each position in ``[0, 1]``, shape ``[n_points]``, or one for all; where not given, the mean
-            time of the nearest cells.
+            Time of each position, pseudotime in ``[0, 1]``, shape ``[n_points]``, or one for all; where not given,
+            the mean time of the nearest cells.
         n_neighbors
             Number of nearest cells that tell the time.
 
@@ -705,6 +839,7 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
 
         - ``obsm["velot_velocity"]`` and ``obsm["velot_velocity_raw"]``: velocity of the field and of transport,
         - ``obs["velot_confidence"]``, ``obs["velot_cluster"]`` and, where computed, ``obs["velot_uncertainty"]``,
+        - with experimental time ``obs["velot_growth"]``,
         - ``uns["velot"][key]``: windows, velocity, field and uncertainty as arrays.
         """
         super().write_to_adata(key=key, copy=copy)
@@ -727,12 +862,15 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
             ("obsm", "velot_velocity_raw"),
             ("obs", "velot_confidence"),
             ("obs", "velot_uncertainty"),
+            ("obs", "velot_growth"),
         ):
             if name in getattr(self.adata, slot):  # of a kernel written before
                 del getattr(self.adata, slot)[name]
         if self._transport is not None:
             self.adata.obsm["velot_velocity_raw"] = self._transport.velocity.copy()
             self.adata.obs["velot_confidence"] = self._transport.confidence
+            if self._transport.growth is not None:
+                self.adata.obs["velot_growth"] = self.growth
         if self._field is not None:
             self.adata.obsm["velot_velocity"] = self.velocity
         if self._uncertainty is not None:
@@ -778,7 +916,7 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
                 "computed from, found others. Compute the kernel again."
             )
         kernel._settings = {
-            step: dict.fromkeys(_settings(dict(inspect.signature(getattr(cls, STEPS[step])).parameters))) | values
+            step: dict.fromkeys(kernel._names_of(step)) | values
             for step, values in storage.plain(packed.get("settings", {})).items()
         }
         params = storage.plain(dict(saved["params"]))
@@ -786,6 +924,31 @@ class OTVelocityKernel(Diagnostics, Dynamics, Plots, ConnectivityMixin, Bidirect
         for name, stage in stages.items():
             setattr(kernel, f"_{name}", stage)
         return kernel
+
+    def _settings_for(self, step: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a step that its kind of time has, and refuse others.
+
+        Raises
+        ------
+        ValueError
+            If an option of the other kind of time has another value than its usual one.
+        """
+        given = _settings(arguments)
+        kind, other = ("pseudo", PSEUDOTIME_OPTIONS) if self.cells.is_series else ("experimental", SERIES_OPTIONS)
+        for name, usual in other[step].items():
+            if not (given[name] is usual or given[name] == usual):
+                raise ValueError(f"Expected `{name}` with {kind} time only, found `{given[name]!r}`.")
+        settings = {name: given[name] for name in given if name not in other[step]}
+        if self.cells.is_series:
+            defaults = SERIES_DEFAULTS[step]
+            settings.update({name: value for name, value in defaults.items() if settings[name] is None})
+        return settings
+
+    def _names_of(self, step: str) -> list[str]:
+        """Return the names of the options of a step that its kind of time has."""
+        names = _settings(dict(inspect.signature(getattr(type(self), STEPS[step])).parameters))
+        other = PSEUDOTIME_OPTIONS if self.cells.is_series else SERIES_OPTIONS
+        return [name for name in names if name not in other.get(step, {})]
 
     def _clear(self, *stages: str) -> None:
         """Forget these stages and the transition matrix."""

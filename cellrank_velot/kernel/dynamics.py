@@ -23,6 +23,7 @@ from cellrank_velot.dynamics import (
     Field,
     Interpolated,
     Method,
+    Rescaled,
     TimeFrom,
     Trajectories,
     compute_trajectories,
@@ -67,7 +68,7 @@ class Dynamics(Parts):
         method: Method = "rk4",
         rtol: float = 1e-4,
         atol: float = 1e-6,
-        time_from: TimeFrom = "cells",
+        time_from: TimeFrom | None = None,
         use_network: bool = True,
         smooth: bool = True,
         confine: float = 0.7,
@@ -98,7 +99,7 @@ class Dynamics(Parts):
             Cluster, or several, to arrive at: only trajectories that come to one are kept. As many as
             ``n_trajectories * max_attempts_factor`` starts are tried; a message says how many arrived.
         start_time
-            From which time to which time the starts are, of the kernel's time in ``[0, 1]``; ``None`` for no bound.
+            From which time to which time the starts are, of the kernel's time; ``None`` for no bound.
             Cells must meet all conditions that are given.
         cluster_key
             Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
@@ -135,6 +136,7 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
         5
         """
         direction = self._direction(direction)
+        time_from = time_from or ("path" if self.cells.is_series else "cells")
         check_trajectory_options(direction, n_trajectories, method, rtol, atol, max_attempts_factor)
         check_motion_options(
             n_steps, step_size, save_every, time_from, confine, max_distance, min_speed, n_neighbors, random_state
@@ -145,7 +147,7 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
         paths = compute_trajectories(
             field,
             self.cells.x,
-            self.cells.time,
+            self.cells.unit_time,
             np.flatnonzero(starts),
             clusters=clusters,
             target_cluster=target_cluster,
@@ -168,7 +170,7 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
             device=device,
             show_progress_bar=show_progress_bar,
         )
-        paths = replace(paths, basis=self.basis)
+        paths = self._finished(paths)
         if key_added is not None:
             storage.write_trajectories(self.adata, key_added, paths)
         return paths
@@ -190,7 +192,7 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
         step_size: float = 0.005,
         diffusion: float = 1.0,
         noise_scale: float = 0.0,
-        time_from: TimeFrom = "cells",
+        time_from: TimeFrom | None = None,
         use_network: bool = True,
         smooth: bool = True,
         confine: float = 0.7,
@@ -238,6 +240,7 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             If no cell meets all conditions, or an option is out of range.
         """
         direction = self._direction(direction)
+        time_from = time_from or ("path" if self.cells.is_series else "cells")
         check_flow_options(direction, n_particles, diffusion, noise_scale)
         check_motion_options(
             n_steps, step_size, save_every, time_from, confine, max_distance, min_speed, n_neighbors, random_state
@@ -245,7 +248,9 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         clusters, cluster_key = self._clusters_for(cluster_key, source_cluster, terminal_clusters)
         boxed = (*source_x_lim, *source_y_lim) != (None,) * 4
         if start_ixs is None and source_cluster is None and source_time is None and not boxed:
-            source_time = (0.9, None) if direction == "backward" else (None, 0.1)
+            first, last = self.cells.time_range
+            tenth = (last - first) / 10
+            source_time = (last - tenth, None) if direction == "backward" else (None, first + tenth)
         starts = self._starts(start_ixs, cluster_key, source_cluster, source_time)
         if boxed:
             embedding = np.asarray(self.adata.obsm[find_basis(self.adata, basis)], dtype=np.float64)
@@ -254,7 +259,7 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         paths = simulate_flow(
             field,
             self.cells.x,
-            self.cells.time,
+            self.cells.unit_time,
             np.flatnonzero(starts),
             clusters=clusters,
             terminal_clusters=terminal_clusters,
@@ -275,7 +280,7 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             device=device,
             show_progress_bar=show_progress_bar,
         )
-        paths = replace(paths, basis=self.basis)
+        paths = self._finished(paths)
         if key_added is not None:
             storage.write_trajectories(self.adata, key_added, paths)
         return paths
@@ -356,6 +361,13 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         return velocity
 
     # -------------------------------------------------------------------------------------------------- private
+    def _finished(self, paths: Trajectories) -> Trajectories:
+        """Return the paths with their basis, and in the kernel's time."""
+        if self.cells.is_series:
+            first, last = self.cells.time_range
+            paths = replace(paths, time=first + (last - first) * paths.time)
+        return replace(paths, basis=self.basis)
+
     def _direction(self, direction: Direction | None) -> Direction:
         if direction is None:
             return "backward" if self.backward else "forward"
@@ -411,9 +423,17 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         x, time = self.cells.x, self.cells.time
         if not needs_field:
             transport = self._needed("transport", "compute_velocity")
-            return Interpolated(x, transport.velocity), Interpolated(x, transport.velocity - transport.relaxation)
+            return self._unit(Interpolated(x, transport.velocity)), self._unit(
+                Interpolated(x, transport.velocity - transport.relaxation)
+            )
         field = self._needed("field", "fit_field")
         current = self.current_field(device=device, show_progress_bar=show_progress_bar) if back else None
         if use_network:
-            return field, current
-        return Interpolated(x, field(x, time)), None if current is None else Interpolated(x, current(x, time))
+            return self._unit(field), None if current is None else self._unit(current)
+        return self._unit(Interpolated(x, field(x, time))), (
+            None if current is None else self._unit(Interpolated(x, current(x, time)))
+        )
+
+    def _unit(self, field: Field) -> Field:
+        """Return a field in units of the whole time, which paths are computed in."""
+        return Rescaled(field, *self.cells.time_range) if self.cells.is_series else field

@@ -301,6 +301,8 @@ def _plan(kernel: Any, found: Windows, pair: int) -> NDArray[np.float64]:
     """Return the coupling of a pair that the velocity of the kernel was computed with."""
     if kernel.transport is None:
         raise RuntimeError("Compute the velocity first, as `.compute_velocity()`.")
+    if kernel.cells.is_series:
+        raise RuntimeError("Expected windows of pseudotime, found time points: see `kernel.coupling(source, target)`.")
     settings = kernel.settings["velocity"]
     options = {name: settings[name] for name in ("epsilon", "lambda_time", "lambda_knn", "tol", "max_iter")}
     return pair_coupling(kernel.cells.x, kernel.cells.time, found, pair, kernel.connectivities, **options)
