@@ -1,5 +1,7 @@
 """How good a velocity is: by neighbours (``direction``), held-out cells (``agreement``) and the chain (``chain``).
 
+Of a time series, ``time_points`` leaves time points out.
+
 These are plain functions of arrays. ``genes``, ``host`` and ``table`` read a kernel; ``host`` calls scores of CellRank.
 """
 
@@ -14,6 +16,7 @@ from cellrank_velot.metrics.direction import (
 from cellrank_velot.metrics.genes import gene_velocity, reconstructability_score
 from cellrank_velot.metrics.host import step_boundary_correctness, terminal_state_identification
 from cellrank_velot.metrics.table import summary
+from cellrank_velot.metrics.time_points import held_out_time, wasserstein
 
 __all__ = [
     "HeldOutAgreement",
@@ -22,6 +25,7 @@ __all__ = [
     "cross_boundary_correctness",
     "gene_velocity",
     "held_out_agreement",
+    "held_out_time",
     "inner_cluster_coherence",
     "reconstructability",
     "reconstructability_score",
@@ -30,4 +34,5 @@ __all__ = [
     "step_forward_fraction",
     "summary",
     "terminal_state_identification",
+    "wasserstein",
 ]

@@ -1,0 +1,152 @@
+"""Leave each inner time point out of four time series and foretell it from the others, beside the peers.
+
+Prints a table and writes ``docs/time_series.md`` between its markers. `--quick` takes one seed and no peers.
+Needs the shared data, and torchcfm for the peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from common import DATA, quiet, table
+
+from cellrank_velot.metrics import held_out_time, wasserstein
+
+SETS = {"zebrafish": "X_latent", "emt": "X_pca", "mouse_hematopoiesis": "X_latent", "misa": "X_state"}
+SEEDS = (0, 1, 2)
+N_CELLS = 1500
+PAGE = Path(__file__).parents[2] / "docs" / "time_series.md"
+MARKS = ("<!-- held-out: begin -->\n", "<!-- held-out: end -->\n")
+
+
+def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions and times of a series."""
+    adata = ad.read_h5ad(DATA / f"{name}_time_series.h5ad")
+    return np.asarray(adata.obsm[SETS[name]], dtype=np.float64), adata.obs["day"].to_numpy(dtype=np.float64)
+
+
+def flow_matching(kind: str, x: np.ndarray, times: np.ndarray, point: float, seed: int) -> np.ndarray:
+    """Return the cells before a time, moved to it by torchcfm's flow matching on the other time points."""
+    from torchcfm.conditional_flow_matching import (
+        ExactOptimalTransportConditionalFlowMatcher,
+        SchrodingerBridgeConditionalFlowMatcher,
+    )
+
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # torchcfm draws its pairs from it
+    rng = np.random.default_rng(seed)
+    points = np.unique(times)
+    centre, scale = x.mean(axis=0), x.std()
+    snapshots = [torch.tensor((x[times == t] - centre) / scale, dtype=torch.float32) for t in points]
+    matcher = (
+        ExactOptimalTransportConditionalFlowMatcher(sigma=0.1)
+        if kind == "OT-CFM"
+        else SchrodingerBridgeConditionalFlowMatcher(sigma=0.5, ot_method="exact")
+    )
+    sizes = [x.shape[1] + 1, 64, 64, 64]
+    layers = [m for a, b in zip(sizes[:-1], sizes[1:], strict=True) for m in (torch.nn.Linear(a, b), torch.nn.SELU())]
+    network = torch.nn.Sequential(*layers, torch.nn.Linear(64, x.shape[1]))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(2000):
+        loss = torch.zeros(())
+        for k in range(points.size - 1):
+            here, there = (s[torch.as_tensor(rng.integers(len(s), size=256))] for s in snapshots[k : k + 2])
+            share, at, velocity = matcher.sample_location_and_conditional_flow(here, there)
+            length = points[k + 1] - points[k]
+            clock = (points[k] + share * length - points[0]) / (points[-1] - points[0])
+            loss = loss + (network(torch.cat([at, clock[:, None]], 1)) - velocity).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    before = int(np.searchsorted(points, point)) - 1
+    length, share = (
+        points[before + 1] - points[before],
+        (point - points[before]) / (points[before + 1] - points[before]),
+    )
+    moving = snapshots[before][torch.as_tensor(rng.permutation(len(snapshots[before]))[:N_CELLS])]
+    with torch.no_grad():
+        for step in range(100):
+            clock = (points[before] + (step + 0.5) / 100 * share * length - points[0]) / (points[-1] - points[0])
+            moving = moving + network(torch.cat([moving, torch.full((len(moving), 1), clock)], 1)) * share / 100
+    return moving.double().numpy() * scale + centre
+
+
+def run(name: str, seed: int, peers: bool) -> pd.DataFrame:
+    """Return the distances of all methods at the inner time points of a series."""
+    x, times = read(name)
+    methods = ["paths", "field", "exact", "previous"]
+    rows = held_out_time(x, times, methods=methods, n_cells=N_CELLS, random_state=seed)
+    for point in np.unique(times)[1:-1] if peers else ():
+        # The same cells as in `held_out_time` are the truth.
+        there, others = x[times == point], times != point
+        rng = np.random.default_rng(seed)
+        truth = there if len(there) <= N_CELLS else there[rng.choice(len(there), N_CELLS, replace=False)]
+        for kind in ("OT-CFM", "SB-CFM"):
+            w1, w2 = wasserstein(flow_matching(kind, x[others], times[others], point, seed), truth)
+            rows.loc[len(rows)] = [point, kind, w1, w2, np.nan]
+    return rows.assign(data=name, seed=seed)
+
+
+def main() -> None:
+    """Run all and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    quiet()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    found = []
+    for name in SETS:
+        for seed in seeds:
+            found.append(run(name, seed, peers=not options.quick))
+            print(name, seed, f"{time.perf_counter() - start:.0f} s", flush=True)
+    rows = pd.concat(found)
+    text = report(rows)
+    print(text)
+    if not options.quick:
+        page = PAGE.read_text()
+        head, rest = page.split(MARKS[0])
+        PAGE.write_text(head + MARKS[0] + text + MARKS[1] + rest.split(MARKS[1])[1])
+
+
+def report(rows: pd.DataFrame) -> str:
+    """Return W1 as means over seeds, and relative to exact transport."""
+    names = {
+        "paths": "paths (default)",
+        "field": "field",
+        "exact": "exact OT, straight",
+        "previous": "time point before",
+    }
+    rows = rows.assign(method=rows["method"].replace(names))
+    mean = rows.pivot_table(index=["data", "time"], columns="method", values="w1", sort=False)
+    each = rows.pivot_table(index=["data", "time", "seed"], columns="method", values="w1", sort=False)
+    reference = "exact OT, straight"
+    ratio = each.div(each[reference], axis=0)
+    spread = ratio.groupby(level=["data", "time"], sort=False).agg(["min", "max"])
+    order = [column for column in [*names.values(), "OT-CFM", "SB-CFM"] if column in mean]
+    shown = pd.DataFrame({"data": [d for d, _ in mean.index], "time": [f"{t:g}" for _, t in mean.index]})
+    for column in order:
+        shown[f"W1 {column}"] = [f"{value:.3f}" for value in mean[column]]
+    shown["paths / exact"] = [f"{value:.2f}" for value in mean[names["paths"]] / mean[reference]]
+    low, high = (spread[(names["paths"], end)] for end in ("min", "max"))
+    shown["over seeds"] = [f"{a:.2f} to {b:.2f}" for a, b in zip(low, high, strict=True)]
+    relative = mean.div(mean[reference], axis=0)
+    summary = pd.DataFrame(
+        {
+            "method": order,
+            "mean ratio to exact OT": [f"{relative[column].mean():.2f}" for column in order],
+            "better than exact OT": [f"{(relative[column] < 1).sum()} of {len(relative)}" for column in order],
+        }
+    )
+    return table(shown) + "\n" + table(summary)
+
+
+if __name__ == "__main__":
+    main()
