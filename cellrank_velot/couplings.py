@@ -23,8 +23,9 @@ from cellrank_velot.windows import Windows
 
 __all__ = ["SnapshotCouplings", "check_coupling_options", "couple_snapshots"]
 
+
 # Tolerance of a balanced transport, in units of that of an unbalanced one.
-BALANCED_TOL = 100
+BALANCED_TOL = 1000
 # Share of a batch, and smallest number of its cells, that tell how cells grow and where they go in common.
 NEAR_SHARE = 0.05
 MIN_NEAR = 10
@@ -133,7 +134,7 @@ def couple_snapshots(
     tau: float | Sequence[float] = 0.9,
     prior: NDArray[np.float64] | None = None,
     mass: NDArray[np.float64] | None = None,
-    n_passes: int = 3,
+    n_passes: int = 4,
     n_draws: int = 4,
     tol: float = 1e-6,
     max_iter: int = 500,

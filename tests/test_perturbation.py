@@ -567,12 +567,6 @@ def test_kernel_draws_other_genes_from_those_given(small):
         small.fate_shift({"gene_3": 0.0}, null_genes=["gene_1", "gene_18", "gene_19"], **options)
 
 
-def test_kernel_of_experimental_time_says_so(computed, monkeypatch):
-    monkeypatch.setattr(type(computed.cells), "time_kind", "experimental", raising=False)
-    with pytest.raises(RuntimeError, match="experimental time"):
-        computed.fate_shift({"gene_3": ("scale", 0.9)}, source_cluster="stem", n_null=0, **FAST)
-
-
 def test_perturbed_kernel_has_the_perturbed_velocity(computed):
     before = computed.transition_matrix.copy()
     perturbation = computed.perturb({"gene_3": ("scale", 0.95)})

@@ -13,7 +13,6 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from cellrank_velot import OTVelocityKernel
-from cellrank_velot.kernel.landscape import Landscapes
 from cellrank_velot.landscape import Landscape, PlaneCells, compute_landscape
 from cellrank_velot.plotting.landscape import landscape_animation, potential_landscape
 
@@ -250,12 +249,8 @@ def test_broken_film_leaves_no_file(adata, landscape, figdir: Path, monkeypatch)
     assert not plt.get_fignums()
 
 
-class Kernel(Landscapes, OTVelocityKernel):
-    """The kernel with its landscape."""
-
-
 def test_kernel_draws(planted, figdir):
-    kernel = Kernel(planted.adata())
+    kernel = OTVelocityKernel(planted.adata())
     (ax,) = kernel.plot_landscape(show=False)
     assert ax.get_xlabel() == "PCA 1"
     axes = kernel.plot_landscape(basis="umap", times=[0.2, 0.7], cells=True, show=False)

@@ -15,7 +15,6 @@ from sklearn.neighbors import kneighbors_graph
 from cellrank_velot import OTVelocityKernel, datasets, derivatives
 from cellrank_velot.derivatives import Genes, has_growth, jacobians
 from cellrank_velot.field import VelocityField, fit_field
-from cellrank_velot.kernel.regulation import Regulation as RegulationMethods
 from cellrank_velot.regulation import (
     MAX_GENES,
     Regulation,
@@ -24,13 +23,6 @@ from cellrank_velot.regulation import (
     compute_regulation,
     name_intervals,
 )
-
-if issubclass(OTVelocityKernel, RegulationMethods):
-    Kernel = OTVelocityKernel
-else:
-
-    class Kernel(RegulationMethods, OTVelocityKernel):
-        """The kernel with these methods."""
 
 
 class Planted:
@@ -223,7 +215,7 @@ def test_toggle_switches_are_found_through_a_pca_from_the_order_of_cells():
     adata.varm["PCs"] = pca.components_.T
     graph = kneighbors_graph(adata.obsm["X_pca"], 15)
     adata.obsp["connectivities"] = sp.csr_matrix(graph.maximum(graph.T))
-    kernel = Kernel(adata, time_key="true_time").fit_field(show_progress_bar=False)
+    kernel = OTVelocityKernel(adata, time_key="true_time").fit_field(show_progress_bar=False)
     pairs = [("BranchA", "BranchB"), ("FateA1", "FateA2"), ("FateB1", "FateB2")]
     contraction = float(kernel.compute_regulation().contraction[0])
     genes = [gene for pair in pairs for gene in pair]
@@ -442,7 +434,7 @@ def test_names_of_intervals_have_the_digits_that_tell_them_apart():
 # ------------------------------------------------------------------------------------------------------ kernel
 @pytest.fixture(scope="module")
 def fitted(planted) -> OTVelocityKernel:
-    kernel = Kernel(planted.adata(), cluster_key="clusters")
+    kernel = OTVelocityKernel(planted.adata(), cluster_key="clusters")
     kernel.compute_windows(min_window_size=10).compute_velocity(show_progress_bar=False)
     return kernel.fit_field(hidden=(16, 16), n_steps=60, show_progress_bar=False)
 
@@ -558,7 +550,7 @@ def test_kernel_refuses_genes_without_a_weight(kernel):
 
 def test_kernel_says_which_step_is_missing(adata, kernel):
     with pytest.raises(RuntimeError, match="fit_field"):
-        Kernel(adata).compute_regulation()
+        OTVelocityKernel(adata).compute_regulation()
     with pytest.raises(RuntimeError, match="pseudotime tells nothing of growth"):
         kernel.growth_genes()
 

@@ -1,4 +1,4 @@
-"""Data sets: simulated gene circuits with known velocity, a branching process with known growth, data without direction, and the pancreas."""
+"""Data sets: simulated gene circuits with known velocity, a branching process with known growth, and the pancreas."""
 
 from cellrank_velot.datasets.birth_death import birth_death, process_of
 from cellrank_velot.datasets.real import pancreas

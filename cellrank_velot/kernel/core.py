@@ -115,7 +115,7 @@ SERIES_OPTIONS: dict[str, dict[str, Any]] = {
 # What these stand for where they are not given.
 SERIES_DEFAULTS: dict[str, dict[str, Any]] = {
     "windows": {"batch_size": BATCH_SIZE},
-    "velocity": {"tau": 0.9, "n_passes": 3, "n_draws": 4},
+    "velocity": {"tau": 0.9, "n_passes": 4, "n_draws": 4},
     "field": {"diffusion": "auto", "n_steps": 1500, "batch_size": 512, "learning_rate": 3e-3},
 }
 # What `params` may hold, in the order in which it is shown.
@@ -123,7 +123,15 @@ PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
 
 
 class OTVelocityKernel(
-    Diagnostics, Dynamics, Perturbations, TimeSeries, Landscapes, Regulation, Plots, ConnectivityMixin, BidirectionalKernel
+    Diagnostics,
+    Dynamics,
+    Perturbations,
+    TimeSeries,
+    Landscapes,
+    Regulation,
+    Plots,
+    ConnectivityMixin,
+    BidirectionalKernel,
 ):
     """Kernel which computes a transition matrix based on optimal-transport velocity.
 

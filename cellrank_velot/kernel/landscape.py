@@ -225,10 +225,7 @@ class Landscapes(Parts):
                 f"Expected time points of {points.tolist()}, found {time:g}: between them, the population is known in "
                 f"the basis of the kernel {self.basis!r} only, not in {key!r}."
             )
-        interpolate = getattr(self, "interpolate", None)
-        if interpolate is None:
-            raise RuntimeError(f"Expected time points of {points.tolist()}, found {time:g}, and cannot interpolate.")
-        found = interpolate(time)
+        found = self.interpolate(time)
         near = labels if labels is None else self._labels_near(found.x, time, labels)
         # Its positions are as many as there are pairs, which are no more cells than those they are made of.
         number = np.exp(np.interp(time, points, np.log([np.sum(self.cells.time == point) for point in points])))
@@ -245,7 +242,7 @@ class Landscapes(Parts):
     def _frames(self, basis: str | None, n_frames: int) -> list[float] | None:
         """Return times for a film; ``None`` for every time point."""
         own = basis is None or find_basis(self.adata, basis) == self.basis
-        if self.cells.is_series and not (own and hasattr(self, "interpolate")):
+        if self.cells.is_series and not own:
             return None
         times = np.linspace(*self.cells.time_range, n_frames)
         if not self.cells.is_series:

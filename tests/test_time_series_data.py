@@ -1,0 +1,78 @@
+"""What is known of the real and simulated time series."""
+
+import os
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import scanpy as sc
+
+from cellrank_velot import OTVelocityKernel, datasets
+from cellrank_velot.dynamics import labels_near
+from cellrank_velot.metrics import held_out_time
+
+DATA = Path(os.environ.get("CELLRANK_VELOT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+needs_data = pytest.mark.skipif(not (DATA / "misa_time_series.h5ad").exists(), reason=f"no data in {DATA}")
+
+
+@pytest.fixture(scope="module")
+def grown():
+    """The kernel of a simulated process whose growth is known, with the masses that it has."""
+    adata = datasets.birth_death(n_cells=800, sigma=0.2)
+    truth = adata.uns["birth_death"]
+    kernel = OTVelocityKernel(adata, time_key="day", time_kind="experimental")
+    mass = dict(zip(map(float, truth["times"]), map(float, truth["mass"]), strict=True))
+    kernel.compute_velocity(mass=mass, show_progress_bar=False)
+    return kernel.fit_field(show_progress_bar=False)
+
+
+@pytest.mark.slow
+def test_growth_is_found(grown):
+    truth = grown.adata.obs["true_growth"].to_numpy()
+    assert np.corrcoef(grown.growth, truth)[0, 1] > 0.9
+    assert grown.growth.mean() == pytest.approx(truth.mean(), abs=0.1)
+
+
+@pytest.mark.slow
+def test_branches_have_their_mass(grown):
+    adata, truth = grown.adata, grown.adata.uns["birth_death"]
+    last = adata.obs["day"].to_numpy() == 3
+    clusters = adata.obs["clusters"].astype("category")
+    names = list(clusters.cat.categories)
+    paths = grown.simulate_process(n_particles=6000, show_progress_bar=False)
+    codes = clusters.cat.codes.to_numpy().astype(np.int64)
+    shares = labels_near(paths.ends, adata.obsm["X_pca"][last], codes[last], len(names))
+    mass = shares.T @ paths.weights / paths.n_particles
+    # The sample that we see has its own shares of the branches; the mass of the whole is known.
+    seen = np.bincount(codes[last], minlength=len(names)) / last.sum() * truth["mass"][-1]
+    for name in ("Fate A", "Fate B"):
+        at = names.index(name)
+        assert mass[at] == pytest.approx(seen[at], rel=0.1), name
+
+
+@needs_data
+@pytest.mark.slow
+def test_the_circuit_of_misa_is_read_from_its_snapshots():
+    adata = ad.read_h5ad(DATA / "misa_time_series.h5ad")
+    sc.pp.neighbors(adata, use_rep="X_state")
+    kernel = OTVelocityKernel(adata, time_key="day", time_kind="experimental", basis="X_state")
+    kernel.fit_field(show_progress_bar=False)
+    # Both genes decay at the rate 1, which the mean path shows, too.
+    found = kernel.compute_regulation(names=["X", "Y"], cells={"day": [2, 2]}, degradation=1.0)
+    edges = found.edges(4).set_index(["source", "target"])
+    for source, target, sign in (("X", "X", 1), ("Y", "Y", 1), ("X", "Y", -1), ("Y", "X", -1)):
+        edge = edges.loc[(source, target)]
+        assert np.sign(edge["effect"]) == sign, (source, target)
+        assert edge["lower"] * edge["upper"] > 0, (source, target)
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["misa", "zebrafish"])
+def test_held_out_times_are_foretold_better_than_by_exact_transport(name):
+    adata = ad.read_h5ad(DATA / f"{name}_time_series.h5ad")
+    x = np.asarray(adata.obsm["X_state" if name == "misa" else "X_latent"], dtype=np.float64)
+    rows = held_out_time(x, adata.obs["day"].to_numpy(), methods=["paths", "exact"], n_cells=700)
+    w1 = rows.pivot_table(index="time", columns="method", values="w1")
+    assert (w1["paths"] < 0.95 * w1["exact"]).all()
