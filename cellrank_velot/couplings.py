@@ -23,9 +23,8 @@ from cellrank_velot.windows import Windows
 
 __all__ = ["SnapshotCouplings", "check_coupling_options", "couple_snapshots"]
 
-
-# Tolerance of a balanced transport, in units of that of an unbalanced one.
-BALANCED_TOL = 1000
+# Tolerance of the last, balanced transport. Masses are made to fit in any case, see `_Batch.draw`.
+BALANCED_TOL = 1e-3
 # Share of a batch, and smallest number of its cells, that tell how cells grow and where they go in common.
 NEAR_SHARE = 0.05
 MIN_NEAR = 10
@@ -306,22 +305,23 @@ class _Batch:
         relaxed = min(options.tau) < 1
         near = _near(self.x) if relaxed else None
         moved = self.x
-        self._solve(moved, a, b, options.tau)
+        self._solve(moved, a, b, options.tau, options.tol)
         for _ in range(options.n_passes - 1 if near is not None else 0):
             assert near is not None
             moved = self.x + self._common_way(near)
-            self._solve(moved, a, b, options.tau)
+            self._solve(moved, a, b, options.tau, options.tol)
         self.kept = (self.rows / a).clamp_max(1.0), (self.columns / b).clamp_max(1.0)
         if near is not None:
             grown = a * (self.rows / a)[near].mean(1), b * (self.columns / b)[_near(self.y)].mean(1)
-            self._solve(moved, *(mass / mass.sum() for mass in grown), (1.0, 1.0))
+            grown_a, grown_b = (mass / mass.sum() for mass in grown)
+            self._solve(moved, grown_a, grown_b, (1.0, 1.0), max(options.tol, BALANCED_TOL))
 
-    def _solve(self, moved: torch.Tensor, a: torch.Tensor, b: torch.Tensor, tau: tuple[float, float]) -> None:
+    def _solve(
+        self, moved: torch.Tensor, a: torch.Tensor, b: torch.Tensor, tau: tuple[float, float], tol: float
+    ) -> None:
         norms = moved.square().sum(1)[:, None] + self.y.square().sum(1)
         cost = torch.addmm(norms, moved, self.y.T, alpha=-2).clamp_(min=0) / self.scale
         options = self.options
-        # Masses are made to fit in any case, see `weigh`: what is balanced, and slow, needs no more digits.
-        tol = options.tol * (1 if min(tau) < 1 else BALANCED_TOL)
         solved = sinkhorn(cost[None], a[None], b[None], options.epsilon, tau=tau, tol=tol, max_iter=options.max_iter)
         self.plan = solved.plan[0]
         self.converged, self.error = bool(solved.converged[0]), float(solved.marginal_error[0])

@@ -444,11 +444,10 @@ class OTVelocityKernel(
         options = {name: value for name, value in settings.items() if name not in ("growth_key", "mass")}
         check_coupling_options(**{name: value for name, value in options.items() if name != "random_state"})
         check_integer("random_state", options["random_state"])
+        prior, mass = self._prior_growth(settings["growth_key"]), self._mass(settings["mass"])
         if self._windows is None:
             self.compute_windows()
-        couplings, transport = self._couple(
-            settings["growth_key"], settings["mass"], device=device, show_progress_bar=show_progress_bar, **options
-        )
+        couplings, transport = self._couple(prior, mass, device=device, show_progress_bar=show_progress_bar, **options)
         if isinstance(settings["mass"], Mapping):
             settings["mass"] = "given"
         if not isinstance(settings["tau"], float | int):
@@ -942,10 +941,12 @@ class OTVelocityKernel(
             If an option of the other kind of time has another value than its usual one.
         """
         given = _settings(arguments)
-        kind, other = ("pseudo", PSEUDOTIME_OPTIONS) if self.cells.is_series else ("experimental", SERIES_OPTIONS)
+        kind, other = (
+            ("pseudotime", PSEUDOTIME_OPTIONS) if self.cells.is_series else ("experimental time", SERIES_OPTIONS)
+        )
         for name, usual in other[step].items():
-            if not (given[name] is usual or given[name] == usual):
-                raise ValueError(f"Expected `{name}` with {kind} time only, found `{given[name]!r}`.")
+            if isinstance(given[name], np.ndarray) or given[name] != usual:
+                raise ValueError(f"Expected `{name}` with {kind} only, found `{given[name]!r}`.")
         settings = {name: given[name] for name in given if name not in other[step]}
         if self.cells.is_series:
             defaults = SERIES_DEFAULTS[step]

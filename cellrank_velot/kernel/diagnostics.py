@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cellrank_velot._validation import check_known
+from cellrank_velot.cells import CellStates
 from cellrank_velot.direction import FlipTest, PermutationTest, flip_test, permutation_test
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.states import suggest_initial_states, suggest_terminal_states
@@ -43,8 +44,10 @@ class Diagnostics(Parts):
         ------
         KeyError
             If the clusters are missing.
+        RuntimeError
+            With experimental time.
         """
-        cells, clusters = self.cells, self._clusters(cluster_key)
+        cells, clusters = self._pseudotime(), self._clusters(cluster_key)
         return permutation_test(cells.x, cells.time, self.connectivities, clusters, cluster_edges, **kwargs)
 
     def flip_test(self, cluster_key: str | None = None, **kwargs: Any) -> FlipTest:
@@ -65,8 +68,10 @@ class Diagnostics(Parts):
         ------
         KeyError
             If the clusters are missing.
+        RuntimeError
+            With experimental time.
         """
-        cells, clusters = self.cells, self._clusters(cluster_key)
+        cells, clusters = self._pseudotime(), self._clusters(cluster_key)
         return flip_test(cells.x, cells.time, self.connectivities, clusters, **kwargs)
 
     def suggest_terminal_states(self, cluster_key: str | None = None, **kwargs: Any) -> dict[str, list[str]]:
@@ -98,6 +103,11 @@ class Diagnostics(Parts):
         Parameters, result and errors are those of :meth:`suggest_terminal_states`.
         """
         return suggest_initial_states(*self._chain(cluster_key), backward=self.backward, **kwargs)
+
+    def _pseudotime(self) -> CellStates:
+        if self.cells.is_series:
+            raise RuntimeError("Expected pseudotime, found real time points, whose order needs no test.")
+        return self.cells
 
     def _chain(self, cluster_key: str | None) -> tuple[Any, ...]:
         matrix = self._needed("transition_matrix", "compute_transition_matrix")

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellrank_velot._validation import check_choice, check_integer
-from cellrank_velot.couplings import couple_snapshots
+from cellrank_velot.couplings import SnapshotCouplings, couple_snapshots
 from cellrank_velot.dynamics.process import simulate_process
 from cellrank_velot.field import fit_process
 from cellrank_velot.interpolation import Population, interpolate_paths
@@ -138,16 +138,19 @@ class _Task:
     ) -> None:
         self.x, self.time, self.point, self.mass = x, time, point, mass
         self.n_cells, self.random_state, self.rng = n_cells, random_state, rng
+        self.couplings: SnapshotCouplings | None = None
         points = np.unique(time)
         self.before = int(np.searchsorted(points, point)) - 1
         self.ends = points[self.before], points[self.before + 1]
         self.share = (point - self.ends[0]) / (self.ends[1] - self.ends[0])
 
-    def couple(self, options: dict[str, Any]) -> Any:
-        """Return the couplings of the other time points."""
-        windows = build_snapshots(self.time, random_state=self.random_state)
-        options = {"mass": self.mass, "random_state": self.random_state, **options}
-        return couple_snapshots(self.x, self.time, windows, **options)[0]
+    def couple(self, options: dict[str, Any]) -> SnapshotCouplings:
+        """Return the couplings of the other time points, made once for all methods."""
+        if self.couplings is None:
+            windows = build_snapshots(self.time, random_state=self.random_state)
+            options = {"mass": self.mass, "random_state": self.random_state, **options}
+            self.couplings = couple_snapshots(self.x, self.time, windows, **options)[0]
+        return self.couplings
 
 
 def _by_paths(task: _Task, options: dict[str, Any], _: dict[str, Any]) -> Population:
