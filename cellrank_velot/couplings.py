@@ -23,8 +23,9 @@ from cellrank_velot.windows import Windows
 
 __all__ = ["SnapshotCouplings", "check_coupling_options", "couple_snapshots"]
 
-# Tolerance of the last, balanced transport. Masses are made to fit in any case, see `_Batch.draw`.
-BALANCED_TOL = 1e-3
+# Tolerance of a transport that is done again, and of the balanced one at the end: masses are made to fit in any case,
+# see `_Batch.draw`.
+ROUGH_TOL = 1e-3
 # Share of a batch, and smallest number of its cells, that tell how cells grow and where they go in common.
 NEAR_SHARE = 0.05
 MIN_NEAR = 10
@@ -305,16 +306,17 @@ class _Batch:
         relaxed = min(options.tau) < 1
         near = _near(self.x) if relaxed else None
         moved = self.x
-        self._solve(moved, a, b, options.tau, options.tol)
-        for _ in range(options.n_passes - 1 if near is not None else 0):
-            assert near is not None
-            moved = self.x + self._common_way(near)
-            self._solve(moved, a, b, options.tau, options.tol)
+        n_passes = 1 if near is None else options.n_passes
+        for number in range(n_passes):
+            if number and near is not None:
+                moved = self.x + self._common_way(near)
+            rough = number < n_passes - 1
+            self._solve(moved, a, b, options.tau, max(options.tol, ROUGH_TOL if rough else 0.0))
         self.kept = (self.rows / a).clamp_max(1.0), (self.columns / b).clamp_max(1.0)
         if near is not None:
             grown = a * (self.rows / a)[near].mean(1), b * (self.columns / b)[_near(self.y)].mean(1)
             grown_a, grown_b = (mass / mass.sum() for mass in grown)
-            self._solve(moved, grown_a, grown_b, (1.0, 1.0), max(options.tol, BALANCED_TOL))
+            self._solve(moved, grown_a, grown_b, (1.0, 1.0), max(options.tol, ROUGH_TOL))
 
     def _solve(
         self, moved: torch.Tensor, a: torch.Tensor, b: torch.Tensor, tau: tuple[float, float], tol: float

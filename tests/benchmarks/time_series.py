@@ -7,7 +7,6 @@ Needs the shared data, and torchcfm for the peers.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import anndata as ad
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from common import DATA, quiet, table
+from joblib import Parallel, delayed
 
 from cellrank_velot.metrics import held_out_time, wasserstein
 
@@ -81,6 +81,8 @@ def flow_matching(kind: str, x: np.ndarray, times: np.ndarray, point: float, see
 
 def run(name: str, seed: int, peers: bool) -> pd.DataFrame:
     """Return the distances of all methods at the inner time points of a series."""
+    quiet()
+    torch.set_num_threads(1)
     x, times = read(name)
     methods = ["paths", "field", "exact", "previous"]
     rows = held_out_time(x, times, methods=methods, n_cells=N_CELLS, random_state=seed)
@@ -99,16 +101,11 @@ def main() -> None:
     """Run all and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
-    quiet()
-    torch.set_num_threads(1)
-    start = time.perf_counter()
     seeds = SEEDS[:1] if options.quick else SEEDS
-    found = []
-    for name in SETS:
-        for seed in seeds:
-            found.append(run(name, seed, peers=not options.quick))
-            print(name, seed, f"{time.perf_counter() - start:.0f} s", flush=True)
+    tasks = [(name, seed) for name in sorted(SETS) for seed in seeds]
+    found = Parallel(options.jobs, verbose=10)(delayed(run)(*task, peers=not options.quick) for task in tasks)
     rows = pd.concat(found)
     text = report(rows)
     print(text)
