@@ -228,3 +228,156 @@ def test_empty_batch():
     result = sinkhorn(torch.zeros(0, 3, 4).double(), torch.zeros(0, 3).double(), torch.zeros(0, 4).double(), 0.05)
     assert result.plan.shape == (0, 3, 4)
     assert result.converged.shape == (0,)
+
+
+# ----------------------------------------------------------------------------------------------- unbalanced
+TAUS = [(0.9, 0.9), (0.5, 0.8), (0.999, 0.7)]
+
+
+def clouds(seed: int = 0, n: int = 40, m: int = 30, far: tuple[float, float] = (0.0, 0.0)):
+    """Return costs of mean one between two clouds, the first cells of which may be far out, and random weights."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, 3)), rng.normal(size=(m, 3)) + 1
+    scale = ot.dist(x, y).mean()
+    x[0] += far[0]
+    y[0] -= far[1]
+    return ot.dist(x, y) / scale, rng.dirichlet(np.full(n, 5.0)), rng.dirichlet(np.full(m, 5.0))
+
+
+def residual(plan: np.ndarray, problem, epsilon: float, tau: tuple[float, float]) -> float:
+    """Return how far a plan is from the fixed point of the relaxed problem, in potentials over epsilon.
+
+    Where the plan is ``a b exp(f + g - C / epsilon)``, the potentials are ``-tau / (1 - tau)`` times the logarithm of
+    what the marginals have over what they should have :cite:`chizat:18`.
+    """
+    cost, a, b = problem
+    seen = plan > 1e-250
+    with np.errstate(divide="ignore"):
+        f, g = (-t / (1 - t) * np.log(plan.sum(1 - k) / (a, b)[k]) for k, t in enumerate(tau))
+        found = np.log(plan) + cost / epsilon - np.log(a)[:, None] - np.log(b)
+    return np.abs(found - f[:, None] - g)[seen].max()
+
+
+@pytest.mark.parametrize("tau", TAUS)
+@pytest.mark.parametrize("epsilon", [0.1, 0.02, 0.002])
+def test_relaxed_plan_solves_its_fixed_point_equations(epsilon: float, tau: tuple[float, float]):
+    batch = [clouds(0), clouds(1, 25, 33)]
+    result = solve(batch, epsilon, tau=tau)
+    assert result.converged.all()
+    for plan, problem in zip(result.plan.numpy(), batch, strict=True):
+        own = plan[: problem[1].size, : problem[2].size]
+        assert residual(own, problem, epsilon, tau) < 1e-6 / (1 - max(tau))
+        assert plan[own.shape[0] :].sum() == plan[:, own.shape[1] :].sum() == 0
+        assert 0 < own.sum() < 1
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_relaxed_plan_agrees_with_pot(tau: tuple[float, float]):
+    epsilon, (cost, a, b) = 0.1, clouds(2)
+    strength = tuple(epsilon * t / (1 - t) for t in tau)
+    expected = ot.unbalanced.sinkhorn_unbalanced(
+        a, b, cost, epsilon, strength, reg_type="kl", numItermax=100_000, stopThr=1e-14
+    )
+    np.testing.assert_allclose(solve([(cost, a, b)], epsilon, tau=tau).plan[0], expected, rtol=1e-6, atol=1e-12)
+
+
+def test_relaxed_plan_has_the_least_objective():
+    epsilon, tau, (cost, a, b) = 0.1, (0.8, 0.9), clouds(3, 8, 6)
+
+    def divergence(p, q):
+        return (p * np.log(p / q) - p + q).sum()
+
+    def objective(plan):
+        strength = [epsilon * t / (1 - t) for t in tau]
+        rows, columns = divergence(plan.sum(1), a), divergence(plan.sum(0), b)
+        mixed = divergence(plan, a[:, None] * b)
+        return (plan * cost).sum() + epsilon * mixed + strength[0] * rows + strength[1] * columns
+
+    plan = solve([(cost, a, b)], epsilon, tau=tau).plan[0].numpy()
+    rng = np.random.default_rng(0)
+    for size in (1e-3, 1e-2, 0.1):
+        for _ in range(20):
+            assert objective(plan * np.exp(size * rng.normal(size=plan.shape))) > objective(plan)
+    for factor in (0.999, 1.001):
+        assert objective(plan * factor) > objective(plan)
+
+
+def test_nearly_strict_weights_give_the_balanced_plan():
+    batch = [clouds(4)]
+    balanced = solve(batch, 0.05).plan
+    off = [float((solve(batch, 0.05, tau=(t, t)).plan - balanced).abs().sum()) for t in (0.999, 0.9999, 0.99999)]
+    # What is off is of the first order in what the weights may leave.
+    np.testing.assert_allclose([off[0] / off[1], off[1] / off[2]], 10, rtol=0.05)
+    assert off[2] < 1e-3
+
+
+@pytest.mark.parametrize("tau", [(1.0, 0.9), (0.9, 1.0)])
+def test_semi_relaxed_plan_keeps_the_strict_weights(tau: tuple[float, float]):
+    epsilon, (cost, a, b) = 0.05, clouds(5)
+    result = solve([(cost, a, b)], epsilon, tau=tau)
+    plan = result.plan[0].numpy()
+    strict, kept = (a, plan.sum(1)) if tau[0] == 1 else (b, plan.sum(0))
+    np.testing.assert_allclose(kept, strict, atol=1e-11)
+    relaxed, sums, t = (b, plan.sum(0), 0.9) if tau[0] == 1 else (a, plan.sum(1), 0.9)
+    assert np.abs(sums - relaxed).max() > 0.01
+    # On the relaxed side the fixed-point equation holds, whatever the potential of the other one is.
+    found = np.log(plan) + cost / epsilon - np.log(a)[:, None] - np.log(b)
+    rest = found - (-t / (1 - t) * np.log(sums / relaxed))[(None, slice(None)) if tau[0] == 1 else (slice(None), None)]
+    assert np.ptp(rest, axis=1 if tau[0] == 1 else 0).max() < 1e-5
+
+
+@pytest.mark.parametrize("far", [(100.0, 0.0), (0.0, 100.0), (100.0, 100.0), (1e4, 0.0), (0.0, 1e4)])
+@pytest.mark.parametrize("tau", [(0.9, 0.9), (0.5, 0.8), (1.0, 0.9), (0.9, 1.0), (1e-3, 1e-3)])
+@pytest.mark.parametrize("epsilon", [0.1, 0.02, 0.002])
+def test_a_cell_far_out_spoils_nothing(epsilon: float, tau: tuple[float, float], far: tuple[float, float]):
+    problem = clouds(6, far=far)
+    result = solve([problem], epsilon, tau=tau, tol=1e-10, max_iter=1000)
+    plan = result.plan[0].numpy()
+    assert result.converged.all()
+    assert np.isfinite(plan).all()
+    assert (plan >= 0).all()
+    assert plan.sum() <= 1 + 1e-7
+    if max(tau) < 1:
+        assert residual(plan, problem, epsilon, tau) < 1e-4
+        # What is left of the plan is that of the other cells: who is far out neither takes from nor gives to them.
+        rows, columns = (slice(int(out > 0), None) for out in far)
+        cost, a, b = problem
+        alone = solve([(cost[rows, columns], a[rows], b[columns])], epsilon, tau=tau, tol=1e-10, max_iter=1000)
+        np.testing.assert_allclose(plan[rows, columns], alone.plan[0], atol=1e-7)
+
+
+def test_padding_does_not_change_a_relaxed_plan():
+    small, large = clouds(7, 10, 8), clouds(8, 50, 60)
+    together = solve([small, large], 0.05, tau=(0.9, 0.95)).plan[0, :10, :8]
+    np.testing.assert_allclose(together, solve([small], 0.05, tau=(0.9, 0.95)).plan[0], atol=1e-11)
+
+
+@pytest.mark.parametrize("tau", [0.99, 0.999, 0.9999, 1 - 1e-6])
+def test_mass_settles_at_once(tau: float):
+    result = solve([clouds(9)], 0.1, tau=(tau, tau), tol=1e-8)
+    assert result.converged.all()
+    assert result.n_iter.item() <= 71, "without translation it takes thousands"
+
+
+@pytest.mark.parametrize("far", [(100.0, 0.0), (0.0, 100.0)])
+def test_mass_settles_as_fast_beside_a_cell_far_out(far: tuple[float, float]):
+    near, with_far = (
+        solve([clouds(6, far=by)], 0.02, tau=(0.99, 0.99), tol=1e-8).n_iter.item() for by in ((0, 0), far)
+    )
+    assert with_far < 2 * near, "steps by log-sum-exp are translated, too"
+
+
+def test_relaxed_weights_that_are_far_apart_let_mass_go():
+    cost, a, b = clouds(10)
+    plans = [solve([(cost + by, a, b)], 0.1, tau=(0.8, 0.8)).plan[0] for by in (0.0, 1.0)]
+    # A cost that all pairs have in common scales the plan: `epsilon` and both strengths share it.
+    factor = np.exp(-1.0 / (0.1 + 2 * 0.4))
+    np.testing.assert_allclose(plans[1], plans[0] * factor, rtol=1e-7, atol=1e-14)
+
+
+@pytest.mark.parametrize("max_iter", [1, 5, 12])
+def test_too_few_relaxed_iterations_are_reported(max_iter: int):
+    result = solve([clouds(11)], 0.002, tau=(0.95, 0.95), tol=1e-12, max_iter=max_iter)
+    assert not result.converged.any()
+    assert 1e-12 < result.marginal_error.item() < 1
+    assert result.n_iter.item() == max_iter

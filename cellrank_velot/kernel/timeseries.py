@@ -109,8 +109,8 @@ class TimeSeries(Parts):
         Parameters
         ----------
         cells
-            Cells to start from: names, a mask, ``{"clusters": "HSC"}``, or the name of a cluster. Those of the first
-            time point where not given.
+            Cells to start from: names, a mask, ``{"clusters": "HSC"}``, or the name of a cluster, of the first time
+            point, or of the last one where ``until`` is the first. All cells of that time point where not given.
         until
             Time at which particles end; the last time point where not given.
         cluster_key
@@ -137,7 +137,7 @@ class TimeSeries(Parts):
         check_integer("n_particles", n_particles, low=1)
         points = self.cells.time_points
         until = float(points[-1] if until is None else until)
-        starts = self._starting(cells, cluster_key, points[0])
+        starts = self._starting(cells, cluster_key, points[0] if until > points[0] else points[-1])
         rng = np.random.default_rng(kwargs.get("random_state", 0))
         chosen = np.sort(np.resize(rng.permutation(starts), n_particles))
         return self._process(chosen, until, {"n_saved": n_saved, **kwargs})
@@ -288,11 +288,10 @@ class TimeSeries(Parts):
 
     # ------------------------------------------------------------------------------------------------ private
     def _couple(
-        self, growth_key: str | None, mass: Mapping[float, float] | str | None, **options: Any
+        self, prior: NDArray[np.float64] | None, mass: NDArray[np.float64] | None, **options: Any
     ) -> tuple[SnapshotCouplings, TransportVelocity]:
-        prior = None if growth_key is None else self._prior_growth(growth_key)
         windows = self._needed("windows", "compute_windows")
-        return couple_snapshots(self.cells.x, self.cells.time, windows, prior=prior, mass=self._mass(mass), **options)
+        return couple_snapshots(self.cells.x, self.cells.time, windows, prior=prior, mass=mass, **options)
 
     def _match(self, **options: Any) -> VelocityField:
         couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
@@ -307,7 +306,10 @@ class TimeSeries(Parts):
             )
         return self.cells.time_points
 
-    def _prior_growth(self, growth_key: str) -> NDArray[np.float64]:
+    def _prior_growth(self, growth_key: str | None) -> NDArray[np.float64] | None:
+        """Return the growth rates that are expected, shape ``[n_cells]``."""
+        if growth_key is None:
+            return None
         check_known(
             "adata.obs", growth_key, self.adata.obs.columns, "Compute it with `cellrank_velot.pp.score_growth`."
         )
@@ -332,12 +334,16 @@ class TimeSeries(Parts):
             check_choice("mass", mass, ["counts"])
             values = np.bincount(np.searchsorted(points, self.cells.time)).astype(np.float64)
         else:
-            if not isinstance(mass, Mapping) or {float(key) for key in mass} != set(points.tolist()):
+            try:
+                by_point = {float(key): float(value) for key, value in dict(mass).items()}
+            except (TypeError, ValueError):
+                by_point = {}
+            if set(by_point) != set(points.tolist()):
                 raise ValueError(
                     f"Expected `mass` as 'counts' or a mass for each of {points.tolist()}, found `{mass!r}`."
                 )
-            by_point = {float(key): float(value) for key, value in mass.items()}
-            values = np.array([by_point[point] for point in points])
+            # Keys may have come as texts, whose order is another.
+            values = np.array([by_point[point] for point in points.tolist()])
             if not (np.isfinite(values) & (values > 0)).all():
                 raise ValueError(f"Expected positive `mass`, found {values.tolist()}.")
         return np.asarray(values / values[0])
@@ -395,6 +401,7 @@ class TimeSeries(Parts):
         wanted = [names] if isinstance(names, str) else None if names is None else list(names)
         for name in wanted or ():
             check_known(f"adata.obs[{key!r}]", name, clusters.cat.categories)
+        wanted = None if wanted is None else [str(name) for name in wanted]
         groups = self.adata.obs_names
         if group_by is not None:
             check_known("adata.obs", group_by, self.adata.obs.columns)
