@@ -238,6 +238,83 @@ def simulated() -> None:
     )
 
 
+def series() -> None:
+    """Draw a time series: simulated cells that branch, divide and die."""
+    adata = cv.datasets.birth_death(sigma=0.2)
+    truth = adata.uns["birth_death"]
+    kernel = cv.OTVelocityKernel(adata, time_key="day", time_kind="experimental")
+    kernel.compute_velocity(mass=dict(zip(truth["times"], truth["mass"], strict=True)), **QUIET)
+    kernel.fit_field(**QUIET).compute_transition_matrix(**QUIET)
+    adata.obsm["X_plane"] = adata.obsm["X_state"]
+    draw(
+        "growth",
+        "Growth",
+        "Growth rate of the cells of a simulated time series, by time point: `vk.plot_growth()`.",
+        kernel.plot_growth,
+        "plane",
+    )
+    draw(
+        "ancestry",
+        "Ancestors",
+        "Shares of the ancestors of the cells of the last day, with intervals: "
+        '`vk.plot_ancestry(vk.ancestry(group_by="clusters"))`.',
+        kernel.plot_ancestry,
+        kernel.ancestry(group_by="clusters"),
+    )
+    draw(
+        "process",
+        "Stochastic paths",
+        "Particles that follow the process forward: `vk.plot_process(vk.simulate_process())`.",
+        kernel.plot_process,
+        kernel.simulate_process(),
+    )
+    draw(
+        "population",
+        "Between time points",
+        "The population at times that were not measured: `vk.plot_population([0.5, 1.5, 2.5])`.",
+        kernel.plot_population,
+        [0.5, 1.5, 2.5],
+    )
+    landscape = kernel.compute_landscape(basis="plane")
+    draw(
+        "landscape",
+        "Landscape",
+        "Quasi-potential by time point, with states and passes: `vk.plot_landscape(vk.compute_landscape())`.",
+        kernel.plot_landscape,
+        landscape,
+    )
+    draw(
+        "landscape_surface",
+        "Landscape as a surface",
+        'The last day: `vk.plot_landscape(landscape, times=[3], kind="surface")`.',
+        kernel.plot_landscape,
+        landscape,
+        times=[3.0],
+        kind="surface",
+    )
+
+
+def genes(kernel: cv.OTVelocityKernel) -> None:
+    """Draw what the field says of genes."""
+    names = ["Pdx1", "Ins2", "Gcg", "Iapp", "Isl1", "Pax4"]
+    found = kernel.compute_regulation(names, "clusters", {"clusters": ["Alpha", "Beta"]})
+    draw(
+        "regulation",
+        "Regulation",
+        'Mean Jacobian between genes: `vk.compute_regulation([...], "clusters"); vk.plot_regulation()`.',
+        kernel.plot_regulation,
+        found,
+    )
+    draw(
+        "network",
+        "Regulation as a network",
+        'The same as arrows and bars: `vk.plot_regulation(kind="network")`.',
+        kernel.plot_regulation,
+        found,
+        kind="network",
+    )
+
+
 def main() -> None:
     """Draw all and write the page."""
     logging.getLogger("cellrank_velot").setLevel(logging.ERROR)
@@ -247,7 +324,9 @@ def main() -> None:
     velocity(kernel)
     windows(kernel)
     motion(kernel)
+    genes(kernel)
     simulated()
+    series()
     sections = [
         f"## {heading}\n\n{caption}\n\n![{heading}](figures/gallery/{file})\n"
         for file, (heading, caption) in CAPTIONS.items()

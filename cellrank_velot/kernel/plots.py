@@ -10,11 +10,15 @@ from typing import Any, Literal
 
 from cellrank_velot._validation import check_choice
 from cellrank_velot.dynamics import Trajectories
+from cellrank_velot.dynamics.descent import ProcessFates
+from cellrank_velot.dynamics.process import ProcessPaths
+from cellrank_velot.interpolation import Population
 from cellrank_velot.kernel._parts import Parts
 
 __all__ = ["Plots"]
 
 VelocityStyle = Literal["stream", "grid", "quiver"]
+FateStyle = Literal["bars", "heatmap", "cells"]
 
 
 class Plots(Parts):
@@ -98,8 +102,105 @@ class Plots(Parts):
 
         return plotting.flow_animation(self, trajectories, basis, **kwargs)
 
-    def plot_fates(self, trajectories: Trajectories | None = None, **kwargs: Any) -> Any:
-        """Draw the fates of a flow, see :func:`cellrank_velot.pl.fate_summary`; the last computed where not given."""
+    def plot_fates(
+        self,
+        fates: Trajectories | ProcessFates | None = None,
+        *,
+        style: FateStyle = "bars",
+        cluster_key: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Draw the fates of a flow, or those of cells of a time series.
+
+        Parameters
+        ----------
+        fates
+            A flow, drawn by :func:`cellrank_velot.pl.fate_summary`, or the result of :meth:`fate_probabilities`, drawn
+            by :func:`cellrank_velot.pl.fate_bars`, :func:`cellrank_velot.pl.fate_heatmap` or
+            :func:`cellrank_velot.pl.fate_cells`. Where not given, the flow last computed; in experimental time the
+            fates of the first time point, of its clusters or, for ``style="cells"``, of its cells.
+        style
+            ``"bars"``, ``"heatmap"`` or ``"cells"``, of the latter.
+        cluster_key
+            Column of ``adata.obs`` with the clusters; that of the kernel, or ``"clusters"``, where not given.
+        **kwargs
+            Passed on to the plot.
+        """
         from cellrank_velot import plotting
 
-        return plotting.fate_summary(self, trajectories, **kwargs)
+        check_choice("style", style, FateStyle)
+        if isinstance(fates, ProcessFates) or (fates is None and self.cells.is_series):
+            return self._plot_descent("fate_probabilities", fates, style, cluster_key, kwargs)
+        return plotting.fate_summary(self, fates, cluster_key=cluster_key, **kwargs)
+
+    def plot_ancestry(
+        self,
+        fates: ProcessFates | None = None,
+        *,
+        style: FateStyle = "bars",
+        cluster_key: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Draw the ancestors of cells of a time series.
+
+        Parameters
+        ----------
+        fates
+            Result of :meth:`ancestry`; where not given, the ancestors of the last time point, of its clusters or cells.
+        style, cluster_key, **kwargs
+            As in :meth:`plot_fates`.
+        """
+        check_choice("style", style, FateStyle)
+        return self._plot_descent("ancestry", fates, style, cluster_key, kwargs)
+
+    def plot_process(self, paths: ProcessPaths | None = None, basis: str | None = None, **kwargs: Any) -> Any:
+        """Draw paths of the process of a time series, see :func:`cellrank_velot.pl.process_paths`.
+
+        Parameters
+        ----------
+        paths
+            Result of :meth:`simulate_process`; where not given, from cells of the first time point to the last.
+        basis
+            Key in ``adata.obsm`` of the embedding; the basis of the kernel where not given.
+        **kwargs
+            Passed on to the plot.
+        """
+        from cellrank_velot.plotting.process import process_paths
+
+        kernel: Any = self
+        return process_paths(self, kernel.simulate_process() if paths is None else paths, basis, **kwargs)
+
+    def plot_growth(self, basis: str | None = None, **kwargs: Any) -> Any:
+        """Draw the growth rate of the cells of a time series, see :func:`cellrank_velot.pl.growth_map`."""
+        from cellrank_velot.plotting.snapshots import growth_map
+
+        return growth_map(self, basis, **kwargs)
+
+    def plot_population(
+        self, times: Population | float | Sequence[Population | float], basis: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Draw populations between time points next to the snapshots, see :func:`cellrank_velot.pl.population`."""
+        from cellrank_velot.plotting.snapshots import population
+
+        return population(self, times, basis, **kwargs)
+
+    def _plot_descent(
+        self,
+        method: str,
+        fates: ProcessFates | None,
+        style: str,
+        cluster_key: str | None,
+        options: dict[str, Any],
+    ) -> Any:
+        """Draw a table, computed by a method of the kernel for the clusters where not given."""
+        from cellrank_velot.plotting.descent import fate_bars, fate_heatmap
+        from cellrank_velot.plotting.process import fate_cells
+
+        if fates is None:
+            key = cluster_key or self.cluster_key or "clusters"
+            fates = getattr(self, method)(cluster_key=key, group_by=None if style == "cells" else key)
+        if style == "cells":
+            return fate_cells(self, fates, **options)
+        draw: Any = fate_bars if style == "bars" else fate_heatmap
+        of = "ancestors" if method == "ancestry" else "descendants"
+        return draw(self, fates, cluster_key=cluster_key, **{"of": of, **options})
