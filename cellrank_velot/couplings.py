@@ -174,10 +174,10 @@ def couple_snapshots(
         sampled.
     n_passes
         How often to transport. From the second time on, only what a cell moves further than the cells around it did on
-        average counts as its cost, so that a whole population may move far without growth being taken for it. That
-        suits populations that move on as one, such as cells in culture after a start at the same time; where cells of
-        all stages are present at all times, growth in place and common motion cannot be told apart, and more passes
-        take the latter.
+        average counts as its cost, so that a population may move far without growth being taken for it. What the cells
+        around do in common may also be that they make up for the growth of others, far away: more passes take
+        differences of growth for motion, one takes motion for growth. Of groups that are far apart and do not move,
+        one pass tells the growth best. Without effect where ``tau`` is 1.
     n_draws
         Pairs drawn for each cell, forward and backward.
     tol, max_iter

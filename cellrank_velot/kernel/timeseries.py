@@ -262,7 +262,8 @@ class TimeSeries(Parts):
         Returns
         -------
         Cells of the one by cells of the other, with the shares of each cell's descendants in ``X``:
-        ``RealTimeKernel(adata, time_key, couplings={(source, target): vk.coupling(source, target)})``.
+        ``RealTimeKernel(adata, time_key, couplings={(source, target): vk.coupling(source, target)})``, which asks for
+        a categorical ``time_key``.
 
         Raises
         ------
