@@ -286,10 +286,10 @@ def series() -> None:
     draw(
         "landscape_surface",
         "Landscape as a surface",
-        'The last day: `vk.plot_landscape(landscape, times=[3], kind="surface")`.',
+        'Day 2, where the branches part: `vk.plot_landscape(landscape, times=[2], kind="surface")`.',
         kernel.plot_landscape,
         landscape,
-        times=[3.0],
+        times=[2.0],
         kind="surface",
     )
 

@@ -133,7 +133,7 @@ class Scene:
             set_limits(inside.min() - margin, inside.max() + margin)
         if is_3d(ax):
             ax.set(zlim=(0, self.top), zticks=[])
-            ax.set_box_aspect((1.0, 1.0, 0.4), zoom=1.15)
+            ax.set_box_aspect((1.0, 1.0, 0.4), zoom=1.35)
             for direction in (ax.xaxis, ax.yaxis, ax.zaxis):
                 direction.labelpad = -12
                 direction.set_pane_color((1.0, 1.0, 1.0, 0.0))
@@ -141,7 +141,7 @@ class Scene:
     def draw_legend(self, place: Axes | Figure, panels: list[Axes], chosen: Sequence[int]) -> None:
         """Draw the colour bar and what the marks mean, to the right."""
         known = self.landscape.diffusion is not None
-        label = "Quasi-potential $-\\frac{\\sigma^2}{2}\\,\\log p$" if known else "Quasi-potential $-\\log p$"
+        label = "Quasi-potential $-\\sigma^2 \\log p \\, / \\, 2$" if known else "Quasi-potential $-\\log p$"
         bar = panels[0].figure.colorbar(self.scale, ax=panels, shrink=0.7, aspect=18, pad=0.02, label=label)
         bar.outline.set_visible(False)
         parts: list[tuple[str, Sequence[Line2D]]] = []

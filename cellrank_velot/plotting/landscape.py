@@ -231,7 +231,7 @@ def _open(
     dpi: float | None,
 ) -> tuple[Figure, list[Axes], bool]:
     """Return a figure, one Axes for each panel, of the projection that the kind needs, and whether it is ours."""
-    size = ((5.2, 4.2) if n_panels == 1 else (2.9, 2.9)) if kind == "contour" else (4.6, 4.2)
+    size = ((5.2, 4.2) if n_panels == 1 else (2.9, 2.9)) if kind == "contour" else (6.6, 4.6)
     figure, panels, ours = open_axes(
         ax, n_panels=n_panels, n_columns=n_columns, panel_size=size, figsize=figsize, dpi=dpi
     )
