@@ -217,7 +217,8 @@ def _resolve(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if name in qualified:
             steps[name] = (qualified[name],)
             continue
-        takers = tuple(step for step in STEPS if name in known[step])
+        # The seed of the velocity is of real time points, which a search does not have.
+        takers = tuple(step for step in STEPS if name in known[step] and (step, name) != ("velocity", "random_state"))
         if not takers:
             raise ValueError(_unknown(name, known, list(qualified)))
         steps[name] = tuple(step for step in takers if f"{step}.{name}" not in names)
