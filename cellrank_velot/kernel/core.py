@@ -32,6 +32,7 @@ from cellrank_velot.cells import (
 )
 from cellrank_velot.couplings import SnapshotCouplings, check_coupling_options
 from cellrank_velot.field import VelocityField, check_field_options, check_matching_options, fit_field
+from cellrank_velot.kernel._options import names_of, options_of
 from cellrank_velot.kernel.diagnostics import Diagnostics
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
@@ -39,7 +40,7 @@ from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
 from cellrank_velot.kernel.regulation import Regulation
 from cellrank_velot.kernel.timeseries import TimeSeries
-from cellrank_velot.snapshots import BATCH_SIZE, build_snapshots
+from cellrank_velot.snapshots import build_snapshots
 from cellrank_velot.transitions import (
     BackwardMode,
     Model,
@@ -77,46 +78,6 @@ STEPS = {
     "velocity": "compute_velocity",
     "field": "fit_field",
     "uncertainty": "compute_uncertainty",
-}
-# Options that only pseudotime has, and those that only real time points have, by step, as they usually are.
-PSEUDOTIME_OPTIONS: dict[str, dict[str, Any]] = {
-    "windows": {
-        "n_clusters": None,
-        "window_size": None,
-        "overlap": 0.5,
-        "min_window_size": 20,
-        "time_lag": "auto",
-        "overlap_clusters": None,
-        "tail": "force",
-        "tail_threshold": 10,
-    },
-    "velocity": {"lambda_time": 1.0, "lambda_knn": 0.0, "reach": 2.0, "relaxation": "auto"},
-    "field": {
-        "use_time": True,
-        "lambda_smooth": 1.0,
-        "lambda_curl": 0.0,
-        "lambda_divergence": 0.0,
-        "held_out": 0.1,
-        "patience": 10,
-    },
-}
-SERIES_OPTIONS: dict[str, dict[str, Any]] = {
-    "windows": {"batch_size": None},
-    "velocity": {
-        "tau": None,
-        "growth_key": None,
-        "mass": None,
-        "n_passes": None,
-        "n_draws": None,
-        "random_state": 0,
-    },
-    "field": {"diffusion": None},
-}
-# What these stand for where they are not given.
-SERIES_DEFAULTS: dict[str, dict[str, Any]] = {
-    "windows": {"batch_size": BATCH_SIZE},
-    "velocity": {"tau": 0.9, "n_passes": 4, "n_draws": 4},
-    "field": {"diffusion": "auto", "n_steps": 1500, "batch_size": 512, "learning_rate": 3e-3},
 }
 # What `params` may hold, in the order in which it is shown.
 PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
@@ -933,31 +894,12 @@ class OTVelocityKernel(
         return kernel
 
     def _settings_for(self, step: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of a step that its kind of time has, and refuse others.
-
-        Raises
-        ------
-        ValueError
-            If an option of the other kind of time has another value than its usual one.
-        """
-        given = _settings(arguments)
-        kind, other = (
-            ("pseudotime", PSEUDOTIME_OPTIONS) if self.cells.is_series else ("experimental time", SERIES_OPTIONS)
-        )
-        for name, usual in other[step].items():
-            if isinstance(given[name], np.ndarray) or given[name] != usual:
-                raise ValueError(f"Expected `{name}` with {kind} only, found `{given[name]!r}`.")
-        settings = {name: given[name] for name in given if name not in other[step]}
-        if self.cells.is_series:
-            defaults = SERIES_DEFAULTS[step]
-            settings.update({name: value for name, value in defaults.items() if settings[name] is None})
-        return settings
+        return options_of(step, _settings(arguments), series=self.cells.is_series)
 
     def _names_of(self, step: str) -> list[str]:
         """Return the names of the options of a step that its kind of time has."""
         names = _settings(dict(inspect.signature(getattr(type(self), STEPS[step])).parameters))
-        other = PSEUDOTIME_OPTIONS if self.cells.is_series else SERIES_OPTIONS
-        return [name for name in names if name not in other.get(step, {})]
+        return names_of(step, list(names), series=self.cells.is_series)
 
     def _clear(self, *stages: str) -> None:
         """Forget these stages and the transition matrix."""
