@@ -15,7 +15,7 @@ from cellrank_velot.couplings import couple_snapshots
 from cellrank_velot.dynamics import Rescaled
 from cellrank_velot.field import fit_process
 from cellrank_velot.interpolation import interpolate_paths
-from cellrank_velot.kernel.core import SERIES_DEFAULTS
+from cellrank_velot.kernel._options import SERIES_DEFAULTS
 
 QUIET = {"show_progress_bar": False}
 FAST = {"hidden": (16, 16), "n_steps": 120, "batch_size": 128, "device": "cpu", **QUIET}
@@ -58,7 +58,7 @@ def row_sums(kernel) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------- the steps
 def test_everything_runs_with_defaults(adata, monkeypatch):
     monkeypatch.setattr(
-        "cellrank_velot.kernel.core.SERIES_DEFAULTS",
+        "cellrank_velot.kernel._options.SERIES_DEFAULTS",
         {
             "windows": {"batch_size": 100},
             "velocity": {"tau": 0.9, "n_passes": 1, "n_draws": 4},
