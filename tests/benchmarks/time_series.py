@@ -1,12 +1,15 @@
 """Leave each inner time point out of four time series and foretell it from the others, beside the peers.
 
-Prints a table and writes ``docs/time_series.md`` between its markers. `--quick` takes one seed and no peers.
+Prints a table and writes ``docs/time_series.md`` between its markers. `--quick` takes one seed and no peers,
+`--speed` measures seconds and memory of couplings and field.
 Needs the shared data, and torchcfm for the peers.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
+import time
 from pathlib import Path
 
 import anndata as ad
@@ -16,7 +19,10 @@ import torch
 from common import DATA, quiet, table
 from joblib import Parallel, delayed
 
+from cellrank_velot.couplings import couple_snapshots
+from cellrank_velot.field import fit_process
 from cellrank_velot.metrics import held_out_time, wasserstein
+from cellrank_velot.snapshots import build_snapshots
 
 SETS = {"zebrafish": "X_latent", "emt": "X_pca", "mouse_hematopoiesis": "X_latent", "misa": "X_state"}
 SEEDS = (0, 1, 2)
@@ -97,12 +103,31 @@ def run(name: str, seed: int, peers: bool) -> pd.DataFrame:
     return rows.assign(data=name, seed=seed)
 
 
+def speed() -> None:
+    """Print seconds and peak memory of couplings and field on the largest series, on one thread."""
+    torch.set_num_threads(1)
+    x, times = read("emt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    couplings, _ = couple_snapshots(x, times, build_snapshots(times))
+    middle = time.perf_counter()
+    fit_process(couplings, x)
+    end, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{len(x)} cells: couplings {middle - start:.1f} s, field {end - middle:.1f} s, ", end="")
+    print(f"peak {after / 2**20:.2f} GiB, {(after - before) / 2**20:.2f} GiB of it theirs")
+
+
 def main() -> None:
     """Run all and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--speed", action="store_true", help="seconds and memory on the largest series, nothing else")
     options = parser.parse_args()
+    if options.speed:
+        quiet()
+        speed()
+        return
     seeds = SEEDS[:1] if options.quick else SEEDS
     tasks = [(name, seed) for name in sorted(SETS) for seed in seeds]
     found = Parallel(options.jobs, verbose=10)(delayed(run)(*task, peers=not options.quick) for task in tasks)
