@@ -149,9 +149,8 @@ def couple_snapshots(
     The transport is entropic and unbalanced :cite:`chizat:18`: ``tau`` says how strictly the distributions of the cells
     are kept. The rest is growth and loss. What mass the cells around a cell keep is what it grows or shrinks by: a cell
     that lies apart would else die of it. With these masses the transport is solved once more, and keeps them. With the
-    coupling :math:`P`, its row sums :math:`r` and column sums :math:`c`
-    and the masses of the cells :math:`p, q`, a pair carries :math:`P_{ij} p_i / r_i` at its source and :math:`P_{ij}
-    q_j / c_j` at its target.
+    coupling :math:`P`, its row sums :math:`r` and column sums :math:`c` and the masses of the cells :math:`p, q`, a
+    pair carries :math:`P_{ij} p_i / r_i` at its source and :math:`P_{ij} q_j / c_j` at its target.
 
     Parameters
     ----------
@@ -305,20 +304,24 @@ class _Batch:
         self.scale, self.options = scale, options
         a = torch.softmax(torch.tensor(log_weights, dtype=torch.float64, device=options.device), 0)
         b = torch.full_like(self.y[:, 0], 1.0 / y.shape[0])
-        relaxed = min(options.tau) < 1
-        near = _near(self.x) if relaxed else None
-        moved = self.x
-        n_passes = 1 if near is None else options.n_passes
-        for number in range(n_passes):
-            if number and near is not None:
-                moved = self.x + self._common_way(near)
-            rough = number < n_passes - 1
-            self._solve(moved, a, b, options.tau, max(options.tol, ROUGH_TOL if rough else 0.0))
-        self.kept = (self.rows / a).clamp_max(1.0), (self.columns / b).clamp_max(1.0)
-        if near is not None:
-            grown = a * (self.rows / a)[near].mean(1), b * (self.columns / b)[_near(self.y)].mean(1)
-            grown_a, grown_b = (mass / mass.sum() for mass in grown)
-            self._solve(moved, grown_a, grown_b, (1.0, 1.0), max(options.tol, ROUGH_TOL))
+        if min(options.tau) == 1:
+            self._solve(self.x, a, b, options.tau, options.tol)
+            self.kept = torch.ones_like(a), torch.ones_like(b)
+        else:
+            self._grow(a, b)
+
+    def _grow(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Transport in the frame that cells share, and once more with the growth that cells share."""
+        options, near, moved = self.options, _near(self.x), self.x
+        rough = max(options.tol, ROUGH_TOL)
+        for _ in range(options.n_passes - 1):
+            self._solve(moved, a, b, options.tau, rough)
+            moved = self.x + self._common_way(near)
+        self._solve(moved, a, b, options.tau, options.tol)
+        kept_a, kept_b = self.rows / a, self.columns / b
+        self.kept = kept_a.clamp_max(1.0), kept_b.clamp_max(1.0)
+        grown_a, grown_b = a * kept_a[near].mean(1), b * kept_b[_near(self.y)].mean(1)
+        self._solve(moved, grown_a / grown_a.sum(), grown_b / grown_b.sum(), (1.0, 1.0), rough)
 
     def _solve(
         self, moved: torch.Tensor, a: torch.Tensor, b: torch.Tensor, tau: tuple[float, float], tol: float

@@ -109,6 +109,10 @@ def fate_table(
         Clusters to keep; the rest is summed as ``"rest"``. All that occur where not given.
     random_state
         Seed of the bootstrap.
+
+    Returns
+    -------
+    The table, its 95 % intervals, and the mean weight of the particles of each group. Rows sum to one.
     """
     frame = pd.DataFrame(shares, columns=list(names))
     if wanted is None:

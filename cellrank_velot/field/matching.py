@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from copy import deepcopy
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from cellrank_velot._device import resolve_device, single_thread
@@ -253,8 +255,9 @@ def _train(
     evaluation = points.draw(N_EVALUATION)
     rows: list[tuple[float, ...]] = []
     recent: list[torch.Tensor] = []
-    mean = [parameter.detach().clone() for parameter in network.parameters()]
-    best, best_step, kept = np.inf, 0, mean
+    # Random points leave the weights restless: their running mean is at rest.
+    mean = AveragedModel(network, avg_fn=lambda old, new, n: old.lerp(new, max(1 / (float(n) + 1), 1 / MEMORY)))
+    best, best_step, kept = np.inf, 0, deepcopy(network.state_dict())
     with tqdm(total=n_steps, desc="process", unit="step", disable=not show_progress_bar) as bar:
         for step in range(1, n_steps + 1):
             losses = _losses(network, points.draw(batch_size))
@@ -262,38 +265,20 @@ def _train(
             losses.sum().backward()
             optimizer.step()
             schedule.step()
-            # Random points leave the weights restless: their running mean is at rest.
-            with torch.no_grad():
-                for value, parameter in zip(mean, network.parameters(), strict=True):
-                    value.lerp_(parameter, max(1 / step, 1 / MEMORY))
+            mean.update_parameters(network)
             bar.update()
             recent.append(losses.detach())
             if step % EVALUATE_EVERY and step != n_steps:
                 continue
-            held_out = _evaluate(network, mean, evaluation)
+            with torch.no_grad():
+                held_out = float(_losses(cast(nn.Sequential, mean.module), evaluation).sum())
             trained = torch.stack(recent).mean(0)
             rows.append((step, held_out, float(trained.sum()), *trained.tolist()))
             recent.clear()
             if held_out < best:
-                best, best_step, kept = held_out, step, [values.clone() for values in mean]
+                best, best_step, kept = held_out, step, deepcopy(mean.module.state_dict())
     if not np.isfinite(best):
         raise FloatingPointError("Training of the process diverged: lower `learning_rate`.")
-    _load(network, kept)
+    network.load_state_dict(kept)
     names = ("step", "held_out", "total", "fit", "growth", "score")
     return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}, best_step
-
-
-def _evaluate(network: nn.Sequential, weights: list[torch.Tensor], points: tuple[torch.Tensor, ...]) -> float:
-    """Return the loss at points with other weights; those of the network stay."""
-    own = [parameter.detach().clone() for parameter in network.parameters()]
-    _load(network, weights)
-    with torch.no_grad():
-        loss = float(_losses(network, points).sum())
-    _load(network, own)
-    return loss
-
-
-def _load(network: nn.Sequential, weights: list[torch.Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(network.parameters(), weights, strict=True):
-            parameter.copy_(value)

@@ -5,8 +5,8 @@ One file per subject: ``velocity`` (arrows), ``estimates`` (what is known of the
 made in), ``search`` (scores over a grid of parameters), ``lines`` (trajectories), ``particles`` (a flow and its
 fates), ``landscape`` (the quasi-potential), ``regulation`` (which gene drives which) and ``perturbation``; of time
 series, ``snapshots`` (populations and growth), ``process`` (paths) and ``descent`` (fates and ancestors). No file has
-the name of a plot, which would hide it. ``_figure``, ``_colors``, ``_embedding``, ``_paths``, ``_plane``, ``_relief``
-and ``_gif`` hold what they share. Knows AnnData, changes nothing in it.
+the name of a plot, which would hide it. ``_figure``, ``_colors``, ``_embedding``, ``_arrows``, ``_animation``,
+``_gif``, ``_paths``, ``_plane`` and ``_relief`` hold what they share. Knows AnnData, changes nothing in it.
 """
 
 from cellrank_velot.plotting.clusters import spatial_clusters

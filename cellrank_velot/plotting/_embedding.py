@@ -5,7 +5,7 @@ Depends on matplotlib, anndata, pandas and scanpy; reads AnnData.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,10 +18,11 @@ from matplotlib.colors import Colormap, Normalize, to_rgba
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from cellrank_velot._validation import check_known
 from cellrank_velot.cells import find_basis
-from cellrank_velot.plotting._colors import BACKGROUND, VALUES, palette_of
+from cellrank_velot.plotting._colors import BACKGROUND, VALUES, palette, palette_of
 
-__all__ = ["HasAnnData", "adata_of", "draw_cells", "draw_colored", "positions", "suffix_of"]
+__all__ = ["HasAnnData", "adata_of", "colors_by_name", "draw_cells", "draw_colored", "positions", "suffix_of"]
 
 MAX_LEGEND_ROWS = 14
 # Square inches of a panel of five by four inches, without labels.
@@ -193,3 +194,44 @@ def draw_values(
         bar.outline.set_visible(False)
         bar.set_label(label)
     return scale
+
+
+def colors_by_name(
+    data: AnnData | HasAnnData, names: Sequence[str], cluster_key: str | None, of: str, *, strict: bool = True
+) -> dict[str, str]:
+    """Return the colour of each name, as in other plots where a column of ``obs`` has all of them.
+
+    Of such a column all categories come back, in their order.
+
+    Parameters
+    ----------
+    data
+        A kernel or an AnnData.
+    names
+        Names of clusters.
+    cluster_key
+        Column of ``obs``; where not given that of the kernel, or ``"clusters"``, if it has the names.
+    of
+        What the names are, for messages.
+    strict
+        Whether a column that was asked for must have the names.
+
+    Raises
+    ------
+    KeyError
+        If the column that was asked for is missing, or has not the names.
+    """
+    adata = adata_of(data)
+    if cluster_key is not None:
+        check_known("adata.obs", cluster_key, adata.obs.columns)
+    for key in (cluster_key,) if cluster_key is not None else (getattr(data, "cluster_key", None), "clusters"):
+        if key is None or key not in adata.obs:
+            continue
+        categories = list(pd.Categorical(adata.obs[key]).categories)
+        colors = {str(category): color for category, color in palette_of(adata, key, categories).items()}
+        if set(names) <= set(colors):
+            return colors
+        if cluster_key is not None and strict:
+            missing = sorted(set(names) - set(colors))
+            raise KeyError(f"Expected the {of} in `adata.obs[{key!r}]`, found no {missing}.")
+    return dict(zip(names, palette(len(names)), strict=True))

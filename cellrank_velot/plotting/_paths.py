@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_known
 from cellrank_velot.cells import find_basis, read_basis
 from cellrank_velot.dynamics import Status, Trajectories
-from cellrank_velot.plotting._colors import palette, palette_of
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of
+from cellrank_velot.plotting._embedding import HasAnnData, adata_of, colors_by_name
 from cellrank_velot.projection import embed_points
 from cellrank_velot.storage import read_trajectories
 
@@ -253,20 +250,7 @@ def cluster_colors(data: Any, found: Trajectories, cluster_key: str | None) -> M
     KeyError
         If the column is missing, or has not the names.
     """
-    adata, names = adata_of(data), [str(name) for name in found.clusters]
-    if cluster_key is not None:
-        check_known("adata.obs", cluster_key, adata.obs.columns)
-    for key in (cluster_key,) if cluster_key is not None else (getattr(data, "cluster_key", None), "clusters"):
-        if key is None or key not in adata.obs:
-            continue
-        categories = list(pd.Categorical(adata.obs[key]).categories)
-        colors = {str(category): color for category, color in palette_of(adata, key, categories).items()}
-        if set(names) <= set(colors):
-            return {name: colors[name] for name in names}
-        if cluster_key is not None:
-            missing = sorted(set(names) - set(colors))
-            raise KeyError(f"Expected the clusters of the trajectories in `adata.obs[{key!r}]`, found no {missing}.")
-    return dict(zip(names, palette(len(names)), strict=True))
+    return colors_by_name(data, [str(name) for name in found.clusters], cluster_key, "clusters of the trajectories")
 
 
 def fate_names(found: Trajectories, terminal_clusters: str | Sequence[str] | None) -> list[str]:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from cellrank_velot._validation import check_choice, check_integer, check_known
 from cellrank_velot.landscape import Landscape
-from cellrank_velot.plotting._colors import BACKGROUND, INK, palette, palette_of
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of
+from cellrank_velot.plotting._colors import BACKGROUND, INK
+from cellrank_velot.plotting._embedding import HasAnnData, adata_of, colors_by_name
 from cellrank_velot.plotting._paths import dot, sections
 
 __all__ = ["Kind", "Scene", "chosen_times", "is_3d", "scene_of"]
@@ -183,7 +183,7 @@ def scene_of(
         top=top,
         levels=levels,
         view=view,
-        colors=_state_colors(data, landscape, cluster_key),
+        colors=colors_by_name(data, list(map(str, landscape.states)), cluster_key, "states of the landscape"),
         minima=landscape.minima() if states and named else None,
         passes=_lowest_passes(landscape) if saddles and landscape.states.size > 1 else None,
         cells=_cells_of(data, landscape) if cells else None,
@@ -221,24 +221,6 @@ def _lowest_passes(landscape: Landscape) -> pd.DataFrame:
             if min(climbs[start, end], climbs[end, start]) > 0:
                 kept.append(index)
     return table.loc[kept]
-
-
-def _state_colors(data: AnnData | HasAnnData, landscape: Landscape, cluster_key: str | None) -> Mapping[str, str]:
-    """Return the colour of each state, as in other plots where a column of ``obs`` has the names."""
-    adata, names = adata_of(data), list(map(str, landscape.states))
-    if cluster_key is not None:
-        check_known("adata.obs", cluster_key, adata.obs.columns)
-    for key in (cluster_key,) if cluster_key is not None else (getattr(data, "cluster_key", None), "clusters"):
-        if key is None or key not in adata.obs:
-            continue
-        categories = list(pd.Categorical(adata.obs[key]).categories)
-        colors = {str(category): color for category, color in palette_of(adata, key, categories).items()}
-        if set(names) <= set(colors):
-            return {name: colors[name] for name in names}
-        if cluster_key is not None:
-            missing = sorted(set(names) - set(colors))
-            raise KeyError(f"Expected the states of the landscape in `adata.obs[{cluster_key!r}]`, found no {missing}.")
-    return dict(zip(names, palette(len(names)), strict=True))
 
 
 def _cells_of(data: AnnData | HasAnnData, landscape: Landscape) -> list[FloatArray]:

@@ -17,8 +17,8 @@ from matplotlib.colors import Colormap
 
 from cellrank_velot._validation import check_choice, check_integer, check_known
 from cellrank_velot.dynamics.descent import REST, ProcessFates
-from cellrank_velot.plotting._colors import INK, PROBABILITY, palette, palette_of
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of
+from cellrank_velot.plotting._colors import INK, PROBABILITY
+from cellrank_velot.plotting._embedding import HasAnnData, colors_by_name
 from cellrank_velot.plotting._figure import close_figure, open_axes, style
 from cellrank_velot.plotting._paths import NOWHERE
 
@@ -200,20 +200,8 @@ def category_colors(
     KeyError
         If the column is missing, or has not the names.
     """
-    adata = adata_of(data)
-    key = cluster_key or getattr(data, "cluster_key", None) or "clusters"
-    if cluster_key is not None:
-        check_known("adata.obs", cluster_key, adata.obs.columns)
     wanted = [name for name in names if name != REST]
-    if key in adata.obs:
-        categories = list(pd.Categorical(adata.obs[key]).categories)
-        colors = {str(name): color for name, color in palette_of(adata, key, categories).items()}
-        if set(wanted) <= set(colors):
-            return {**colors, REST: NOWHERE}
-        if cluster_key is not None:
-            missing = sorted(set(wanted) - set(colors))
-            raise KeyError(f"Expected the clusters of the table in `adata.obs[{key!r}]`, found no {missing}.")
-    return {**dict(zip(wanted, palette(len(wanted)), strict=True)), REST: NOWHERE}
+    return {**colors_by_name(data, wanted, cluster_key, "clusters of the table"), REST: NOWHERE}
 
 
 # -------------------------------------------------------------------------------------------------------- what is drawn

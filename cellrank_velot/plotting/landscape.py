@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 
 from cellrank_velot._validation import check_integer, check_number
 from cellrank_velot.landscape import Landscape
+from cellrank_velot.plotting._animation import animation_path, show_animation
 from cellrank_velot.plotting._colors import INK, VALUES
 from cellrank_velot.plotting._embedding import HasAnnData
 from cellrank_velot.plotting._figure import close_figure, open_axes, style
 from cellrank_velot.plotting._gif import GifWriter
 from cellrank_velot.plotting._relief import Kind, chosen_times, is_3d, scene_of
-from cellrank_velot.plotting.particles import _animation_path, _shown
 
 __all__ = ["landscape_animation", "potential_landscape"]
 
@@ -182,7 +182,7 @@ def landscape_animation(
     """
     check_integer("fps", fps, low=1)
     check_number("dpi", dpi, low=0, open_low=True)
-    path = None if save is None else _animation_path(save)
+    path = None if save is None else animation_path(save)
     chosen = chosen_times(landscape, None)
     if len(chosen) < 2:
         raise ValueError(f"Expected a landscape of two times or more, found `{len(chosen)}`.")
@@ -219,7 +219,7 @@ def landscape_animation(
             plt.close(figure)
             path.unlink(missing_ok=True)  # half of a film
             raise
-    return _shown(animation, figure, saved=path is not None, show=show)
+    return show_animation(animation, figure, saved=path is not None, show=show)
 
 
 def _open(

@@ -5,17 +5,14 @@ Depends on the shared files of this folder. IPython shows animations where it is
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 from matplotlib.animation import FuncAnimation, writers
 from matplotlib.axes import Axes
@@ -27,6 +24,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.dynamics import Trajectories
+from cellrank_velot.plotting._animation import animation_path, show_animation
 from cellrank_velot.plotting._colors import BACKGROUND, INK, VALUES
 from cellrank_velot.plotting._embedding import HasAnnData, adata_of, draw_cells, positions
 from cellrank_velot.plotting._figure import close_figure, open_axes, style
@@ -50,7 +48,6 @@ FloatArray = NDArray[np.float64]
 ColorBy = Literal["auto", "fate", "time"]
 # Opacity of particles that have ended.
 PALE = 0.35
-ANIMATIONS = (".gif", ".mp4")
 
 
 def flow(
@@ -232,7 +229,7 @@ def flow_animation(
     check_integer("fps", fps, low=1)
     check_number("dpi", dpi, low=0, open_low=True)
     check_integer("trail", trail, low=0)
-    path = None if save is None else _animation_path(save)
+    path = None if save is None else animation_path(save)
     x, name, found, frames, look = _scene(
         data, trajectories, basis, key, n_frames, color_by, terminal_clusters, cluster_key, velocity_basis, cmap
     )
@@ -274,7 +271,7 @@ def flow_animation(
             plt.close(figure)
             path.unlink(missing_ok=True)  # half of a film
             raise
-    return _shown(animation, figure, saved=path is not None, show=show)
+    return show_animation(animation, figure, saved=path is not None, show=show)
 
 
 def fate_summary(
@@ -466,47 +463,6 @@ def _draw_legend(place: Axes | Figure, panels: list[Axes], found: Trajectories, 
 
 
 # -------------------------------------------------------------------------------------------------- files and notebooks
-def _animation_path(save: str | Path) -> Path:
-    """Return the file of an animation, of a kind that can be written here."""
-    path = Path(save)
-    path = path if path.is_absolute() else Path(sc.settings.figdir) / path
-    path = path if path.suffix else path.with_suffix(".gif")
-    if path.suffix not in ANIMATIONS:
-        raise ValueError(f"Expected `save` to end in one of {list(ANIMATIONS)}, found `{path.name!r}`.")
-    if path.suffix == ".mp4" and not writers.is_available("ffmpeg"):
-        raise RuntimeError(
-            "Expected the program `ffmpeg`, which writes `.mp4`, found none. Install it, e.g. with "
-            "`conda install ffmpeg`, or save as `.gif`."
-        )
-    return path
-
-
-def _shown(animation: FuncAnimation, figure: Figure, *, saved: bool, show: bool | None) -> FuncAnimation | None:
-    """Show an animation as asked, and return it where it is the caller's."""
-    if show is False:
-        return animation
-    if show or not saved:
-        if _in_notebook():
-            notebook = import_module("IPython.display")
-            with style():
-                notebook.display(notebook.HTML(animation.to_jshtml()))
-            plt.close(figure)
-            return None
-        if show or getattr(figure.canvas, "required_interactive_framework", None):
-            plt.show()
-            return None
-        return animation
-    plt.close(figure)
-    return None
-
-
-def _in_notebook() -> bool:
-    """Return whether IPython is running with a kernel, which shows HTML; a terminal has none."""
-    module = sys.modules.get("IPython")
-    shell = module.get_ipython() if module is not None else None
-    return getattr(shell, "kernel", None) is not None
-
-
 # ---------------------------------------------------------------------------------------------------------------- fates
 def _compared(compare: Mapping[str, float] | pd.Series, names: list[str]) -> dict[str, float]:
     """Return the other probabilities of the fates that have one.

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from cellrank_velot._validation import check_choice, check_known, check_number
 from cellrank_velot.grid import velocity_on_grid
 from cellrank_velot.perturbation import FateShift, Perturbation, PerturbedField
-from cellrank_velot.plotting._colors import INK, palette, palette_of
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of, positions
+from cellrank_velot.plotting._arrows import arrows_of, draw_arrows, draw_cells_below
+from cellrank_velot.plotting._colors import INK
+from cellrank_velot.plotting._embedding import HasAnnData, adata_of, colors_by_name, positions
 from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.plotting.velocity import arrows_of, draw_arrows, draw_cells
 from cellrank_velot.projection import project_by_linear_map
 
 __all__ = ["fate_shift", "perturbation_arrows"]
@@ -103,7 +103,7 @@ def fate_shift(
     chosen = known if groups is None else [groups] if isinstance(groups, str) else list(groups)
     for name in chosen:
         check_known("groups", name, known)
-    colors = _lineage_colors(data, shift, cluster_key)
+    colors = colors_by_name(data, list(map(str, shift.lineages)), cluster_key, "lineages", strict=False)
     rows = [known.index(name) for name in chosen]
     with style():
         figure, panels, ours = open_axes(
@@ -200,7 +200,7 @@ def perturbation_arrows(
     drawn[np.linalg.norm(drawn / spacing, axis=1) < SHORTEST * arrow_length] = np.nan
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
         draw_arrows(panel, points, drawn)
         panel.set_title(f"{perturbation.name}: {quantity}" if title is None else title)
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
@@ -215,21 +215,6 @@ def _quantity(data: Any, perturbation: Perturbation, quantity: Quantity) -> Floa
     if data.field is None:
         raise RuntimeError("Compute the field first, as `.fit_field()`.")
     return np.asarray(PerturbedField.of(data.field, cells.x, perturbation)(cells.x, cells.time) - data.velocity)
-
-
-def _lineage_colors(data: Any, shift: FateShift, cluster_key: str | None) -> dict[str, str]:
-    """Return a colour for each lineage, that of its cluster where there is one."""
-    adata = adata_of(data)
-    lineages = [str(name) for name in shift.lineages]
-    if cluster_key is not None:
-        check_known("adata.obs", cluster_key, adata.obs.columns)
-    keys: list[Any] = [cluster_key] if cluster_key else [getattr(data, "cluster_key", None), "clusters"]
-    for key in keys:
-        if key in adata.obs and hasattr(adata.obs[key], "cat"):
-            categories = [str(name) for name in adata.obs[key].cat.categories]
-            if set(lineages) <= set(categories):
-                return dict(palette_of(adata, key, categories))
-    return dict(zip(lineages, palette(len(lineages)), strict=True))
 
 
 def _reach(shift: FateShift, rows: list[int]) -> float:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.grid import VelocityGrid, velocity_on_grid
+from cellrank_velot.plotting._arrows import arrows_of, draw_arrows, draw_cells_below
 from cellrank_velot.plotting._colors import INK
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of, draw_colored, positions, suffix_of
+from cellrank_velot.plotting._embedding import HasAnnData, adata_of, positions, suffix_of
 from cellrank_velot.plotting._figure import close_figure, open_axes, style
 from cellrank_velot.plotting.estimates import estimate_of
 from cellrank_velot.projection import (
@@ -123,7 +124,7 @@ def velocity_stream(
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
         _draw_streams(panel, grid, density=density, **(stream_kwargs or {}))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
@@ -182,7 +183,7 @@ def velocity_grid(
     arrows = arrows_of(grid.velocity.reshape(-1, 2), arrow_length * spacing, normalize=normalize)
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
         draw_arrows(panel, points, arrows, **(quiver_kwargs or {}))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
@@ -241,7 +242,7 @@ def velocity_quiver(
     arrows = arrows_of(velocity[cells], arrow_length * _spacing(x, n_arrows), normalize=normalize)
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_cells(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
         draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
@@ -301,7 +302,7 @@ def velocity_comparison(
     with style():
         figure, panels, ours = open_axes(ax, n_panels=2, panel_size=(5.2, 4.2), figsize=figsize, dpi=dpi)
         for panel, velocity, title, last in zip(panels, (raw, smooth), titles, (False, True), strict=True):
-            draw_cells(panel, x, name, adata, color, legend=legend and last, size=size, alpha=alpha)
+            draw_cells_below(panel, x, name, adata, color, legend=legend and last, size=size, alpha=alpha)
             arrows = arrows_of(velocity[cells], longest, normalize=normalize, reference=smooth[cells])
             draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
             panel.set_title(title)
@@ -356,16 +357,6 @@ def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> 
 
 
 # ---------------------------------------------------------------------------------------------------------- the drawing
-def draw_cells(
-    ax: Axes, x: FloatArray, name: str, adata: AnnData, color: str | None, *, alpha: float, **kwargs: Any
-) -> None:
-    """Draw the cells below the arrows."""
-    if color == "auto":
-        color = "clusters" if "clusters" in adata.obs else None
-    # The grey of cells without a colour is as pale as it may be.
-    draw_colored(ax, x, name, adata, color, alpha=1.0 if color is None else alpha, **kwargs)
-
-
 def _spread(x: FloatArray, velocity: FloatArray, n_cells: int) -> NDArray[np.intp]:
     """Return cells that are spread evenly over the embedding, each the farthest from those before.
 
@@ -401,50 +392,6 @@ def _spread(x: FloatArray, velocity: FloatArray, n_cells: int) -> NDArray[np.int
 def _spacing(x: FloatArray, n_cells: int) -> FloatArray:
     """Return how far so many cells would lie apart if they filled the picture, in units of the two dimensions."""
     return np.ptp(x, axis=0) / max(np.sqrt(min(n_cells, len(x))), 2.0)
-
-
-def arrows_of(
-    velocity: FloatArray, longest: FloatArray, *, normalize: bool, reference: FloatArray | None = None
-) -> FloatArray:
-    """Return velocities as arrows in units of the embedding.
-
-    Parameters
-    ----------
-    velocity
-        Velocities of shape ``[n_arrows, 2]``, NaN where there is none.
-    longest
-        Length of the longest arrows along the two dimensions, shape ``[2]``.
-    normalize
-        Whether all are that long.
-    reference
-        Velocities whose 95th percentile gets that length; ``velocity`` where not given.
-
-    Returns
-    -------
-    Arrows of shape ``[n_arrows, 2]``; NaN where there is no velocity, or none in any direction.
-    """
-    unit = np.where(longest > 0, longest, 1.0)
-    length = np.linalg.norm(velocity / unit, axis=1)
-    others = length if reference is None else np.linalg.norm(reference / unit, axis=1)
-    others = others[np.isfinite(others) & (others > 0)]
-    typical = np.percentile(others, 95) if others.size else 1.0
-    drawn = np.ones_like(length) if normalize else np.minimum(length / typical, 1.0)
-    scale = np.divide(drawn, length, out=np.full_like(length, np.nan), where=length > 0)
-    return velocity * scale[:, None]
-
-
-def draw_arrows(ax: Axes, x: FloatArray, arrows: FloatArray, **kwargs: Any) -> None:
-    """Draw arrows, shape ``[n_arrows, 2]``, that start at ``x``; none where they are NaN. Makes room for their tips."""
-    known = np.isfinite(arrows).all(axis=1)
-    if not known.any():
-        return
-    defaults = {"color": INK, "width": 0.003, "headwidth": 4.0, "headlength": 4.5, "headaxislength": 4.0, "zorder": 3}
-    low, high = np.array([ax.get_xlim(), ax.get_ylim()]).T
-    start, tips = x[known], (x + arrows)[known]
-    ax.quiver(*start.T, *arrows[known].T, angles="xy", scale_units="xy", scale=1.0, **{**defaults, **kwargs})
-    margin = 0.01 * (high - low)
-    low, high = np.minimum(low, tips.min(axis=0) - margin), np.maximum(high, tips.max(axis=0) + margin)
-    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
 
 
 def _draw_streams(ax: Axes, grid: VelocityGrid, **kwargs: Any) -> None:
