@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-__all__ = ["Stage"]
+__all__ = ["Stage", "frozen"]
 
 
 class Stage:
@@ -64,6 +64,12 @@ class Stage:
         if not needed <= set(values) <= names:
             raise KeyError(f"Expected the fields {sorted(names)} of `{cls.__name__}`, found {sorted(values)}.")
         return cls(**values)
+
+
+def frozen(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Lock an array of one's own, which no one else has: a stage takes it as it is, without a copy."""
+    array.flags.writeable = False
+    return array
 
 
 def _rebuild(cls: type[Stage], values: dict[str, Any]) -> Stage:

@@ -1,6 +1,6 @@
 """How far cells lie from the manifold that their neighbours mark out, and how much of that is structure.
 
-Depends on numpy and scipy; knows neither windows nor transport.
+Depends on compiled, numpy and scipy; knows neither windows nor transport.
 """
 
 from __future__ import annotations
@@ -9,10 +9,22 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from cellrank_velot._parallel import blocks, run
+from cellrank_velot.compiled import neighbor_means
+
 __all__ = ["residuals", "structured_share"]
 
+# Cells of one task.
+BLOCK_CELLS = 32_768
 
-def residuals(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.float64]:
+
+def residuals(
+    x: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    cells: NDArray[np.int64] | None = None,
+    *,
+    n_jobs: int | None = None,
+) -> NDArray[np.float64]:
     """Return the way from each cell to the mean of its neighbours.
 
     Parameters
@@ -21,13 +33,25 @@ def residuals(x: NDArray[np.float64], graph: sp.csr_matrix) -> NDArray[np.float6
         Positions of shape ``[n_cells, n_dims]``.
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
+    cells
+        Cells to return it for; all of them where not given.
+    n_jobs
+        Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`.
 
     Returns
     -------
     Displacements of shape ``[n_cells, n_dims]``; zero for a cell without neighbours.
     """
-    degree = np.asarray(graph.sum(axis=1)).reshape(-1, 1)
-    return np.where(degree > 0, graph @ x / np.where(degree > 0, degree, 1.0) - x, 0.0)
+    rows = np.arange(x.shape[0]) if cells is None else cells
+    x = np.ascontiguousarray(x, dtype=np.float64)
+    weights = np.asarray(graph.data, dtype=np.float64)
+    parts = [slice(*part) for part in blocks(rows.size, BLOCK_CELLS)]
+    shared = (x, graph.indptr, graph.indices, weights)
+    means = run(neighbor_means, [(rows[part],) for part in parts], shared, n_jobs=n_jobs)
+    out = np.empty((rows.size, x.shape[1]))
+    for part, mean in zip(parts, means, strict=True):
+        np.subtract(mean, x[rows[part]], out=out[part])
+    return out
 
 
 def structured_share(residual: NDArray[np.float64]) -> float:

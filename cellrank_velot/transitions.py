@@ -1,14 +1,15 @@
 """Transition probabilities from velocities: one similarity per edge of the neighbour graph, then a softmax per cell.
 
-Also their mean over the error of the velocities, by sampling. Depends on numpy, scipy and torch; knows neither AnnData
-nor CellRank.
+Also their mean over the error of the velocities, by sampling. Depends on compiled, numpy, scipy and torch; knows
+neither AnnData nor CellRank.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +19,13 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.sparse.linalg import LinearOperator, lsmr, onenormest, splu
 from scipy.stats import chi
+from tqdm.auto import tqdm
 
+from cellrank_velot._device import as_tensor
+from cellrank_velot._parallel import run
 from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot.compiled import edge_similarities as compiled_similarities
+from cellrank_velot.compiled import row_softmax
 
 __all__ = [
     "BackwardMode",
@@ -44,8 +50,10 @@ Model = Literal["deterministic", "monte_carlo"]
 ScaleRule = Literal["auto", "median"]
 SimilarityFunction = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
-# Elements of the displacements held at a time, edges times dimensions: 2 MiB stay in a processor's cache.
-CHUNK_ELEMENTS = 2**18
+# Elements of the displacements held at a time, edges times dimensions: on a processor 2 MiB, which stay in its cache.
+CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**26}
+# Edges of one task: some hundredths of a second.
+BLOCK_EDGES = 2**19
 # Above this many cells a factorisation fills too much memory, and the condition number is bounded iteratively.
 FACTORIZE_BELOW = 20_000
 # Share of a cell's neighbours, itself one of them set aside, that `softmax_scale="auto"` leaves effective.
@@ -98,6 +106,8 @@ def compute_transitions(
     n_samples: int = 64,
     random_state: int = 0,
     device: str | torch.device = "cpu",
+    n_jobs: int | None = None,
+    show_progress_bar: bool = False,
 ) -> Transitions:
     r"""Turn velocities into transition probabilities along the neighbour graph.
 
@@ -145,6 +155,10 @@ def compute_transitions(
         Seed of the samples.
     device
         Torch device that works on the edges.
+    n_jobs
+        Number of jobs on the CPU, see :func:`cellrank_velot.velocity.compute_velocity`. The result is the same.
+    show_progress_bar
+        Whether to show a progress bar.
 
     Raises
     ------
@@ -165,19 +179,26 @@ def compute_transitions(
     std = _known_std(velocity_std, known, velocity.shape) if model == "monte_carlo" else None
     velocity = np.where(known[:, None], -velocity if backward_mode == "negate" else velocity, 0.0)
     transpose = backward_mode == "transpose"
-    options: dict[str, Any] = {"variance_stabilize": variance_stabilize, "loadings": loadings, "device": device}
-    logits = edge_similarities(x, velocity, graph, similarity, transpose=transpose, **options)
+    options: dict[str, Any] = {
+        "variance_stabilize": variance_stabilize,
+        "loadings": loadings,
+        "device": device,
+        "n_jobs": n_jobs,
+    }
+    logits = edge_similarities(
+        *(x, velocity, graph, similarity), transpose=transpose, show_progress_bar=show_progress_bar, **options
+    )
     degree = np.diff(graph.indptr)
     # An edge tells something where the velocity that it is compared with is known.
-    told = known[graph.indices] if transpose else np.repeat(known, degree)
-    informed = np.bincount(np.repeat(np.arange(x.shape[0]), degree)[told], minlength=x.shape[0]) > 0
+    told = _told(known, graph, transpose)
+    informed = degree > 0 if told is None else np.asarray(_sums(told, graph.indptr) > 0)
     if softmax_scale in (None, "median"):
-        scale = _reciprocal(np.abs(logits[told]))
+        scale = _reciprocal(np.abs(logits if told is None else logits[told]))
     elif softmax_scale == "auto":
         scale = _scale_of_neighbors(logits, graph.indptr, np.flatnonzero(informed & (degree > 1)))
     else:
         scale = float(softmax_scale)
-    probabilities = _softmax(logits * scale, degree)
+    probabilities = _softmax(logits, graph.indptr, scale, n_jobs)
     if std is not None and std.any():
         rng = np.random.default_rng(random_state)
         normals = _standard_samples(n_samples, x.shape[1], rng)
@@ -189,9 +210,11 @@ def compute_transitions(
         else:
             # A cell without an error keeps its row: the mean over samples is taken in single precision.
             uncertain = np.repeat(std.any(axis=1), degree)
+            del options["n_jobs"]
             probabilities[uncertain] = _mean_by_cell(*sampled, similarity, **options)[uncertain]
-    by_graph = np.repeat(~informed, degree)
-    probabilities[by_graph] = _normalized(graph.data, degree)[by_graph]
+    if not informed.all():
+        by_graph = np.repeat(~informed, degree)
+        probabilities[by_graph] = _normalized(graph.data, degree)[by_graph]
     if ends is not None:
         probabilities = _settled(probabilities, graph, ends)
     if threshold is not None:
@@ -221,6 +244,8 @@ def edge_similarities(
     transpose: bool = False,
     loadings: NDArray[np.float64] | None = None,
     device: str | torch.device = "cpu",
+    n_jobs: int | None = None,
+    show_progress_bar: bool = False,
 ) -> NDArray[np.float64]:
     """Compare, along each edge of the graph, velocity and displacement.
 
@@ -232,18 +257,30 @@ def edge_similarities(
     """
     if not callable(similarity):
         check_choice("similarity", similarity, Similarity)
-    positions, velocities = torch.tensor(x, device=device), torch.tensor(velocity, device=device)
-    genes, width = _genes(loadings, x.shape[1], device)
+    where = torch.device(device)
+    x, velocity = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, velocity))
+    loops = _has_loops(where) and not callable(similarity) and not variance_stabilize
+    if loops and similarity != "correlation" and loadings is None:
+        return _similarities_in_loops(x, velocity, graph, similarity, transpose, n_jobs, show_progress_bar)
+    if loops:
+        root = _root(loadings if loadings is not None else np.eye(x.shape[1]), similarity)
+        rooted = (x - x.mean(axis=0)) @ root, velocity @ root
+        return _similarities_in_loops(*rooted, graph, similarity, transpose, n_jobs, show_progress_bar)
+    positions, velocities = as_tensor(x, where), as_tensor(velocity, where)
+    genes, width = _genes(loadings, x.shape[1], where)
     result = np.empty(graph.indices.size)
-    for rows, edges in _chunks(graph, width):
-        source = torch.from_numpy(rows).to(device)
-        target = torch.from_numpy(graph.indices[edges].astype(np.int64)).to(device)
-        displacement = positions[target] - positions[source]
-        at_edge = velocities[target] if transpose else velocities[source]
-        if transpose:
-            displacement = -displacement
-        at_edge, displacement = (_transformed(a, genes, variance_stabilize) for a in (at_edge, displacement))
-        result[edges] = _compare(at_edge, displacement, similarity)
+    step = max(1, CHUNK_ELEMENTS["cpu" if where.type == "cpu" else "other"] // width)
+    with tqdm(total=result.size, desc="edges", unit="edge", disable=not show_progress_bar) as bar:
+        for rows, edges in _chunks(graph, step):
+            source = torch.from_numpy(rows).to(where)
+            target = torch.from_numpy(graph.indices[edges].astype(np.int64)).to(where)
+            displacement = positions[target] - positions[source]
+            at_edge = velocities[target] if transpose else velocities[source]
+            if transpose:
+                displacement = -displacement
+            at_edge, displacement = (_transformed(a, genes, variance_stabilize) for a in (at_edge, displacement))
+            result[edges] = _compare(at_edge, displacement, similarity)
+            bar.update(rows.size)
     return result
 
 
@@ -332,21 +369,86 @@ def condition_number(matrix: sp.csr_matrix) -> float:
 
 def _with_edges(graph: sp.csr_matrix) -> sp.csr_matrix:
     """Return the graph in sorted rows, each edge once and none of zero; the caller's stays as it is."""
+    graph = sp.csr_matrix(graph)
+    if graph.dtype == np.float64 and graph.has_canonical_format and graph.data.all():
+        return graph
     graph = sp.csr_matrix(graph, dtype=np.float64, copy=True)
     graph.sum_duplicates()
     graph.eliminate_zeros()
     return graph
 
 
-def _chunks(graph: sp.csr_matrix, width: int) -> Iterator[tuple[NDArray[np.int64], slice]]:
+def _has_loops(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def _similarities_in_loops(
+    x: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    similarity: Similarity | SimilarityFunction,
+    transpose: bool,
+    n_jobs: int | None,
+    show_progress_bar: bool,
+) -> NDArray[np.float64]:
+    """Compare along the edges, in compiled loops: the product, or the cosine, of vectors as they are."""
+    rows = _row_blocks(graph.indptr)
+    shared = (x, velocity, graph.indptr, graph.indices, transpose, similarity != "dot_product")
+    found = run(compiled_similarities, rows, shared, n_jobs=n_jobs, desc="edges", show_progress_bar=show_progress_bar)
+    return _joined(found, rows, graph.indptr)
+
+
+def _root(loadings: NDArray[np.float64], similarity: Similarity | SimilarityFunction) -> NDArray[np.float64]:
+    """Return a square matrix that takes vectors to where their products are those among genes.
+
+    Products depend on the loadings by their products alone, so that no vector of genes is needed. For a correlation
+    each vector is centred over the genes, and so are the loadings.
+    """
+    if similarity == "correlation":
+        loadings = loadings - loadings.mean(axis=1, keepdims=True)
+    left, singular, _ = np.linalg.svd(loadings, full_matrices=False)
+    return np.asarray(left * singular)
+
+
+def _row_blocks(indptr: NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
+    """Return successive rows of about as many edges each, as the first and the one after the last."""
+    n_blocks = -(-int(indptr[-1]) // BLOCK_EDGES)
+    at = np.unique(np.searchsorted(indptr, np.linspace(0, int(indptr[-1]), n_blocks + 1)[1:-1]))
+    ends = np.unique([0, *at, indptr.size - 1])
+    return [(int(first), int(last)) for first, last in pairwise(ends)]
+
+
+def _joined(
+    parts: Iterable[NDArray[np.float64]], rows: Sequence[tuple[int, int]], indptr: NDArray[np.integer[Any]]
+) -> NDArray[np.float64]:
+    """Return the values of all edges from those of successive rows."""
+    result = np.empty(int(indptr[-1]))
+    for (first, last), values in zip(rows, parts, strict=True):
+        result[indptr[first] : indptr[last]] = values
+    return result
+
+
+def _chunks(graph: sp.csr_matrix, step: int) -> Iterator[tuple[NDArray[np.int64], slice]]:
     """Yield the source cells of successive edges and the slice of these edges."""
-    step = max(1, CHUNK_ELEMENTS // width)
     indptr = graph.indptr.astype(np.int64)
     for start in range(0, graph.indices.size, step):
         stop = min(start + step, graph.indices.size)
         first, last = np.searchsorted(indptr, [start, stop - 1], side="right") - 1
         inside = np.clip(indptr[first : last + 2], start, stop)
         yield np.repeat(np.arange(first, last + 1), np.diff(inside)), slice(start, stop)
+
+
+def _told(known: NDArray[np.bool_], graph: sp.csr_matrix, transpose: bool) -> NDArray[np.bool_] | None:
+    """Return which edges have a velocity to compare with; nothing where all have."""
+    if known.all():
+        return None
+    return known[graph.indices] if transpose else np.repeat(known, np.diff(graph.indptr))
+
+
+def _sums(values: NDArray[Any], indptr: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Return the sum of the edges' values in each row."""
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return np.asarray(total[indptr[1:]] - total[indptr[:-1]])
 
 
 def _compare(v: torch.Tensor, d: torch.Tensor, similarity: Similarity | SimilarityFunction) -> NDArray[np.float64]:
@@ -392,8 +494,11 @@ def _unit(a: torch.Tensor, similarity: Similarity) -> torch.Tensor:
 
 
 def _reciprocal(similarities: NDArray[np.float64]) -> float:
-    """Return the customary scale, one over the median absolute similarity; one where that is zero."""
-    median = float(np.median(similarities)) if similarities.size else 0.0
+    """Return the customary scale, one over the median absolute similarity; one where that is zero.
+
+    The similarities lose their order.
+    """
+    median = float(np.median(similarities, overwrite_input=True)) if similarities.size else 0.0
     return 1.0 / median if median > 0 else 1.0
 
 
@@ -469,7 +574,7 @@ def _mean_by_edge(
     total = np.zeros(graph.indices.size)
     for normal in normals:
         logits = edge_similarities(x, velocity + spread * normal, graph, similarity, **options)
-        total += _softmax(logits * scale, np.diff(graph.indptr))
+        total += _softmax(logits, graph.indptr, scale, options["n_jobs"])
     return total / len(normals)
 
 
@@ -491,12 +596,13 @@ def _mean_by_cell(
         torch.tensor(a, dtype=torch.float64, device=device) for a in (x, velocity, spread, normals)
     )
     genes, width = _genes(loadings, x.shape[1], device)
+    bound = CHUNK_ELEMENTS["cpu" if torch.device(device).type == "cpu" else "other"]
     degree = np.diff(graph.indptr)
     order = np.argsort(degree, kind="stable")
     result = np.empty(graph.indices.size)
     for alike in np.split(order, np.flatnonzero(np.diff(degree[order])) + 1):
         n_edges = int(degree[alike[0]])
-        step = max(1, CHUNK_ELEMENTS // (width * (n_edges + len(normals)) + n_edges * len(normals)))
+        step = max(1, bound // (width * (n_edges + len(normals)) + n_edges * len(normals)))
         for cells in (alike[i : i + step] for i in range(0, alike.size, step) if n_edges):
             edges = graph.indptr[cells][:, None] + np.arange(n_edges)
             source = torch.from_numpy(cells).to(device)
@@ -520,11 +626,12 @@ def _settled(p: NDArray[np.float64], graph: sp.csr_matrix, ends: NDArray[np.bool
     return np.where(total > 0, (1 - LEAVE_END) * share + LEAVE_END * p, p)
 
 
-def _softmax(values: NDArray[np.float64], degree: NDArray[np.int64]) -> NDArray[np.float64]:
-    filled = degree > 0
-    starts = (np.cumsum(degree) - degree)[filled]
-    shifted = np.exp(values - np.repeat(np.maximum.reduceat(values, starts), degree[filled])) if values.size else values
-    return _normalized(shifted, degree)
+def _softmax(
+    values: NDArray[np.float64], indptr: NDArray[np.integer[Any]], scale: float, n_jobs: int | None
+) -> NDArray[np.float64]:
+    """Return the softmax of each row."""
+    rows = _row_blocks(indptr)
+    return _joined(run(row_softmax, rows, (values, indptr, scale), n_jobs=n_jobs), rows, indptr)
 
 
 def _normalized(values: NDArray[np.float64], degree: NDArray[np.int64]) -> NDArray[np.float64]:

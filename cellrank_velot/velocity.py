@@ -1,26 +1,25 @@
 """Velocity of each cell from the couplings of its windows.
 
-Depends on manifold, transport and windows, numpy, scipy and torch; knows no AnnData.
+Depends on manifold, pairs and windows, numpy and scipy; knows no AnnData.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from cellrank_velot._device import resolve_device, single_thread
-from cellrank_velot._stage import Stage
+from cellrank_velot._device import resolve_device
+from cellrank_velot._parallel import blocks
+from cellrank_velot._stage import Stage, frozen
 from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.manifold import residuals, structured_share
-from cellrank_velot.transport import Couplings, sinkhorn
+from cellrank_velot.pairs import PairCosts, PairSums, pair_plan, sum_pairs, typical_square
 from cellrank_velot.windows import Windows
 
 __all__ = [
@@ -34,21 +33,14 @@ __all__ = [
 
 logger = logging.getLogger("cellrank_velot")
 
-# Elements of the cost matrices solved together: small enough for a processor's cache, large enough to hide the
-# cost of a call. From 2**16 to 2**19 the time of 3000 cells differed by less than a tenth.
-BATCH_ELEMENTS = 2**17
-# Pairs that are solved beforehand to learn what a typical displacement is.
-PILOT_PAIRS = 64
-# Tolerance to which: a median needs no more.
-PILOT_TOL = 1e-3
+# Cells whose sums are worked on at a time: they stay in a processor's cache.
+BLOCK_CELLS = 8192
 # The relaxation that is kept has at most this share of the size of the current velocity.
 MAX_RELAXATION = 0.47
 # Share of the whole time in which a cell is taken to return to the manifold.
 RELAXATION_TIME = 0.03
 # Cells with a neighbour that is later by more than this share of the time between windows are at no end.
 END_SHARE = 0.25
-# A weight below exp(-MAX_EXCESS) would be lost, and with it the cell that has no better.
-MAX_EXCESS = 20.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +134,7 @@ def compute_velocity(
     tol: float = 1e-6,
     max_iter: int = 500,
     device: str = "auto",
+    n_jobs: int | None = None,
     show_progress_bar: bool = False,
 ) -> TransportVelocity:
     r"""Transport each window to its target and average the displacements of each cell.
@@ -192,6 +185,9 @@ def compute_velocity(
         Tolerance and bound of the solver, see :func:`cellrank_velot.transport.sinkhorn`.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or another torch device.
+    n_jobs
+        Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
+        threads, processes and a cluster, and outside of one as many threads as torch uses. The result is the same.
     show_progress_bar
         Whether to show a progress bar.
 
@@ -204,56 +200,26 @@ def compute_velocity(
     if relaxation == "auto" and graph is None:
         raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
     where = resolve_device(device)
+    x, time = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time))
     use = np.flatnonzero(windows.dt > 0)
     if use.size < windows.n_pairs:
         logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
     penalised = graph if lambda_knn > 0 else None
-    positions, times = (torch.tensor(a, dtype=torch.float64, device=where) for a in (x, time))
-
-    def solve(batch: NDArray[np.int64], tol: float) -> tuple[_PairBatch, Couplings]:
-        pair = _PairBatch(windows, batch, positions, times, penalised)
-        return pair, pair.couplings(epsilon, lambda_time, lambda_knn, tol, max_iter)
-
-    forward, backward = (_Sums(x.shape[0], x.shape[1], where) for _ in range(2))
-    converged = np.zeros(windows.n_pairs, dtype=np.bool_)
-    error = np.full(windows.n_pairs, np.nan)
-    bar = tqdm(total=use.size, desc="transport", unit="pair", disable=not show_progress_bar)
-    with bar, single_thread(where):
-        limit = np.inf if reach is None else reach * _typical_square(solve, windows, use)
-        for batch in _batches(windows, use):
-            pair, couplings = solve(batch, tol)
-            pair.add_to(forward, backward, couplings.plan, limit, reach or 1.0)
-            converged[batch] = couplings.converged.cpu().numpy()
-            error[batch] = couplings.marginal_error.cpu().numpy()
-            bar.update(batch.size)
-
-    ahead, behind = forward.mean(), backward.mean()
-    residual = None if graph is None else residuals(x, graph)
-    current, relaxing, balance = _current(ahead, behind, residual)
-    lag = float(windows.dt[use].mean() / np.ptp(time)) if use.size else 0.0
-    share = _kept_share(relaxation, current, relaxing, residual, lag)
-    of_ahead, of_behind = (1 + balance) / 2, (1 - balance) / 2
-    spread = of_ahead[:, None] * np.nan_to_num(ahead.spread) + of_behind[:, None] * np.nan_to_num(behind.spread)
-    n_windows = ahead.n + behind.n
-    report_convergence(converged[use], error[use])
-    if (n_windows == 0).any():
-        logger.info("%d of %d cells have no estimate from transport", (n_windows == 0).sum(), n_windows.size)
-    return TransportVelocity(
-        velocity=current + share * relaxing,
-        relaxation=np.nan_to_num(share * relaxing),
-        spread=np.where(n_windows[:, None] > 0, spread, np.nan),
-        n_effective=of_ahead * ahead.n_effective + of_behind * behind.n_effective,
-        disagreement=np.where(
-            n_windows > 0,
-            of_ahead * np.nan_to_num(ahead.disagreement) + of_behind * np.nan_to_num(behind.disagreement),
-            np.nan,
-        ),
-        support=np.maximum(ahead.support, behind.support),
-        n_forward=ahead.n,
-        n_backward=behind.n,
-        converged=converged,
-        marginal_error=error,
+    costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
+    limit = np.inf if reach is None else reach * typical_square(x, time, windows, use, penalised, costs, where)
+    sums = sum_pairs(
+        *(x, time, windows, use, penalised, costs, limit, reach or 1.0, where),
+        n_jobs=n_jobs,
+        show_progress_bar=show_progress_bar,
     )
+    report_convergence(sums.converged[use], sums.marginal_error[use])
+    lag = float(windows.dt[use].mean() / np.ptp(time)) if use.size else 0.0
+    residual = None if graph is None else residuals(x, graph, n_jobs=n_jobs)
+    result = _combine(sums, residual, relaxation, lag)
+    n_none = int((~result.has_estimate).sum())
+    if n_none:
+        logger.info("%d of %d cells have no estimate from transport", n_none, x.shape[0])
+    return result
 
 
 def pair_coupling(
@@ -301,13 +267,9 @@ def pair_coupling(
         raise ValueError(f"Expected `pair` below the number of pairs, `{windows.n_pairs}`, found `{pair}`.")
     if not windows.dt[pair] > 0:
         raise ValueError(f"Expected a pair whose target is later, found `{windows.dt[pair]:g}` of time to it.")
-    where = resolve_device(device)
-    positions, times = (torch.tensor(a, dtype=torch.float64, device=where) for a in (x, time))
-    one = _PairBatch(windows, np.array([pair]), positions, times, graph if lambda_knn > 0 else None)
-    with single_thread(where):
-        plan = one.couplings(epsilon, lambda_time, lambda_knn, tol, max_iter).plan[0]
-    result: NDArray[np.float64] = plan.cpu().numpy()
-    return result
+    x, time = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time))
+    costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
+    return pair_plan(x, time, windows, pair, graph if lambda_knn > 0 else None, costs, resolve_device(device))
 
 
 def end_cells(
@@ -376,7 +338,7 @@ def check_velocity_options(
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """What the displacements of one direction, forward or backward, come to for each cell."""
+    """What the displacements of one direction, forward or backward, come to for some cells: means, zero without any."""
 
     velocity: NDArray[np.float64]
     spread: NDArray[np.float64]
@@ -385,234 +347,127 @@ class _Side:
     support: NDArray[np.float64]
     n: NDArray[np.int64]
 
-
-class _Sums:
-    """Sums over the window pairs of each cell, in one direction."""
-
-    def __init__(self, n_cells: int, n_dims: int, device: torch.device) -> None:
-        self.n_dims = n_dims
-        # Columns: displacement, spread, time, effective number, squared speed, all weighted; weight; number of pairs.
-        self.total = torch.zeros((n_cells, 2 * n_dims + 5), dtype=torch.float64, device=device)
-
-    def add(self, cells: torch.Tensor, rows: torch.Tensor) -> None:
-        """Add rows, shape ``[n, 2 * n_dims + 5]``, to those of their cells."""
-        self.total.index_add_(0, cells, rows)
-
-    def mean(self) -> _Side:
-        """Return means; NaN and zeros where no pair contributed."""
-        sums, d = self.total.cpu().numpy(), self.n_dims
+    @classmethod
+    def of(cls, sums: NDArray[np.float64]) -> _Side:
+        """Take the means of :class:`cellrank_velot.pairs.PairSums`, of shape ``[n_cells, 2 * n_dims + 5]``."""
+        d = sums.shape[1] // 2 - 2
         time, n_effective, square, weight, count = sums[:, 2 * d :].T
-        known = weight > 0
-
-        def over(values: NDArray[np.float64], by: NDArray[np.float64], fill: float = np.nan) -> NDArray[np.float64]:
-            values = values.reshape(by.size, -1)
-            result = np.full(values.shape, fill)
-            return np.divide(values, by[:, None], out=result, where=known[:, None])
-
-        velocity = over(sums[:, :d], time)
-        return _Side(
+        none = weight <= 0
+        time, weight, count = (np.where(none, 1.0, values) for values in (time, weight, count))
+        velocity = sums[:, :d] / time[:, None]
+        return cls(
             velocity=velocity,
-            spread=over(sums[:, d : 2 * d], weight) / over(time, weight) ** 2,
-            n_effective=over(n_effective, weight, fill=0.0)[:, 0],
-            disagreement=np.maximum(over(square, weight)[:, 0] - np.sum(velocity**2, axis=1), 0.0),
-            support=over(weight, count, fill=0.0)[:, 0],
-            n=count.astype(np.int64),
+            spread=sums[:, d : 2 * d] / (time * time / weight)[:, None],
+            n_effective=n_effective / weight,
+            disagreement=np.maximum(square / weight - np.einsum("ij,ij->i", velocity, velocity), 0.0),
+            support=np.where(none, 0.0, weight / count),
+            n=sums[:, -1].astype(np.int64),
         )
 
 
-def _typical_square(
-    solve: Callable[[NDArray[np.int64], float], tuple[_PairBatch, Couplings]],
-    windows: Windows,
-    use: NDArray[np.int64],
-) -> float:
-    """Return the median squared displacement over some pairs, spread over all."""
-    pilot = use[:: max(1, use.size // PILOT_PAIRS)]
-    squares = []
-    for batch in _batches(windows, pilot):
-        pair, couplings = solve(batch, PILOT_TOL)
-        squares += pair.squares(couplings.plan)
-    median = float(torch.cat(squares).median()) if squares else 0.0
-    return median if median > 0 else np.inf
+@dataclass(frozen=True, eq=False)
+class _Both:
+    """Both directions of some cells, and what they have in common."""
+
+    ahead: _Side
+    behind: _Side
+
+    @property
+    def balance(self) -> NDArray[np.float64]:
+        """Balance of support, from -1 (backward) to 1 (forward)."""
+        total = self.ahead.support + self.behind.support
+        difference = self.ahead.support - self.behind.support
+        return np.divide(difference, total, out=np.zeros_like(total), where=total > 0)
+
+    @property
+    def measured(self) -> NDArray[np.float64]:
+        """Relaxation as measured, half the difference of the velocities."""
+        return (self.ahead.velocity - self.behind.velocity) / 2
+
+    def even(self) -> NDArray[np.bool_]:
+        """Return which cells have both directions, with about as much support."""
+        return (self.ahead.n > 0) & (self.behind.n > 0) & (np.abs(self.balance) < 0.5)
 
 
-def _current(
-    ahead: _Side, behind: _Side, residual: NDArray[np.float64] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the current velocity, the relaxation, and the balance of support, from -1 (backward) to 1 (forward).
+def _combine(
+    sums: PairSums, residual: NDArray[np.float64] | None, relaxation: float | str, lag: float
+) -> TransportVelocity:
+    """Return the velocity of each cell from its sums, some cells at a time.
 
     Where a direction lacks support, the relaxation is taken to be in proportion to the residual of the cell from the
     mean of its neighbours, as it is in the cells that have both.
     """
-    total = ahead.support + behind.support
-    balance = np.divide(ahead.support - behind.support, total, out=np.zeros_like(total), where=total > 0)
-    two_sided = (ahead.n > 0) & (behind.n > 0)
-    a, b = (np.nan_to_num(side.velocity) for side in (ahead, behind))
-    measured = (a - b) / 2
-    expected = np.zeros_like(a)
-    even = two_sided & (np.abs(balance) < 0.5)
-    if residual is not None:
-        square = np.sum(residual[even] ** 2)
-        expected = (np.sum(residual[even] * measured[even]) / square if square > 0 else 0.0) * residual
-    m = balance[:, None]
-    current = (1 + m) / 2 * a + (1 - m) / 2 * b - m * expected
-    relaxing = (1 - np.abs(m)) * measured + np.abs(m) * expected
-    none = (ahead.n + behind.n == 0)[:, None]
-    return np.where(none, np.nan, current), np.where(none, np.nan, relaxing), balance
+    n_cells, n_dims = sums.total.shape[1], sums.total.shape[2] // 2 - 2
+    parts = [slice(*part) for part in blocks(n_cells, BLOCK_CELLS)]
+
+    def both(part: slice) -> _Both:
+        return _Both(*(_Side.of(side[part]) for side in sums.total))
+
+    slope = 0.0 if residual is None else _slope((both(part), residual[sums.cells[part]]) for part in parts)
+    velocity, relaxing, spread = (np.empty((n_cells, n_dims)) for _ in range(3))
+    by_cell, counts = np.empty((3, n_cells)), np.empty((2, n_cells), dtype=np.int64)
+    squares = np.zeros(2)
+    for part in parts:
+        now, cells = both(part), sums.cells[part]
+        expected = slope * residual[cells] if residual is not None else np.zeros_like(now.ahead.velocity)
+        m = now.balance[:, None]
+        forward, back = (1 + m) / 2, (1 - m) / 2
+        none = (now.ahead.n + now.behind.n) == 0
+        current = forward * now.ahead.velocity + back * now.behind.velocity - m * expected
+        returning = (1 - np.abs(m)) * now.measured + np.abs(m) * expected
+        returning[none] = 0.0
+        velocity[cells] = np.where(none[:, None], np.nan, current)
+        relaxing[cells] = returning
+        both_spread = forward * now.ahead.spread + back * now.behind.spread
+        spread[cells] = np.where(none[:, None], np.nan, both_spread)
+        of_ahead, of_behind = forward[:, 0], back[:, 0]
+        disagreement = of_ahead * now.ahead.disagreement + of_behind * now.behind.disagreement
+        by_cell[0, cells] = of_ahead * now.ahead.n_effective + of_behind * now.behind.n_effective
+        by_cell[1, cells] = np.where(none, np.nan, disagreement)
+        by_cell[2, cells] = np.maximum(now.ahead.support, now.behind.support)
+        counts[:, cells] = now.ahead.n, now.behind.n
+        squares += np.sum(current[~none] ** 2), np.sum(returning**2)
+
+    share = _kept_share(relaxation, squares, residual, lag)
+    for part in parts:  # in the order of the cells
+        relaxing[part] *= share
+        velocity[part] += relaxing[part]
+    n_effective, disagreement, support = by_cell
+    return TransportVelocity(
+        velocity=frozen(velocity),
+        relaxation=frozen(relaxing),
+        spread=frozen(spread),
+        n_effective=n_effective,
+        disagreement=disagreement,
+        support=support,
+        n_forward=counts[0],
+        n_backward=counts[1],
+        converged=sums.converged,
+        marginal_error=sums.marginal_error,
+    )
+
+
+def _slope(parts: Iterable[tuple[_Both, NDArray[np.float64]]]) -> float:
+    """Return the relaxation as a multiple of the residual, over the cells that have both directions."""
+    product = square = 0.0
+    for both, residual in parts:
+        even = both.even()
+        product += np.sum(residual[even] * both.measured[even])
+        square += np.sum(residual[even] ** 2)
+    return float(product / square) if square > 0 else 0.0
 
 
 def _kept_share(
-    relaxation: float | str,
-    current: NDArray[np.float64],
-    relaxing: NDArray[np.float64],
-    residual: NDArray[np.float64] | None,
-    lag: float,
+    relaxation: float | str, squares: NDArray[np.float64], residual: NDArray[np.float64] | None, lag: float
 ) -> float:
-    """Return the share F of :func:`compute_velocity`."""
+    """Return the share F of :func:`compute_velocity`; ``squares`` are of the current velocity and the relaxation."""
     if not isinstance(relaxation, str):
         return float(relaxation)
     assert residual is not None
-    size, of_relaxation = (float(np.sqrt(np.nansum(v**2))) for v in (current, relaxing))
+    size, of_relaxation = np.sqrt(squares)
     if of_relaxation == 0:
         return 0.0
-    return min(structured_share(residual) * lag / RELAXATION_TIME, MAX_RELAXATION * size / of_relaxation)
-
-
-class _PairBatch:
-    """Window pairs of like size, padded to one shape; padding has no weight."""
-
-    def __init__(
-        self,
-        windows: Windows,
-        batch: NDArray[np.int64],
-        positions: torch.Tensor,
-        times: torch.Tensor,
-        graph: sp.csr_matrix | None,
-    ) -> None:
-        device = positions.device
-        source, source_real = _padded(windows, windows.pairs[batch, 0])
-        target, target_real = _padded(windows, windows.pairs[batch, 1])
-        self.adjacent = None
-        if graph is not None:
-            self.adjacent = torch.from_numpy(_adjacency(graph, source, target)).to(device)
-        self.dt = torch.from_numpy(windows.dt[batch]).to(device)
-        self.source, self.target = torch.from_numpy(source).to(device), torch.from_numpy(target).to(device)
-        self.source_real, self.target_real = (torch.from_numpy(r).to(device) for r in (source_real, target_real))
-        # Centred at the pair, so that the squared distances don't cancel far from the origin.
-        centre = positions[self.target[:, :1]]
-        self.x_source, self.x_target = positions[self.source] - centre, positions[self.target] - centre
-        self.t_source, self.t_target = times[self.source], times[self.target]
-
-    @property
-    def source_weights(self) -> torch.Tensor:
-        """Mass of each source cell, one in all, none for padding, shape ``[n_pairs, n_source]``."""
-        return self.source_real / self.source_real.sum(1, keepdim=True, dtype=torch.float64)
-
-    @property
-    def target_weights(self) -> torch.Tensor:
-        """Mass of each target cell, one in all, none for padding, shape ``[n_pairs, n_target]``."""
-        return self.target_real / self.target_real.sum(1, keepdim=True, dtype=torch.float64)
-
-    def cost(self, lambda_time: float, lambda_knn: float) -> torch.Tensor:
-        """Return the costs, shape ``[n_pairs, n_source, n_target]``."""
-        norms = self.x_source.square().sum(2, keepdim=True) + self.x_target.square().sum(2).unsqueeze(1)
-        cost = torch.baddbmm(norms, self.x_source, self.x_target.transpose(1, 2), alpha=-2).clamp_(min=0)
-        # Padding repeats a cell of the window, so that it changes no maximum.
-        largest = cost.amax((1, 2), keepdim=True)
-        cost /= torch.where(largest > 0, largest, 1.0)
-        if lambda_time:
-            cost.add_(self.t_source.unsqueeze(2) > self.t_target.unsqueeze(1), alpha=lambda_time)
-        if self.adjacent is not None:
-            cost += lambda_knn * ~self.adjacent
-        return cost
-
-    def couplings(self, epsilon: float, lambda_time: float, lambda_knn: float, tol: float, max_iter: int) -> Couplings:
-        """Solve the transport of each pair."""
-        cost = self.cost(lambda_time, lambda_knn)
-        return sinkhorn(cost, self.source_weights, self.target_weights, epsilon, tol=tol, max_iter=max_iter)
-
-    def squares(self, plan: torch.Tensor) -> list[torch.Tensor]:
-        """Return the squared displacements, of sources forward and of targets backward."""
-        return [d.square().sum(2)[counts] for _, counts, d, _, _ in self._sides(plan)]
-
-    def add_to(self, forward: _Sums, backward: _Sums, plan: torch.Tensor, limit: float, reach: float) -> None:
-        """Add what each cell has from its pair to its row: of sources forward, of targets backward."""
-        for sums, (cells, counts, d, spread, n_effective) in zip((forward, backward), self._sides(plan), strict=True):
-            # In units of the typical square, of which the limit has so many as the reach says.
-            square = d.square().sum(2, keepdim=True)
-            weight = torch.exp(-((square / limit - 1).clamp_(min=0) * reach).clamp_(max=MAX_EXCESS))
-            time = self.dt[:, None, None].expand_as(weight)
-            values = torch.cat([d, spread, time, n_effective, square / time**2, torch.ones_like(weight)], 2) * weight
-            sums.add(cells[counts], torch.cat([values, torch.ones_like(weight)], dim=2)[counts])
-
-    def _sides(self, plan: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield, forward and backward, the cells, which count, displacement, spread and effective number of places."""
-        for plan_, x, other, cells, real, sign in (
-            (plan, self.x_source, self.x_target, self.source, self._counting(1), 1),
-            (plan.transpose(1, 2), self.x_target, self.x_source, self.target, self._counting(-1), -1),
-        ):
-            mass = plan_.sum(2, keepdim=True)
-            mass = torch.where(mass > 0, mass, 1.0)
-            place = torch.bmm(plan_, other) / mass
-            spread = (torch.bmm(plan_, other.square()) / mass - place.square()).clamp_(min=0)
-            square = plan_.square().sum(2, keepdim=True)
-            n_effective = mass.square() / torch.where(square > 0, square, 1.0)
-            yield cells, real, sign * (place - x), spread, n_effective
-
-    def _counting(self, direction: int) -> torch.Tensor:
-        """Return which sources (1) or targets (-1) take part: those with a neighbour on the other side, if asked."""
-        mine, other = (self.source_real, self.target_real)[::direction]
-        return mine if self.adjacent is None else mine & self._has_neighbor(other, 2 if direction > 0 else 1)
-
-    def _has_neighbor(self, real: torch.Tensor, dim: Literal[1, 2]) -> torch.Tensor:
-        """Return whether a cell has a neighbour among the real cells along a dimension."""
-        assert self.adjacent is not None
-        return (self.adjacent & real.unsqueeze(3 - dim)).any(dim)
-
-
-def _batches(windows: Windows, use: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs of like size, as many as the bound on the elements allows."""
-    sizes = windows.sizes[windows.pairs[use]]
-    order = use[np.lexsort((sizes[:, 1], sizes[:, 0]))]
-    shape = windows.sizes[windows.pairs[order]]
-    start = 0
-    while start < order.size:
-        # Sizes ascend, so a batch that starts here is at most as large as its last pair says.
-        elements = np.arange(1, order.size - start + 1) * shape[start:, 0] * np.maximum.accumulate(shape[start:, 1])
-        stop = start + max(1, int(np.searchsorted(elements, BATCH_ELEMENTS, side="right")))
-        yield order[start:stop]
-        start = stop
-
-
-def _padded(windows: Windows, which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the cells of some windows, shape ``[n, longest]``, and which of them are no padding."""
-    sizes = windows.sizes[which]
-    position = np.arange(int(sizes.max()))
-    real = position < sizes[:, None]
-    entries = windows.offsets[which][:, None] + np.minimum(position, sizes[:, None] - 1)
-    return windows.indices[entries], real
-
-
-def _adjacency(graph: sp.csr_matrix, source: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which target cells are neighbours of which source cells, shape ``[n, n_source, n_target]``."""
-    n, n_source, n_target = source.shape[0], source.shape[1], target.shape[1]
-    rows = source.ravel()
-    start, degree = graph.indptr[rows].astype(np.int64), np.diff(graph.indptr)[rows].astype(np.int64)
-    entry = np.repeat(start - np.cumsum(degree) + degree, degree) + np.arange(degree.sum())
-    slot = np.repeat(np.arange(rows.size), degree)  # source cell of each edge, counted through the batch
-    kept = graph.data[entry] != 0
-    slot, neighbour = slot[kept], graph.indices[entry[kept]].astype(np.int64)
-
-    # A key joins the pair and the cell, so that one search serves the whole batch.
-    n_cells = graph.shape[0]
-    keys = (np.arange(n)[:, None] * n_cells + target).ravel()
-    order = np.argsort(keys, kind="stable")
-    wanted = slot // n_source * n_cells + neighbour
-    place = np.searchsorted(keys, wanted, sorter=order)
-    found = place < keys.size
-    found[found] = keys[order[place[found]]] == wanted[found]
-    adjacent = np.zeros((n * n_source, n_target), dtype=np.bool_)
-    adjacent[slot[found], order[place[found]] % n_target] = True
-    return adjacent.reshape(n, n_source, n_target)
+    return float(min(structured_share(residual) * lag / RELAXATION_TIME, MAX_RELAXATION * size / of_relaxation))
 
 
 def report_convergence(converged: NDArray[np.bool_], error: NDArray[np.float64]) -> None:

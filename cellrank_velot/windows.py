@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.cluster import KMeans
 
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_choice, check_integer, check_number
@@ -26,14 +26,16 @@ logger = logging.getLogger("cellrank_velot")
 
 Tail = Literal["force", "drop", "split"]
 
-# Above this many cells, clusters come from mini-batches: the cost of a full KMeans step is no longer small.
-MINI_BATCH_ABOVE = 20_000
+# Clusters are those of so many cells drawn at random: more cells would not move the centres.
+CLUSTER_CELLS = 20_000
 # Larger windows cost more and resolve less: the cost of transport grows with their square.
 MAX_WINDOW_SIZE = 60
 # Cells whose distances to all centres are held at a time.
 CHUNK_CELLS = 65_536
 # Lags that are tried in turn, each a quarter longer; beyond the last, cells near the ends have no later window.
 LAGS = 0.02 * 1.25 ** np.arange(9)
+# Windows that tell the lag: more move a median by less than a twentieth of what they scatter.
+LAG_WINDOWS = 1024
 # Lag without a graph to learn the noise from, about what the simulated and real sets at hand ask for.
 USUAL_LAG = 0.05
 
@@ -263,7 +265,7 @@ def _check_options(
 
 
 def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, random_state: int = 0) -> NDArray[np.int64]:
-    """Cluster cells by KMeans, in mini-batches above 20 000 cells.
+    """Cluster cells by KMeans; above 20 000 cells its centres are those of as many, drawn at random.
 
     Parameters
     ----------
@@ -284,13 +286,11 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
     check_integer("n_clusters", n_clusters, low=1)
     if n_clusters > x.shape[0]:
         raise ValueError(f"Expected `n_clusters` of at most the number of cells, `{x.shape[0]}`, found `{n_clusters}`.")
-    model = (
-        KMeans(n_clusters, n_init=10, random_state=random_state)
-        if x.shape[0] <= MINI_BATCH_ABOVE
-        else MiniBatchKMeans(n_clusters, n_init=3, batch_size=4096, random_state=random_state)
-    )
-    labels: NDArray[np.int64] = model.fit_predict(x).astype(np.int64)
-    return labels
+    if x.shape[0] <= max(CLUSTER_CELLS, n_clusters):
+        return np.asarray(KMeans(n_clusters, n_init=10, random_state=random_state).fit_predict(x), dtype=np.int64)
+    sample = np.random.default_rng(random_state).choice(x.shape[0], max(CLUSTER_CELLS, n_clusters), replace=False)
+    model = KMeans(n_clusters, n_init=3, random_state=random_state).fit(x[np.sort(sample)])
+    return np.asarray(model.predict(x), dtype=np.int64)
 
 
 def _neighborhoods(x: NDArray[np.float64], labels: NDArray[np.int64], n_nearest: int) -> list[NDArray[np.int64]]:
@@ -355,25 +355,30 @@ def _find_lag(
     span = float(np.ptp(time))
     if graph is None or not neighborhoods:
         return USUAL_LAG * span
-    # Positions, squared distance from the centre and squared residual: their means over a window are differences of
-    # sums along the ordered cells.
-    centred = x - x.mean(axis=0)
-    columns = np.column_stack([centred, np.sum(centred**2, axis=1), np.sum(residuals(x, graph) ** 2, axis=1)])
-    sums = [np.vstack([np.zeros(columns.shape[1]), np.cumsum(columns[o], axis=0)]) for o, _, _ in neighborhoods]
+    width = np.concatenate([time[o[starts + size - 1]] - time[o[starts]] for o, starts, size in neighborhoods])
+    thinned = [(o, starts[:: -(-width.size // LAG_WINDOWS)], size) for o, starts, size in neighborhoods]
+    centre = x.mean(axis=0)
+
+    def means(ordered: NDArray[np.int64], at: NDArray[np.int64], size: int) -> tuple[NDArray[np.float64], ...]:
+        """Return of some windows the mean position, the scatter around it, and the mean squared residual."""
+        cells = ordered[at[:, None] + np.arange(size)]
+        positions = x[cells] - centre
+        mean = positions.mean(axis=1)
+        scatter = np.einsum("ijk,ijk->i", positions, positions) / size - np.einsum("ij,ij->i", mean, mean)
+        off = np.sum(residuals(x, graph, cells.ravel()) ** 2, axis=1).reshape(cells.shape)
+        return mean, scatter, off.mean(axis=1)
 
     def exceeds(lag: float) -> bool:
         signal, noise = [], []
-        for (ordered, starts, size), total in zip(neighborhoods, sums, strict=True):
+        for ordered, starts, size in thinned:
             source, target = _lagged(starts, time[ordered], size, lag)
-            here, there = ((total[at + size] - total[at]) / size for at in (source, target))
+            here, there = (means(ordered, at, size) for at in (source, target))
             # The means are off by what their cells scatter: that adds to their distance.
-            scatter = sum(mean[:, -2] - np.sum(mean[:, :-2] ** 2, axis=1) for mean in (here, there)) / size
-            signal.append(np.sum((there - here)[:, :-2] ** 2, axis=1) - scatter)
-            noise.append((here + there)[:, -1] / 2)
+            signal.append(np.sum((there[0] - here[0]) ** 2, axis=1) - (here[1] + there[1]) / size)
+            noise.append((here[2] + there[2]) / 2)
         return any(map(len, signal)) and bool(np.median(np.concatenate(signal)) > np.median(np.concatenate(noise)))
 
     lags = [float(lag) for lag in LAGS * span]
-    width = np.concatenate([time[o[starts + size - 1]] - time[o[starts]] for o, starts, size in neighborhoods])
     return float(np.clip(np.median(width), next((lag for lag in lags if exceeds(lag)), lags[-1]), lags[-1]))
 
 

@@ -159,7 +159,7 @@ def test_chunks_of_points_do_not_matter(monkeypatch, chunk: int):
     field, rng = random_field(), np.random.default_rng(7)
     x, time = rng.normal(size=(10, N_DIMS)), rng.random(10)
     expected = field(x, time)
-    monkeypatch.setattr(network_module, "CHUNK_POINTS", chunk)
+    monkeypatch.setattr(network_module, "CHUNK_POINTS", {"cpu": chunk, "other": chunk})
     np.testing.assert_allclose(field(x, time), expected, rtol=1e-5, atol=1e-6)
     assert field(x[:0], time[:0]).shape == (0, N_DIMS)
 

@@ -147,11 +147,39 @@ def test_points_along_the_velocity(planted):
         assert np.mean(sign * (result.matrix @ planted.time - planted.time)[inner] > 0) > 0.85
 
 
+def in_chunks(monkeypatch, elements: int) -> None:
+    """Work on so many numbers at a time, in loops as in arrays."""
+    monkeypatch.setattr(transitions_module, "CHUNK_ELEMENTS", {"cpu": elements, "other": elements})
+    monkeypatch.setattr(transitions_module, "BLOCK_EDGES", max(1, elements // 3))
+
+
+@pytest.mark.parametrize("similarity", NAMED)
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("with_loadings", [False, True])
+def test_loops_and_arrays_agree(planted, velocity, monkeypatch, similarity, transpose: bool, with_loadings: bool):
+    loadings = np.random.default_rng(6).normal(size=(planted.x.shape[1], 12)) if with_loadings else None
+    options = {"transpose": transpose, "loadings": loadings}
+    loops = edge_similarities(planted.x, velocity, planted.graph, similarity, **options)
+    monkeypatch.setattr(transitions_module, "_has_loops", lambda device: False)
+    arrays = edge_similarities(planted.x, velocity, planted.graph, similarity, **options)
+    np.testing.assert_allclose(loops, arrays, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("n_jobs", [2, 5])
+@pytest.mark.parametrize("similarity", NAMED)
+def test_number_of_jobs_does_not_matter(planted, velocity, monkeypatch, n_jobs: int, similarity):
+    in_chunks(monkeypatch, 100)
+    expected = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, n_jobs=1)
+    found = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, n_jobs=n_jobs)
+    np.testing.assert_array_equal(found.matrix.data, expected.matrix.data)
+    np.testing.assert_array_equal(found.logits.data, expected.logits.data)
+
+
 @pytest.mark.parametrize("elements", [1, 7, 50, 333, 10**9])
 @pytest.mark.parametrize("transpose", [False, True])
 def test_chunks_do_not_matter(planted, velocity, monkeypatch, elements: int, transpose: bool):
     expected = edge_similarities(planted.x, velocity, planted.graph, transpose=transpose)
-    monkeypatch.setattr(transitions_module, "CHUNK_ELEMENTS", elements)
+    in_chunks(monkeypatch, elements)
     found = edge_similarities(planted.x, velocity, planted.graph, transpose=transpose)
     np.testing.assert_array_equal(found, expected)
 
@@ -164,14 +192,14 @@ def test_chunks_step_over_isolated_cells(monkeypatch):
     graph = sp.csr_matrix(dense)
     expected = dense_logits(x, v, graph, "cosine")[graph.nonzero()]
     for elements in (2, 4, 6, 100):
-        monkeypatch.setattr(transitions_module, "CHUNK_ELEMENTS", elements)
+        in_chunks(monkeypatch, elements)
         np.testing.assert_allclose(edge_similarities(x, v, graph), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("similarity", NAMED)
 @pytest.mark.parametrize("elements", [40, 2**21])
 def test_genes_through_the_loadings(planted, velocity, monkeypatch, similarity, elements: int):
-    monkeypatch.setattr(transitions_module, "CHUNK_ELEMENTS", elements)
+    in_chunks(monkeypatch, elements)
     loadings = np.random.default_rng(6).normal(size=(planted.x.shape[1], 12))
     through = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, loadings=loadings)
     direct = compute_transitions(planted.x @ loadings, velocity @ loadings, planted.graph, similarity=similarity)
@@ -539,7 +567,7 @@ def test_monte_carlo_is_decided_by_the_seed(planted, velocity, std, options):
 @pytest.mark.parametrize("options", [{}, {"backward_mode": "transpose", "n_samples": 6}])
 def test_samples_do_not_depend_on_chunks(planted, velocity, std, monkeypatch, elements: int, options):
     expected = monte_carlo(planted, velocity, std, **options).matrix.data
-    monkeypatch.setattr(transitions_module, "CHUNK_ELEMENTS", elements)
+    in_chunks(monkeypatch, elements)
     found = monte_carlo(planted, velocity, std, **options).matrix.data
     np.testing.assert_allclose(found, expected, atol=1e-6)  # samples are averaged in single precision
 

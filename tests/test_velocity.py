@@ -12,8 +12,9 @@ import torch
 from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot import velocity as velocity_module
+from cellrank_velot import pairs as pairs_module
 from cellrank_velot.manifold import residuals, structured_share
+from cellrank_velot.transport import sinkhorn
 from cellrank_velot.velocity import TransportVelocity, compute_velocity, end_cells
 from cellrank_velot.windows import Windows, build_windows
 
@@ -245,7 +246,7 @@ def joined_by_loops(x, time, windows, graph, moves: list[Move], reach, relaxatio
     ("epsilon", "lambda_time", "lambda_knn"), [(0.05, 1.0, 1.0), (0.02, 0.0, 0.3), (0.3, 2.0, 0.0)]
 )
 def test_agrees_with_a_loop_over_pot(flow: Flow, monkeypatch, epsilon: float, lambda_time: float, lambda_knn: float):
-    monkeypatch.setattr(velocity_module, "PILOT_TOL", 1e-10)
+    monkeypatch.setattr(pairs_module, "PILOT_TOL", 1e-10)
     options = {"epsilon": epsilon, "lambda_time": lambda_time, "lambda_knn": lambda_knn}
     cells = flow.x, flow.time, flow.windows, flow.graph
     moves = moves_by_loops(*cells, **options)
@@ -261,8 +262,8 @@ def test_agrees_with_a_loop_over_pot(flow: Flow, monkeypatch, epsilon: float, la
 
 @pytest.mark.parametrize("n_pairs", [1, 3, 5])
 def test_typical_displacement_comes_from_some_pairs_among_all(flow: Flow, monkeypatch, n_pairs: int):
-    monkeypatch.setattr(velocity_module, "PILOT_TOL", 1e-10)
-    monkeypatch.setattr(velocity_module, "PILOT_PAIRS", n_pairs)
+    monkeypatch.setattr(pairs_module, "PILOT_TOL", 1e-10)
+    monkeypatch.setattr(pairs_module, "PILOT_PAIRS", n_pairs)
     cells = flow.x, flow.time, flow.windows, flow.graph
     moves = moves_by_loops(*cells, epsilon=0.05, lambda_time=1.0, lambda_knn=1.0)
     every = flow.windows.n_pairs // n_pairs
@@ -276,7 +277,7 @@ def test_typical_displacement_comes_from_some_pairs_among_all(flow: Flow, monkey
 
 def test_pilot_need_not_be_solved_to_the_end(flow: Flow, monkeypatch):
     quick = flow.again(reach=2.0)
-    monkeypatch.setattr(velocity_module, "PILOT_TOL", 1e-10)
+    monkeypatch.setattr(pairs_module, "PILOT_TOL", 1e-10)
     np.testing.assert_allclose(quick.velocity, flow.again(reach=2.0).velocity, atol=0.02)
 
 
@@ -329,7 +330,7 @@ def test_permuted_cells_have_the_same_pilot(planted):
         windows = build_windows(
             x, time, labels=planted.labels[ix], window_size=6, min_window_size=4, overlap=0.7, time_lag=0.05
         )
-        assert windows.n_pairs > 2 * velocity_module.PILOT_PAIRS
+        assert windows.n_pairs > 2 * pairs_module.PILOT_PAIRS
         results.append(compute_velocity(x, time, windows, graph))
     assert (results[0].support < 0.9).any()
     assert_same(results[1], results[0], order, atol=1e-8)
@@ -338,7 +339,7 @@ def test_permuted_cells_have_the_same_pilot(planted):
 @pytest.mark.parametrize("relaxation", [0.0, 1.0])
 @pytest.mark.parametrize("reach", [None, 0.5, 2.0])
 def test_reversed_time_turns_the_velocities_around(flow: Flow, reach, relaxation: float, monkeypatch):
-    monkeypatch.setattr(velocity_module, "PILOT_TOL", 1e-10)
+    monkeypatch.setattr(pairs_module, "PILOT_TOL", 1e-10)
     pairs = [[flow.windows.cells(i) for i in pair[::-1]] for pair in flow.windows.pairs]
     reversed_windows = Windows.from_pairs(pairs, 1 - flow.time)
     forward = flow.again(relaxation=relaxation, reach=reach)
@@ -394,10 +395,59 @@ def test_far_from_the_origin_nothing_cancels(any_flow: Flow):
 
 @pytest.mark.parametrize("elements", [1, 2000, 10**9])
 def test_size_of_the_batches_does_not_matter(any_flow: Flow, monkeypatch, elements: int):
-    monkeypatch.setattr(velocity_module, "BATCH_ELEMENTS", elements)
+    monkeypatch.setattr(pairs_module, "BATCH_ELEMENTS", {"cpu": elements, "other": elements})
+    monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", elements)
     result = any_flow.again()
     assert_same(result, any_flow.result, atol=1e-9)
     np.testing.assert_array_equal(result.converged, any_flow.result.converged)
+
+
+def in_batches(monkeypatch) -> None:
+    """Work in padded batches, as on a device that is no processor."""
+
+    def batched(x, time, windows, use, graph, options, n_jobs, show_progress_bar):
+        return pairs_module._sum_in_batches(
+            x, time, windows, use, graph, options, torch.device("cpu"), show_progress_bar
+        )
+
+    monkeypatch.setattr(pairs_module, "_sum_in_loops", batched)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 0.05, 5e-4])
+@pytest.mark.parametrize("lambda_knn", [0.0, 0.7])
+def test_loops_and_batches_agree(any_flow: Flow, monkeypatch, epsilon: float, lambda_knn: float):
+    options = {"epsilon": epsilon, "lambda_knn": lambda_knn, "tol": 1e-10, "max_iter": 200}
+    expected = any_flow.again(**options)
+    in_batches(monkeypatch)
+    found = any_flow.again(**options)
+    assert_same(found, expected, atol=1e-6, rtol=1e-6)  # a step more or less of a solver that is done
+    np.testing.assert_allclose(found.marginal_error, expected.marginal_error, atol=1e-10)
+
+
+def test_scalings_out_of_range_are_solved_in_the_log_domain(any_flow: Flow, monkeypatch):
+    solved = []
+
+    def counting(*args, **kwargs):
+        found = sinkhorn(*args, **kwargs)
+        solved.append(len(found.converged))
+        return found
+
+    monkeypatch.setattr(pairs_module, "sinkhorn", counting)
+    any_flow.again(epsilon=0.05, reach=None)
+    pilot = sum(solved)
+    found = any_flow.again(epsilon=1e-4, reach=None, max_iter=2000)
+    assert sum(solved) > 2 * pilot  # each pair of the pilot once more, and others
+    assert np.isfinite(found.marginal_error).all()
+    np.testing.assert_array_equal(np.isfinite(found.velocity).all(axis=1), found.has_estimate)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 3])
+def test_number_of_jobs_does_not_matter(any_flow: Flow, monkeypatch, n_jobs: int):
+    monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 2000)
+    expected = any_flow.again(n_jobs=1)
+    found = any_flow.again(n_jobs=n_jobs)
+    for name in (*PER_CELL, "marginal_error"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 
 def test_order_of_the_pairs_does_not_matter(any_flow: Flow):
@@ -799,6 +849,6 @@ def test_adjacency_agrees_with_dense_indexing(seed: int):
     graph.data[zeros] = 0  # stored, but no edge
     source = np.array([rng.choice(n_cells, 7, replace=False) for _ in range(5)])
     target = np.array([rng.choice(n_cells, 9, replace=False) for _ in range(5)])
-    found = velocity_module._adjacency(graph, source, target)
+    found = pairs_module._adjacency(graph, source, target)
     expected = graph.toarray()[source[:, :, None], target[:, None, :]] != 0
     np.testing.assert_array_equal(found, expected)

@@ -516,10 +516,10 @@ def blobs(n: int = 150) -> tuple[np.ndarray, np.ndarray]:
     return np.array([[0.0, 0], [10, 0], [0, 10]])[labels] + rng.normal(size=(n, 2)), labels
 
 
-@pytest.mark.parametrize("mini_batch", [False, True])
-def test_clusters_of_separate_blobs_are_found(mini_batch: bool, monkeypatch):
-    if mini_batch:
-        monkeypatch.setattr(windows_module, "MINI_BATCH_ABOVE", 100)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_clusters_of_separate_blobs_are_found(sampled: bool, monkeypatch):
+    if sampled:
+        monkeypatch.setattr(windows_module, "CLUSTER_CELLS", 100)
     x, truth = blobs()
     labels = cluster_cells(x, 3)
     assert labels.dtype == np.int64

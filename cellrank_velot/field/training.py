@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import resolve_device, single_thread
+from cellrank_velot._device import as_tensor, float_on, resolve_device, single_thread
+from cellrank_velot._parallel import blocks
 from cellrank_velot._validation import check_integer, check_number
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
 from cellrank_velot.field.network import VelocityField, build_network, draw_weights
@@ -26,21 +27,81 @@ __all__ = ["check_field_options", "fit_field"]
 logger = logging.getLogger("cellrank_velot")
 
 EVALUATE_EVERY = 25
+# Held-out cells at most: more tell the loss no better than it needs to be known.
+MAX_HELD_OUT = 10_000
+# Cells whose positions are looked at at a time.
+BLOCK_CELLS = 65_536
 
 
 @dataclass(frozen=True, eq=False)
-class _Standardized:
-    """Cells in units in which positions, time and velocities are of order one."""
+class _Cells:
+    """Cells as they are, and the units in which positions, time and velocities are of order one.
 
-    inputs: torch.Tensor
-    target: torch.Tensor
+    What a step needs is taken to these units when it is needed: of a million cells it is a small part.
+    """
+
+    x: torch.Tensor
+    time: torch.Tensor
+    velocity: torch.Tensor
     weight: torch.Tensor
-    rough: torch.Tensor
+    rough: torch.Tensor | None
     centre: NDArray[np.float64]
     x_scale: float
     time_centre: float
     time_scale: float
     velocity_scale: float
+    mean_weight: float
+    use_time: bool
+
+    @classmethod
+    def of(
+        cls,
+        x: NDArray[np.float64],
+        time: NDArray[np.float64],
+        velocity: NDArray[np.float64],
+        rough: NDArray[np.float64] | None,
+        weight: NDArray[np.float64],
+        known: NDArray[np.int64],
+        *,
+        use_time: bool,
+        device: torch.device,
+    ) -> _Cells:
+        """Find the units, from the cells with a velocity where it is about that."""
+        centre = x.mean(axis=0)
+        # One scale for all dimensions keeps the geometry: what is far in the basis is far for the network.
+        square = sum(float(np.sum((x[slice(*part)] - centre) ** 2)) for part in blocks(x.shape[0], BLOCK_CELLS))
+        speed = np.einsum("ij,ij->i", velocity, velocity)[known] / x.shape[1]
+        return cls(
+            x=as_tensor(x, device),
+            time=as_tensor(time, device),
+            velocity=as_tensor(velocity, device),
+            weight=as_tensor(weight, device),
+            rough=None if rough is None else as_tensor(rough, device),
+            centre=centre,
+            x_scale=float(np.sqrt(square / x.size)) or 1.0,
+            time_centre=float(time.mean()),
+            time_scale=float(time.std()) or 1.0,
+            velocity_scale=float(np.sqrt(np.average(speed, weights=weight[known]))) or 1.0,
+            mean_weight=float(weight[known].mean()),
+            use_time=use_time,
+        )
+
+    def inputs(self, cells: torch.Tensor) -> torch.Tensor:
+        """Return what the network sees of some cells, shape ``[n, n_inputs]``."""
+        x = self.x[cells]
+        inputs = (x - as_tensor(self.centre, x.device)) / self.x_scale
+        if self.use_time:
+            inputs = torch.cat([inputs, ((self.time[cells] - self.time_centre) / self.time_scale).unsqueeze(1)], dim=1)
+        return inputs.float()
+
+    def fit(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the velocities that the network is to have, and their weights."""
+        target = (self.velocity[cells] / self.velocity_scale).float()
+        return target, (self.weight[cells] / self.mean_weight).float()
+
+    def roughness(self, cells: torch.Tensor) -> torch.Tensor | float:
+        """Return the part of the velocity in which neighbours may differ."""
+        return 0.0 if self.rough is None else (self.rough[cells] / self.velocity_scale).float()
 
 
 def fit_field(
@@ -99,7 +160,7 @@ def fit_field(
     learning_rate
         First step size of Adam; it falls to zero along a cosine.
     held_out
-        Share of cells that are not trained on and choose the step to keep.
+        Share of cells, 10 000 of them at most, that are not trained on and choose the step to keep.
     patience
         Stop after so many evaluations, 25 steps each, without a better one.
     random_state
@@ -123,17 +184,18 @@ def fit_field(
         raise ValueError(f"Expected a velocity for at least `10` cells, found `{known.size}`.")
     rng = np.random.default_rng(random_state)
     known = rng.permutation(known)
-    rough = np.zeros_like(x) if relaxation is None else relaxation
-    cells = _standardize(x, time, velocity, rough, weight, known, use_time=use_time, device=where)
-    network = build_network(cells.inputs.shape[1], x.shape[1], list(hidden))
+    x, time, velocity = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time, velocity))
+    cells = _Cells.of(x, time, velocity, relaxation, weight, known, use_time=use_time, device=where)
+    network = build_network(x.shape[1] + use_time, x.shape[1], list(hidden))
     draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
     network.to(where)
+    n_held_out = min(max(1, round(held_out * known.size)), MAX_HELD_OUT)
     trainer = _Trainer(
         cells=cells,
         network=network,
         neighbors=_NeighborSampler(graph, where),
-        held_out=torch.from_numpy(known[: max(1, round(held_out * known.size))]).to(where),
-        trained=torch.from_numpy(known[max(1, round(held_out * known.size)) :]).to(where),
+        held_out=torch.from_numpy(known[:n_held_out]).to(where),
+        trained=torch.from_numpy(known[n_held_out:]).to(where),
         lambdas=(lambda_smooth, lambda_curl, lambda_divergence),
         generator=torch.Generator(where).manual_seed(int(rng.integers(2**31))),
     )
@@ -185,7 +247,7 @@ def check_field_options(
 class _Trainer:
     """One run of training."""
 
-    cells: _Standardized
+    cells: _Cells
     network: nn.Sequential
     neighbors: _NeighborSampler
     held_out: torch.Tensor
@@ -233,16 +295,16 @@ class _Trainer:
 
     def _losses(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the total and its terms, unweighted."""
-        cells, n_dims = self.cells, self.cells.target.shape[1]
+        cells, n_dims = self.cells, self.cells.x.shape[1]
         everywhere = torch.randint(
-            cells.inputs.shape[0], batch.shape, generator=self.generator, device=self.generator.device
+            cells.x.shape[0], batch.shape, generator=self.generator, device=self.generator.device
         )
         neighbor = self.neighbors.sample(everywhere, self.generator)
-        pair = torch.cat([everywhere, neighbor])
-        predicted, here, there = self.network(cells.inputs[torch.cat([batch, pair])]).chunk(3)
-        fit = fit_loss(predicted, cells.target[batch], cells.weight[batch])
-        smooth = smoothness_loss(here - cells.rough[everywhere], there - cells.rough[neighbor])
-        points = cells.inputs[batch]
+        inputs = cells.inputs(torch.cat([batch, everywhere, neighbor]))
+        predicted, here, there = self.network(inputs).chunk(3)
+        fit = fit_loss(predicted, *cells.fit(batch))
+        smooth = smoothness_loss(here - cells.roughness(everywhere), there - cells.roughness(neighbor))
+        points = inputs[: batch.numel()]
         zero = fit.new_zeros(())
         smooth_weight, curl_weight, divergence_weight = self.lambdas
         curl = curl_loss(self.network, points, n_dims, self.generator) if curl_weight else zero
@@ -252,8 +314,7 @@ class _Trainer:
 
     def _held_out_loss(self) -> float:
         with torch.no_grad():
-            predicted = self.network(self.cells.inputs[self.held_out])
-            return float(fit_loss(predicted, self.cells.target[self.held_out], self.cells.weight[self.held_out]))
+            return float(fit_loss(self.network(self.cells.inputs(self.held_out)), *self.cells.fit(self.held_out)))
 
     def _weights(self) -> dict[str, NDArray[np.float32]]:
         return {name: value.detach().cpu().numpy().copy() for name, value in self.network.state_dict().items()}
@@ -263,50 +324,14 @@ class _NeighborSampler:
     """Draws a random neighbour of each cell; a cell without one is its own neighbour."""
 
     def __init__(self, graph: sp.csr_matrix, device: torch.device) -> None:
-        self.start = torch.from_numpy(graph.indptr[:-1].astype(np.int64)).to(device)
-        self.degree = torch.from_numpy(np.diff(graph.indptr).astype(np.int64)).to(device)
-        # The end is never drawn: it only spares the last isolated cells an index past the end.
-        self.indices = torch.from_numpy(np.append(graph.indices, 0).astype(np.int64)).to(device)
+        self.indptr = as_tensor(graph.indptr, device)
+        # A cell without neighbours draws none of its own, but must point to something.
+        self.indices = as_tensor(graph.indices if graph.indices.size else np.zeros(1, dtype=np.int32), device)
 
     def sample(self, cells: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return one neighbour of each of these cells, same shape."""
-        degree = self.degree[cells]
-        draw = torch.rand(cells.shape, generator=generator, device=generator.device, dtype=torch.float64)
-        neighbor = self.indices[self.start[cells] + (draw * degree).long()]
-        return torch.where(degree > 0, neighbor, cells)
-
-
-def _standardize(
-    x: NDArray[np.float64],
-    time: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    rough: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    known: NDArray[np.int64],
-    *,
-    use_time: bool,
-    device: torch.device,
-) -> _Standardized:
-    centre = x.mean(axis=0)
-    # One scale for all dimensions keeps the geometry: what is far in the basis is far for the network.
-    x_scale = float(np.sqrt(np.mean((x - centre) ** 2))) or 1.0
-    time_centre, time_scale = float(time.mean()), float(time.std()) or 1.0
-    velocity_scale = float(np.sqrt(np.average(np.mean(velocity[known] ** 2, axis=1), weights=weight[known]))) or 1.0
-    inputs = (x - centre) / x_scale
-    if use_time:
-        inputs = np.column_stack([inputs, (time - time_centre) / time_scale])
-
-    def tensor(array: NDArray[np.float64]) -> torch.Tensor:
-        return torch.tensor(array, dtype=torch.float32, device=device)
-
-    return _Standardized(
-        inputs=tensor(inputs),
-        target=tensor(np.nan_to_num(velocity / velocity_scale)),
-        weight=tensor(weight / weight[known].mean()),
-        rough=tensor(rough / velocity_scale),
-        centre=centre,
-        x_scale=x_scale,
-        time_centre=time_centre,
-        time_scale=time_scale,
-        velocity_scale=velocity_scale,
-    )
+        start = self.indptr[cells].long()
+        degree = self.indptr[cells + 1].long() - start
+        draw = torch.rand(cells.shape, generator=generator, device=generator.device, dtype=float_on(generator.device))
+        edge = (start + (draw * degree).long()).clamp_(max=self.indices.numel() - 1)
+        return torch.where(degree > 0, self.indices[edge].long(), cells)

@@ -1,0 +1,108 @@
+"""Work in parts: in threads of this process, or wherever joblib's ``parallel_config`` sends it.
+
+The parts are the same whoever does them, and come back in their order, so that the result does not depend on it.
+Depends on joblib, torch and tqdm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+from joblib.parallel import ThreadingBackend, get_active_backend
+from tqdm.auto import tqdm
+
+from cellrank_velot._device import single_thread
+
+__all__ = ["Jobs", "blocks", "run"]
+
+
+class Jobs(Parallel):
+    """Jobs of joblib that move a progress bar on, with any backend: not every one can return results one by one."""
+
+    def __init__(self, n_jobs: int | None, bar: Any, **options: Any) -> None:
+        super().__init__(n_jobs=n_jobs, **options)
+        self._bar, self._shown = bar, 0
+
+    def __call__(self, iterable: Iterable[Any]) -> Any:
+        self._shown = 0
+        return super().__call__(iterable)
+
+    def print_progress(self) -> None:
+        """Joblib calls this when tasks are done."""
+        self._bar.update(self.n_completed_tasks - self._shown)
+        self._shown = self.n_completed_tasks
+
+
+def run(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple[Any, ...]],
+    shared: tuple[Any, ...] = (),
+    *,
+    n_jobs: int | None = None,
+    desc: str = "",
+    show_progress_bar: bool = False,
+) -> Iterator[Any]:
+    """Call a function for each task and yield what it returns, in the order of the tasks.
+
+    Parameters
+    ----------
+    function
+        Function of a module, which can be pickled; called as ``function(*shared, *task)``.
+    tasks
+        Arguments of each call, small ones.
+    shared
+        Arguments that all calls have. Large arrays reach another process or machine once, not once per task.
+    n_jobs
+        Number of jobs. ``None`` takes that of joblib's ``parallel_config``, and outside of one as many threads as
+        torch uses. Without a backend chosen there, jobs are threads.
+    desc
+        What the progress bar says.
+    show_progress_bar
+        Whether to show one.
+    """
+    jobs = min(_n_jobs(n_jobs), len(tasks))
+    with tqdm(total=len(tasks), desc=desc, unit="batch", disable=not show_progress_bar) as bar, single_thread():
+        if jobs <= 1:
+            for task in tasks:
+                yield function(*shared, *task)
+                bar.update()
+            return
+        with _scattered(shared):
+            streams = getattr(get_active_backend(prefer="threads")[0], "supports_return_generator", False)
+            parallel = Jobs(jobs, bar, prefer="threads", return_as="generator" if streams else "list")
+            yield from parallel(delayed(_call)(function, *shared, *task) for task in tasks)
+
+
+def blocks(n: int, size: int) -> list[tuple[int, int]]:
+    """Return where each of successive parts of at most ``size`` begins and ends."""
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _n_jobs(n_jobs: int | None) -> int:
+    """Return how many jobs are meant."""
+    if n_jobs is not None:
+        return effective_n_jobs(n_jobs)
+    backend, _ = get_active_backend(prefer="threads")
+    _, configured = get_active_backend()
+    if configured is None and isinstance(backend, ThreadingBackend):  # nobody has said anything of processes
+        return torch.get_num_threads()
+    return effective_n_jobs(None)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Do one task, by itself: what it calls must not ask for more workers."""
+    with parallel_config(backend="sequential"), single_thread():
+        return function(*arguments)
+
+
+def _scattered(shared: tuple[Any, ...]) -> AbstractContextManager[Any]:
+    """Send large arguments to all workers of a dask cluster, once: a worker that dies takes no data with it."""
+    backend, _ = get_active_backend()
+    if not hasattr(backend, "client"):
+        return nullcontext()
+    large = [value for value in shared if getattr(value, "nbytes", 0) > 1000]
+    return parallel_config(backend="dask", client=backend.client, scatter=large, **backend.submit_kwargs)
