@@ -17,7 +17,10 @@ from tqdm.auto import tqdm
 
 from cellrank_velot._device import single_thread
 
-__all__ = ["Jobs", "blocks", "run"]
+__all__ = ["Jobs", "blocks", "count_jobs", "run"]
+
+# What goes with each task: it is smaller than a reference to it.
+PLAIN = (bool, int, float, str, bytes, type(None), torch.device)
 
 
 class Jobs(Parallel):
@@ -45,6 +48,7 @@ def run(
     n_jobs: int | None = None,
     desc: str = "",
     show_progress_bar: bool = False,
+    delay: float = 0.0,
 ) -> Iterator[Any]:
     """Call a function for each task and yield what it returns, in the order of the tasks.
 
@@ -55,7 +59,7 @@ def run(
     tasks
         Arguments of each call, small ones.
     shared
-        Arguments that all calls have. Large arrays reach another process or machine once, not once per task.
+        Arguments that all calls have. Those that are no plain values reach another machine once, not once per task.
     n_jobs
         Number of jobs. ``None`` takes that of joblib's ``parallel_config``, and outside of one as many threads as
         torch uses. Without a backend chosen there, jobs are threads.
@@ -63,9 +67,14 @@ def run(
         What the progress bar says.
     show_progress_bar
         Whether to show one.
+    delay
+        Seconds after which it is shown.
     """
-    jobs = min(_n_jobs(n_jobs), len(tasks))
-    with tqdm(total=len(tasks), desc=desc, unit="batch", disable=not show_progress_bar) as bar, single_thread():
+    jobs = min(count_jobs(n_jobs), len(tasks))
+    with (
+        tqdm(total=len(tasks), desc=desc, unit="batch", delay=delay, disable=not show_progress_bar) as bar,
+        single_thread(),
+    ):
         if jobs <= 1:
             for task in tasks:
                 yield function(*shared, *task)
@@ -82,8 +91,8 @@ def blocks(n: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _n_jobs(n_jobs: int | None) -> int:
-    """Return how many jobs are meant."""
+def count_jobs(n_jobs: int | None) -> int:
+    """Return how many jobs are meant, see :func:`run`."""
     if n_jobs is not None:
         return effective_n_jobs(n_jobs)
     backend, _ = get_active_backend(prefer="threads")
@@ -100,9 +109,9 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _scattered(shared: tuple[Any, ...]) -> AbstractContextManager[Any]:
-    """Send large arguments to all workers of a dask cluster, once: a worker that dies takes no data with it."""
+    """Send arguments to all workers of a dask cluster, once: a worker that dies takes no data with it."""
     backend, _ = get_active_backend()
     if not hasattr(backend, "client"):
         return nullcontext()
-    large = [value for value in shared if getattr(value, "nbytes", 0) > 1000]
+    large = [value for value in shared if not isinstance(value, PLAIN)]
     return parallel_config(backend="dask", client=backend.client, scatter=large, **backend.submit_kwargs)

@@ -1,6 +1,6 @@
 """Cells: what the stages need to know of an AnnData, read and checked before any work begins.
 
-One of the few modules that know AnnData. Depends on anndata, numpy, scipy, pandas and scikit-learn.
+One of the few modules that know AnnData. Depends on compiled, anndata, numpy, scipy, pandas and scikit-learn.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
+from cellrank_velot._parallel import blocks
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_choice, check_known, first_names
+from cellrank_velot.compiled import connected_cells
 from cellrank_velot.snapshots import check_snapshots
 
 __all__ = [
@@ -32,11 +33,14 @@ __all__ = [
     "read_cells",
     "read_loadings",
     "read_time",
+    "readable",
     "warn_about_graph",
 ]
 
 logger = logging.getLogger("cellrank_velot")
 
+# Rows of positions that are read at a time where they are not in memory.
+BLOCK_CELLS = 65_536
 TimeKind = Literal["pseudotime", "experimental"]
 
 TIME_KEYS = (
@@ -110,6 +114,21 @@ class CellStates(Stage):
     def n_dims(self) -> int:
         """Number of dimensions of the basis."""
         return int(self.x.shape[1])
+
+
+def readable(adata: AnnData, conn_key: str) -> AnnData:
+    """Return an AnnData that CellRank can read: itself, or for a lazy one a copy whose cells and graph are in memory.
+
+    Expression and positions stay where they are.
+    """
+    if isinstance(adata.obs, pd.DataFrame):
+        return adata
+    logger.info("Reading `obs` and `obsp[%r]` of a lazy AnnData into memory", conn_key)
+    graph = {key: values.compute() for key, values in adata.obsp.items() if key == conn_key}
+    obs, var = adata.obs.to_memory(), adata.var.to_memory()
+    return AnnData(
+        adata.X, obs, var, dict(adata.uns), dict(adata.obsm), dict(adata.varm), dict(adata.layers), obsp=graph
+    )
 
 
 def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "pseudotime") -> str:
@@ -310,9 +329,9 @@ def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[n
     ValueError
         If it is and ``strict`` holds.
     """
-    edges = sp.csr_matrix(graph, copy=True)
-    edges.eliminate_zeros()
-    n_components, labels = connected_components(edges, directed=False)
+    edges = sp.csr_matrix(graph)
+    labels = connected_cells(edges.indptr, edges.indices, edges.data)
+    n_components = int(labels.max(initial=0)) + 1
     if n_components == 1:
         return None
     sizes = np.sort(np.bincount(labels))[::-1]
@@ -321,7 +340,7 @@ def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[n
     if strict:
         raise ValueError(f"{message} Use more neighbours, or one component.")
     logger.warning(message)
-    return labels.astype(np.int64)
+    return labels
 
 
 def _read_labels(adata: AnnData, cluster_key: str) -> NDArray[np.int64]:
@@ -336,12 +355,24 @@ def _read_labels(adata: AnnData, cluster_key: str) -> NDArray[np.int64]:
 
 
 def _dense(values: Any, slot: str) -> NDArray[np.float64]:
+    """Return values in memory; those that lie elsewhere, in a file or as blocks of dask, are read in parts."""
     if sp.issparse(values):
         values = values.toarray()
     try:
-        return np.array(values, dtype=np.float64)  # reads a backed array, too
+        if isinstance(values, np.ndarray | pd.DataFrame) or getattr(values, "ndim", 0) != 2:
+            return np.array(values, dtype=np.float64)
+        out = np.empty(values.shape)
+        chunks = getattr(values, "chunks", None)  # of dask; those of a file are smaller than is good
+        rows = chunks[0] if chunks and isinstance(chunks[0], tuple) else None
+        start = 0
+        for n_rows in rows or [stop - start for start, stop in blocks(len(out), BLOCK_CELLS)]:
+            part = values[start : start + n_rows]
+            part = part.compute() if hasattr(part, "compute") else part
+            out[start : start + n_rows] = part.toarray() if sp.issparse(part) else part
+            start += n_rows
     except (TypeError, ValueError) as error:
         raise TypeError(f"Expected `{slot}` to be numeric, found `{type(values).__name__}`.") from error
+    return out
 
 
 def _warn_about_outliers(time: NDArray[np.float64], time_key: str) -> None:

@@ -20,9 +20,9 @@ from cellrank_velot._device import as_tensor, single_thread
 from cellrank_velot._parallel import run
 from cellrank_velot.compiled import add_rows, transport_pairs
 from cellrank_velot.transport import Couplings, sinkhorn
-from cellrank_velot.windows import Windows
+from cellrank_velot.windows import MAX_WINDOW_SIZE, Windows
 
-__all__ = ["PairCosts", "PairSums", "pair_plan", "sum_pairs", "typical_square"]
+__all__ = ["PairCosts", "PairSums", "memory_of_sums", "memory_of_task", "pair_plan", "sum_pairs", "typical_square"]
 
 # Elements of the cost matrices solved together: on a processor small enough for its cache, elsewhere as large as hides
 # the cost of a call, and takes little memory.
@@ -119,6 +119,18 @@ def sum_pairs(
     if device.type == "cpu":
         return _sum_in_loops(x, time, windows, use, graph, options, n_jobs, show_progress_bar)
     return _sum_in_batches(x, time, windows, use, graph, options, device, show_progress_bar)
+
+
+def memory_of_sums(n_cells: int, n_dims: int, n_entries: int, n_edges: int = 0) -> float:
+    """Return the bytes that :func:`sum_pairs` takes for so many cells, entries of windows and edges, without tasks."""
+    ordered = n_cells * 8 * (n_dims + 5) + 8 * n_entries + 24 * n_edges
+    return ordered + n_cells * 16 * (2 * n_dims + 5)
+
+
+def memory_of_task(n_dims: int) -> float:
+    """Return the bytes that one job takes: a task in work, and two whose sums wait to be added."""
+    n_cells = TASK_ELEMENTS / MAX_WINDOW_SIZE
+    return 3 * n_cells * 16 * (2 * n_dims + 5)
 
 
 def typical_square(

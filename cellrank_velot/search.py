@@ -19,10 +19,11 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm.auto import tqdm
 
 from cellrank_velot._device import single_thread
+from cellrank_velot._parallel import Jobs
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_known
 from cellrank_velot.kernel import OTVelocityKernel
@@ -321,23 +322,6 @@ class _Outcome:
         return _Outcome(before.stages | self.stages, before.scores | self.scores, seconds, self.error)
 
 
-class _Parallel(Parallel):
-    """Jobs that move a progress bar on, with any backend: not every one can return results one by one."""
-
-    def __init__(self, n_jobs: int | None, bar: Any) -> None:
-        super().__init__(n_jobs=n_jobs)
-        self._bar, self._shown = bar, 0
-
-    def __call__(self, iterable: Iterable[Any]) -> list[Any]:
-        self._shown = 0
-        return super().__call__(iterable)
-
-    def print_progress(self) -> None:
-        """Joblib calls this when tasks are done."""
-        self._bar.update(self.n_completed_tasks - self._shown)
-        self._shown = self.n_completed_tasks
-
-
 def _run(
     adata: AnnData, plan: _Plan, scoring: _Scoring, n_jobs: int | None, show_progress_bar: bool
 ) -> dict[Choice, _Outcome]:
@@ -351,7 +335,7 @@ def _run(
         disable=not show_progress_bar,
     )
     # Threads set torch's number of threads as they please; with one outside, one is also what each of them restores.
-    with bar, single_thread(torch.device("cpu")), _Parallel(n_jobs, bar) as parallel:
+    with bar, single_thread(torch.device("cpu")), Jobs(n_jobs, bar) as parallel:
         # Step by step, not branch by branch: as many jobs as there are distinct stages, whichever the grid varies.
         for before, step in zip(STEPS, steps, strict=False):
             choices = plan.choices(step)

@@ -22,7 +22,8 @@ from scipy.stats import chi
 from tqdm.auto import tqdm
 
 from cellrank_velot._device import as_tensor
-from cellrank_velot._parallel import run
+from cellrank_velot._memory import jobs_within
+from cellrank_velot._parallel import count_jobs, run
 from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.compiled import edge_similarities as compiled_similarities
 from cellrank_velot.compiled import row_softmax
@@ -54,6 +55,8 @@ SimilarityFunction = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArra
 CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**26}
 # Edges of one task: some hundredths of a second.
 BLOCK_EDGES = 2**19
+# Seconds before a progress bar is shown: it is rarely needed.
+BAR_DELAY = 1.0
 # Above this many cells a factorisation fills too much memory, and the condition number is bounded iteratively.
 FACTORIZE_BELOW = 20_000
 # Share of a cell's neighbours, itself one of them set aside, that `softmax_scale="auto"` leaves effective.
@@ -107,6 +110,7 @@ def compute_transitions(
     random_state: int = 0,
     device: str | torch.device = "cpu",
     n_jobs: int | None = None,
+    memory_limit: float | str | None = None,
     show_progress_bar: bool = False,
 ) -> Transitions:
     r"""Turn velocities into transition probabilities along the neighbour graph.
@@ -157,11 +161,15 @@ def compute_transitions(
         Torch device that works on the edges.
     n_jobs
         Number of jobs on the CPU, see :func:`cellrank_velot.velocity.compute_velocity`. The result is the same.
+    memory_limit
+        Bytes, or ``"4 GB"``, that this process may take besides what it holds, the result included.
     show_progress_bar
         Whether to show a progress bar.
 
     Raises
     ------
+    MemoryError
+        If ``memory_limit`` is too low for so many edges.
     TypeError
         If an option is of the wrong type.
     ValueError
@@ -174,6 +182,11 @@ def compute_transitions(
     long as `n_samples` deterministic matrices.
     """
     check_transition_options(softmax_scale, backward_mode, threshold, model, n_samples, random_state)
+    if memory_limit is not None:
+        # Similarities, probabilities, what finds their median, and the indices of two matrices.
+        needed = graph.nnz * (3 * 8 + 2 * graph.indices.itemsize + 1) + 3 * velocity.nbytes
+        needed += 0 if _is_clean(graph) else graph.nnz * (8 + graph.indices.itemsize)
+        n_jobs = jobs_within(memory_limit, needed, 3 * 8 * BLOCK_EDGES, count_jobs(n_jobs), "the transition matrix")
     graph = _with_edges(graph)
     known = np.isfinite(velocity).all(axis=1) & (velocity != 0).any(axis=1)
     std = _known_std(velocity_std, known, velocity.shape) if model == "monte_carlo" else None
@@ -270,7 +283,7 @@ def edge_similarities(
     genes, width = _genes(loadings, x.shape[1], where)
     result = np.empty(graph.indices.size)
     step = max(1, CHUNK_ELEMENTS["cpu" if where.type == "cpu" else "other"] // width)
-    with tqdm(total=result.size, desc="edges", unit="edge", disable=not show_progress_bar) as bar:
+    with tqdm(total=result.size, desc="edges", unit="edge", delay=BAR_DELAY, disable=not show_progress_bar) as bar:
         for rows, edges in _chunks(graph, step):
             source = torch.from_numpy(rows).to(where)
             target = torch.from_numpy(graph.indices[edges].astype(np.int64)).to(where)
@@ -370,12 +383,17 @@ def condition_number(matrix: sp.csr_matrix) -> float:
 def _with_edges(graph: sp.csr_matrix) -> sp.csr_matrix:
     """Return the graph in sorted rows, each edge once and none of zero; the caller's stays as it is."""
     graph = sp.csr_matrix(graph)
-    if graph.dtype == np.float64 and graph.has_canonical_format and graph.data.all():
+    if _is_clean(graph):
         return graph
     graph = sp.csr_matrix(graph, dtype=np.float64, copy=True)
     graph.sum_duplicates()
     graph.eliminate_zeros()
     return graph
+
+
+def _is_clean(graph: sp.csr_matrix) -> bool:
+    """Return whether the graph is in double precision, in sorted rows, each edge once and none of zero."""
+    return bool(graph.dtype == np.float64 and graph.has_canonical_format and graph.data.all())
 
 
 def _has_loops(device: torch.device) -> bool:
@@ -394,7 +412,8 @@ def _similarities_in_loops(
     """Compare along the edges, in compiled loops: the product, or the cosine, of vectors as they are."""
     rows = _row_blocks(graph.indptr)
     shared = (x, velocity, graph.indptr, graph.indices, transpose, similarity != "dot_product")
-    found = run(compiled_similarities, rows, shared, n_jobs=n_jobs, desc="edges", show_progress_bar=show_progress_bar)
+    bar: dict[str, Any] = {"desc": "edges", "show_progress_bar": show_progress_bar, "delay": BAR_DELAY}
+    found = run(compiled_similarities, rows, shared, n_jobs=n_jobs, **bar)
     return _joined(found, rows, graph.indptr)
 
 

@@ -1,6 +1,6 @@
 """How far the velocity of each cell may be off: the spread of fields of half the cells, as simulations calibrate it.
 
-Depends on the stages windows, velocity and field, joblib, numpy, scipy and tqdm; knows neither AnnData nor CellRank.
+Depends on the stages windows, velocity and field, numpy and scipy; knows neither AnnData nor CellRank.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.stats import norm
-from tqdm.auto import tqdm
 
+from cellrank_velot._parallel import run
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_integer, check_number
 from cellrank_velot.field import VelocityField, fit_field
@@ -111,7 +110,7 @@ def compute_uncertainty(
     random_state
         Seed of the halves, of the clusters and of training.
     n_jobs
-        Number of jobs of joblib.
+        Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`. The result is the same.
     show_progress_bar
         Whether to show a progress bar.
 
@@ -127,16 +126,13 @@ def compute_uncertainty(
     rng = np.random.default_rng(random_state)
     halves = [np.sort(part) for _ in range(n_members // 2) for part in np.array_split(rng.permutation(len(x)), 2)]
     steps = _of_half(windows, labels, options or {})
-    jobs = (
-        delayed(_member)(x, time, graph, labels, components, half, steps, seed=random_state + number)
-        for number, half in enumerate(halves)
-    )
-    found = Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
-    bar = tqdm(found, total=n_members, desc="uncertainty", unit="field", disable=not show_progress_bar)
+    tasks = [(half, random_state + number) for number, half in enumerate(halves)]
+    shared = (x, time, graph, labels, components, steps)
+    found = run(_member, tasks, shared, n_jobs=n_jobs, desc="uncertainty", show_progress_bar=show_progress_bar)
     velocity = field(x, time)
     direction, speed = _directions(velocity), np.linalg.norm(velocity, axis=1)
     square = np.zeros_like(x)
-    for other in bar:
+    for other in found:
         square += (_directions(other) - direction) ** 2 / n_members
     spread = square.sum(axis=1)
     return Uncertainty(spread, _std(square, spread, speed, graph), n_members)
@@ -162,8 +158,8 @@ def _member(
     graph: sp.csr_matrix,
     labels: NDArray[np.int64] | None,
     components: NDArray[np.int64] | None,
-    half: NDArray[np.int64],
     steps: Mapping[str, Mapping[str, Any]],
+    half: NDArray[np.int64],
     seed: int,
 ) -> NDArray[np.float64]:
     """Return what the field of half the cells says for all."""

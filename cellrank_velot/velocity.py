@@ -15,11 +15,20 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot._device import resolve_device
-from cellrank_velot._parallel import blocks
+from cellrank_velot._memory import jobs_within
+from cellrank_velot._parallel import blocks, count_jobs
 from cellrank_velot._stage import Stage, frozen
 from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.manifold import residuals, structured_share
-from cellrank_velot.pairs import PairCosts, PairSums, pair_plan, sum_pairs, typical_square
+from cellrank_velot.pairs import (
+    PairCosts,
+    PairSums,
+    memory_of_sums,
+    memory_of_task,
+    pair_plan,
+    sum_pairs,
+    typical_square,
+)
 from cellrank_velot.windows import Windows
 
 __all__ = [
@@ -135,6 +144,7 @@ def compute_velocity(
     max_iter: int = 500,
     device: str = "auto",
     n_jobs: int | None = None,
+    memory_limit: float | str | None = None,
     show_progress_bar: bool = False,
 ) -> TransportVelocity:
     r"""Transport each window to its target and average the displacements of each cell.
@@ -188,11 +198,16 @@ def compute_velocity(
     n_jobs
         Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
         threads, processes and a cluster, and outside of one as many threads as torch uses. The result is the same.
+    memory_limit
+        Bytes, or ``"4 GB"``, that this process may take besides what it holds, the result included. There are as many
+        jobs at a time as that allows.
     show_progress_bar
         Whether to show a progress bar.
 
     Raises
     ------
+    MemoryError
+        If ``memory_limit`` is too low for so many cells.
     ValueError
         If a parameter is out of range, or ``relaxation="auto"`` comes without a graph.
     """
@@ -205,6 +220,10 @@ def compute_velocity(
     if use.size < windows.n_pairs:
         logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
     penalised = graph if lambda_knn > 0 else None
+    if memory_limit is not None:
+        needed = memory_of_sums(x.shape[0], x.shape[1], windows.indices.size, 0 if penalised is None else penalised.nnz)
+        needed += 4 * x.nbytes  # what comes out of the sums, and the residuals
+        n_jobs = jobs_within(memory_limit, needed, memory_of_task(x.shape[1]), count_jobs(n_jobs), "transport")
     costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
     limit = np.inf if reach is None else reach * typical_square(x, time, windows, use, penalised, costs, where)
     sums = sum_pairs(

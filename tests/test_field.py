@@ -11,7 +11,7 @@ from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot.field import VelocityField, fit_field
-from cellrank_velot.field import network as network_module
+from cellrank_velot.field import evaluation as evaluation_module
 from cellrank_velot.field import training as training_module
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
 from cellrank_velot.field.network import build_network, draw_weights
@@ -159,7 +159,8 @@ def test_chunks_of_points_do_not_matter(monkeypatch, chunk: int):
     field, rng = random_field(), np.random.default_rng(7)
     x, time = rng.normal(size=(10, N_DIMS)), rng.random(10)
     expected = field(x, time)
-    monkeypatch.setattr(network_module, "CHUNK_POINTS", {"cpu": chunk, "other": chunk})
+    monkeypatch.setattr(evaluation_module, "CHUNK_POINTS", {"cpu": chunk, "other": chunk})
+    monkeypatch.setattr(evaluation_module, "TASK_POINTS", max(1, 3 * chunk // 2))
     np.testing.assert_allclose(field(x, time), expected, rtol=1e-5, atol=1e-6)
     assert field(x[:0], time[:0]).shape == (0, N_DIMS)
 

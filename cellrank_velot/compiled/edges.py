@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot.compiled._jit import compiled, read_only
 
-__all__ = ["edge_similarities", "neighbor_means", "row_softmax"]
+__all__ = ["connected_cells", "edge_similarities", "neighbor_means", "row_softmax"]
 
 
 def edge_similarities(
@@ -59,6 +59,13 @@ def neighbor_means(
 ) -> NDArray[np.float64]:
     """Return the weighted mean position of the neighbours of some cells; their own where they have none."""
     return _neighbor_means(*read_only(x, indptr, indices, weights, rows))
+
+
+def connected_cells(
+    indptr: NDArray[np.integer[Any]], indices: NDArray[np.integer[Any]], weights: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Return the connected component of each cell, numbered by their first cells; an edge of zero is none."""
+    return np.asarray(_connected_cells(*read_only(indptr, indices, weights)))
 
 
 @compiled
@@ -135,3 +142,30 @@ def _neighbor_means(x: Any, indptr: Any, indices: Any, weights: Any, rows: Any) 
         for k in range(n_dims):
             out[at, k] = total[k] / weight if weight > 0 else x[i, k]
     return out
+
+
+@compiled
+def _connected_cells(indptr: Any, indices: Any, weights: Any) -> Any:
+    n_cells = indptr.size - 1
+    above = np.arange(n_cells)
+    for i in range(n_cells):
+        for edge in range(indptr[i], indptr[i + 1]):
+            if weights[edge] == 0:
+                continue
+            a, b = i, indices[edge]
+            # Each look at what is above brings a cell half way up.
+            while above[a] != a:
+                above[a] = above[above[a]]
+                a = above[a]
+            while above[b] != b:
+                above[b] = above[above[b]]
+                b = above[b]
+            above[max(a, b)] = min(a, b)
+    number, n_found = np.empty(n_cells, dtype=np.int64), 0
+    for i in range(n_cells):
+        if above[i] == i:
+            number[i] = n_found
+            n_found += 1
+        else:  # what is above comes first
+            number[i] = number[above[i]]
+    return number

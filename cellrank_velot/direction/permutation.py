@@ -1,6 +1,6 @@
 """Shuffled time: whether there is more direction, overall and across borders of clusters, than chance would give.
 
-Depends on ``_common``, joblib, numpy, scipy and pandas; knows neither AnnData nor CellRank.
+Depends on ``_common``, numpy, scipy and pandas; knows neither AnnData nor CellRank.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 
+from cellrank_velot._parallel import run
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_choice, check_integer
 from cellrank_velot.direction._common import check_cells, check_labels, pattern, velocity_by_time
@@ -129,7 +129,7 @@ def permutation_test(
     window_options: Mapping[str, Any] | None = None,
     velocity_options: Mapping[str, Any] | None = None,
     random_state: int = 0,
-    n_jobs: int = 1,
+    n_jobs: int | None = None,
 ) -> PermutationTest:
     r"""Test whether there is more direction than shuffled time would give.
 
@@ -175,7 +175,7 @@ def permutation_test(
     random_state
         Seed of the permutations and of KMeans.
     n_jobs
-        Number of jobs of joblib. The result does not depend on it.
+        Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`. The result is the same.
 
     Returns
     -------
@@ -201,9 +201,8 @@ def permutation_test(
 
     observed = geometry.summarise(velocity(time), time)
     seeds = np.random.SeedSequence(random_state).spawn(n_permutations)
-    shuffled = np.stack(
-        Parallel(n_jobs=n_jobs)(delayed(_summarise_shuffled)(seed, time, velocity, geometry) for seed in seeds)
-    )
+    tasks = [(seed,) for seed in seeds]
+    shuffled = np.stack(list(run(_summarise_shuffled, tasks, (time, velocity, geometry), n_jobs=n_jobs)))
     n_statistics = len(STATISTICS)
     return PermutationTest(
         statistics=names,
@@ -261,10 +260,10 @@ class _Geometry:
 
 
 def _summarise_shuffled(
-    seed: np.random.SeedSequence,
     time: NDArray[np.float64],
     velocity: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     geometry: _Geometry,
+    seed: np.random.SeedSequence,
 ) -> NDArray[np.float64]:
     shuffled = np.random.default_rng(seed).permutation(time)
     with _quiet():

@@ -15,18 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import skip_init
 
-from cellrank_velot._device import as_tensor, resolve_device
-from cellrank_velot._parallel import blocks, run
+from cellrank_velot._device import as_tensor
 from cellrank_velot._stage import Stage
+from cellrank_velot.field.evaluation import values_at
 
 __all__ = ["VelocityField", "build_network", "draw_weights", "split_heads"]
 
 Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-# Points of one task.
-TASK_POINTS = 2**17
-# Points evaluated at a time, so that a query of any length has bounded memory, and on a processor stays in its cache.
-CHUNK_POINTS = {"cpu": 4096, "other": 2**17}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +105,7 @@ class VelocityField(Stage):
         -------
         Velocities of shape ``[n_points, n_dims]``, in basis per time.
         """
-        return self._evaluate("on", x, time, device, n_jobs)
+        return values_at(self, "on", x, time, device, n_jobs)
 
     def growth(
         self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
@@ -122,13 +117,13 @@ class VelocityField(Stage):
         RuntimeError
             If the field has no such head.
         """
-        return self._evaluate("growth_on", x, time, device)
+        return values_at(self, "growth_on", x, time, device)
 
     def score(
         self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
         """Return the gradient of the log density, shape ``[n_points, n_dims]``; see :meth:`growth`."""
-        return self._evaluate("score_on", x, time, device)
+        return values_at(self, "score_on", x, time, device)
 
     def drift(
         self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
@@ -137,7 +132,7 @@ class VelocityField(Stage):
 
         Without heads it is the velocity.
         """
-        return self._evaluate("drift_on", x, time, device)
+        return values_at(self, "drift_on", x, time, device)
 
     def on(self, device: torch.device | str) -> Function:
         """Return the velocity as a function of tensors, ``x [n, n_dims]`` and ``time [n]``, differentiable in both."""
@@ -188,23 +183,6 @@ class VelocityField(Stage):
 
         return evaluate
 
-    def _evaluate(
-        self,
-        name: str,
-        x: NDArray[np.float64],
-        time: NDArray[np.float64] | float,
-        device: str,
-        n_jobs: int | None = None,
-    ) -> NDArray[np.float64]:
-        """Return the values of a function of tensors, by its name, at points: some at a time."""
-        where = resolve_device(device)
-        x = np.ascontiguousarray(x, dtype=np.float64)
-        times = np.ascontiguousarray(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))
-        getattr(self, name)(where)  # says what is missing
-        parts = blocks(x.shape[0], TASK_POINTS) or [(0, 0)]
-        found = run(_values_at, parts, (self, name, where, x, times), n_jobs=n_jobs if where.type == "cpu" else 1)
-        return np.concatenate(list(found))
-
     def _need_heads(self) -> None:
         if not self.has_heads:
             raise RuntimeError(
@@ -217,25 +195,6 @@ class VelocityField(Stage):
         # By the layer's number: a file returns names in another order.
         names = sorted((name for name in self.weights if name.endswith("weight")), key=lambda n: int(n.split(".")[0]))
         return [self.weights[name] for name in names[:-1]]
-
-
-def _values_at(
-    field: VelocityField,
-    name: str,
-    device: torch.device,
-    x: NDArray[np.float64],
-    time: NDArray[np.float64],
-    start: int,
-    stop: int,
-) -> NDArray[np.float64]:
-    """Return the values of a function of tensors at some of the points."""
-    evaluate = getattr(field, name)(device)
-    result = []
-    with torch.no_grad():
-        for first, last in blocks(stop - start, CHUNK_POINTS["cpu" if device.type == "cpu" else "other"]) or [(0, 0)]:
-            part = slice(start + first, start + last)
-            result.append(evaluate(as_tensor(x[part], device), as_tensor(time[part], device)).cpu().numpy())
-    return np.concatenate(result).astype(np.float64, copy=False)
 
 
 def split_heads(outputs: torch.Tensor, n_dims: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

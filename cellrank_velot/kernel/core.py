@@ -28,6 +28,7 @@ from cellrank_velot.cells import (
     find_time_key,
     read_cells,
     read_loadings,
+    readable,
     warn_about_graph,
 )
 from cellrank_velot.couplings import SnapshotCouplings, check_coupling_options
@@ -79,6 +80,8 @@ STEPS = {
     "field": "fit_field",
     "uncertainty": "compute_uncertainty",
 }
+# Cells that tell how many neighbours a row has in effect: more move a median by little.
+REPORT_CELLS = 20_000
 # What `params` may hold, in the order in which it is shown.
 PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
 
@@ -103,7 +106,9 @@ class OTVelocityKernel(
     Parameters
     ----------
     adata
-        Annotated data with a time in ``obs``, positions in ``obsm`` and a neighbour graph in ``obsp``.
+        Annotated data with a time in ``obs``, positions in ``obsm`` and a neighbour graph in ``obsp``. A backed one, or
+        positions as a dask array, are read in blocks; of a lazy one :attr:`adata` is a copy with ``obs`` and the graph
+        in memory.
     backward
         Direction of the process.
     time_key
@@ -155,6 +160,7 @@ class OTVelocityKernel(
     ) -> None:
         if not isinstance(adata, AnnData):
             raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
+        adata = readable(adata, conn_key)
         self._windows: Windows | None = None
         self._transport: TransportVelocity | None = None
         self._couplings: SnapshotCouplings | None = None
@@ -357,6 +363,8 @@ class OTVelocityKernel(
         max_iter: int = 500,
         random_state: int = 0,
         device: str = "auto",
+        n_jobs: int | None = None,
+        memory_limit: float | str | None = None,
         show_progress_bar: bool = True,
     ) -> Self:
         """Compute the velocity of each cell by optimal transport between its windows.
@@ -397,6 +405,8 @@ class OTVelocityKernel(
             tol=tol,
             max_iter=max_iter,
             device=device,
+            n_jobs=n_jobs,
+            memory_limit=memory_limit,
             show_progress_bar=show_progress_bar,
         )
         return self._keep_transport(transport, None, settings)
@@ -643,6 +653,8 @@ class OTVelocityKernel(
         check_connectivity: bool = False,
         compute_cond_num: bool = False,
         device: str = "auto",
+        n_jobs: int | None = None,
+        memory_limit: float | str | None = None,
         show_progress_bar: bool = True,
     ) -> Self:
         """Compute the transition matrix; runs the missing steps with default parameters.
@@ -686,8 +698,13 @@ class OTVelocityKernel(
             Whether to estimate :attr:`condition_number`.
         device
             Torch device, or ``"auto"``.
+        n_jobs
+            Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
+            threads, processes and a cluster, and outside of one as many threads as torch uses. The result is the same.
+        memory_limit
+            Bytes, or ``"4 GB"``, that this process may take for the matrix besides what it holds, the result included.
         show_progress_bar
-            Whether missing steps show a progress bar.
+            Whether to show progress bars, those of missing steps included.
 
         Returns
         -------
@@ -724,7 +741,7 @@ class OTVelocityKernel(
         if request == self._request and self._transition_matrix is self._computed:
             logger.debug("Using cached transition matrix")
             return self
-        velocity = self._velocity_for_transitions(smooth, device, show_progress_bar)
+        velocity = self._velocity_for_transitions(smooth, device, n_jobs, show_progress_bar)
         std = self._std_for_transitions(smooth, show_progress_bar) if model == "monte_carlo" else None
         result = compute_transitions(
             self.cells.x,
@@ -742,6 +759,9 @@ class OTVelocityKernel(
             n_samples=n_samples,
             random_state=random_state,
             device=resolve_device(device),
+            n_jobs=n_jobs,
+            memory_limit=memory_limit,
+            show_progress_bar=show_progress_bar,
         )
         cond = condition_number(result.matrix) if compute_cond_num else None
         self.transition_matrix = result.matrix
@@ -755,13 +775,18 @@ class OTVelocityKernel(
         _report(result.matrix, result.n_fallback, result.n_isolated, self.connectivities, result.softmax_scale)
         return self
 
-    def _velocity_for_transitions(self, smooth: bool, device: str, show_progress_bar: bool) -> NDArray[np.float64]:
+    def _velocity_for_transitions(
+        self, smooth: bool, device: str, n_jobs: int | None, show_progress_bar: bool
+    ) -> NDArray[np.float64]:
         """Return the velocity to use, after the steps that are missing for it."""
-        if smooth and self._field is None:
+        if self._transport is None and not (smooth and self._field is not None):
+            self.compute_velocity(device=device, n_jobs=n_jobs, show_progress_bar=show_progress_bar)
+        if not smooth:
+            return self.raw_velocity
+        if self._field is None:
             self.fit_field(device=device, show_progress_bar=show_progress_bar)
-        if not smooth and self._transport is None:
-            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
-        return self.velocity if smooth else self.raw_velocity
+        field: VelocityField = self._needed("field", "fit_field")
+        return field(self.cells.x, self.cells.time, device=device, n_jobs=n_jobs)
 
     def _std_for_transitions(self, smooth: bool, show_progress_bar: bool) -> NDArray[np.float64]:
         """Return the error of the velocity to use, after the step that is missing for it."""
@@ -923,7 +948,7 @@ class OTVelocityKernel(
 
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what a method was asked for, without what does not change its result."""
-    unsaid = ("self", "device", "show_progress_bar", "n_jobs")
+    unsaid = ("self", "device", "show_progress_bar", "n_jobs", "memory_limit")
     return {name: storage.plain(value) for name, value in arguments.items() if name not in unsaid}
 
 
@@ -940,8 +965,9 @@ def _report(matrix: sp.csr_matrix, n_fallback: int, n_isolated: int, graph: sp.c
         logger.warning("%d cells have no velocity: their transitions follow the neighbour graph", n_fallback)
     if n_isolated:
         logger.warning("%d cells have no neighbour: they stay where they are", n_isolated)
-    neighbors = float(np.median(effective_neighbors(matrix)))
-    degree = float(np.median(np.diff(graph.indptr)))
+    some = slice(None, None, -(-matrix.shape[0] // REPORT_CELLS))
+    neighbors = float(np.median(effective_neighbors(matrix[some])))
+    degree = float(np.median(np.diff(graph.indptr)[some]))
     if neighbors > 0.98 * degree > 2:
         logger.warning(
             "Rows are nearly uniform: %.1f effective neighbours of %g. Raise `softmax_scale`", neighbors, degree

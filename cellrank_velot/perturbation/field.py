@@ -13,19 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cellrank_velot._device import resolve_device
 from cellrank_velot._stage import Stage
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.field import VelocityField
+from cellrank_velot.field.evaluation import values_at
 from cellrank_velot.perturbation.changes import Perturbation
 
 __all__ = ["PerturbedField"]
 
 FloatArray = NDArray[np.float64]
 Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-# Points evaluated at a time, so that a query of any length has bounded memory.
-CHUNK_POINTS = 65_536
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,17 +137,19 @@ class PerturbedField(Stage):
         growth, displace = self.field.growth_on(device), self._displace(device)
         return lambda x, time: growth(x + displace(x), time)
 
-    def __call__(self, x: FloatArray, time: FloatArray | float, *, device: str = "cpu") -> FloatArray:
+    def __call__(
+        self, x: FloatArray, time: FloatArray | float, *, device: str = "cpu", n_jobs: int | None = None
+    ) -> FloatArray:
         """Return velocities of shape ``[n_points, n_dims]`` at positions and times."""
-        return _evaluated(self.on, x, time, device)
+        return values_at(self, "on", x, time, device, n_jobs)
 
     def drift(self, x: FloatArray, time: FloatArray | float, *, device: str = "cpu") -> FloatArray:
         """Return the drift, shape ``[n_points, n_dims]``."""
-        return _evaluated(self.drift_on, x, time, device)
+        return values_at(self, "drift_on", x, time, device)
 
     def growth(self, x: FloatArray, time: FloatArray | float, *, device: str = "cpu") -> FloatArray:
         """Return the growth, shape ``[n_points]``."""
-        return _evaluated(self.growth_on, x, time, device)
+        return values_at(self, "growth_on", x, time, device)
 
     def score(self, x: FloatArray, time: FloatArray | float, **kwargs: Any) -> FloatArray:
         """Return the score of the unperturbed field, shape ``[n_points, n_dims]``."""
@@ -158,26 +157,15 @@ class PerturbedField(Stage):
 
     def displacement(self, x: FloatArray) -> FloatArray:
         """Return the displacement :math:`D` at positions, shape ``[n_points, n_dims]``."""
-        return _evaluated(lambda device: lambda at, _time: self._displace(device)(at), x, 0.0, "cpu")
+        return values_at(self, "_shift_on", x, 0.0, "cpu")
+
+    def _shift_on(self, device: torch.device) -> Function:
+        """Return the displacement as a function of positions and times."""
+        displace = self._displace(device)
+        return lambda x, _time: displace(x)
 
     def _displace(self, device: torch.device | str) -> Callable[[torch.Tensor], torch.Tensor]:
         region = Region.of(self.x, n_neighbors=self.n_neighbors, device=device)
         amounts = torch.tensor(self.amounts[region.chosen], device=device)
         directions = torch.tensor(self.directions, device=device)
         return lambda x: region.mean_of(amounts, x).to(x.dtype) @ directions.to(x.dtype)
-
-
-def _evaluated(
-    function_on: Callable[[torch.device], Function], x: FloatArray, time: FloatArray | float, device: str
-) -> FloatArray:
-    """Return what a function of tensors gives at arrays, some points at a time."""
-    where = resolve_device(device)
-    function = function_on(where)
-    times = np.array(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))
-    parts = []
-    with torch.no_grad():
-        for start in range(0, max(x.shape[0], 1), CHUNK_POINTS):
-            part = slice(start, start + CHUNK_POINTS)
-            here = torch.tensor(np.array(x[part]), device=where)
-            parts.append(function(here, torch.tensor(times[part], device=where)).cpu().numpy())
-    return np.concatenate(parts).astype(np.float64)

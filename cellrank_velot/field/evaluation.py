@@ -1,0 +1,72 @@
+"""Values of a field at points: some at a time, in as many jobs as there are.
+
+Depends on numpy and torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellrank_velot._device import as_tensor, resolve_device
+from cellrank_velot._parallel import blocks, run
+
+__all__ = ["values_at"]
+
+# Points of one task.
+TASK_POINTS = 2**17
+# Points evaluated at a time, so that a query of any length has bounded memory, and on a processor stays in its cache.
+CHUNK_POINTS = {"cpu": 4096, "other": 2**17}
+
+
+def values_at(
+    field: Any,
+    name: str,
+    x: NDArray[np.float64],
+    time: NDArray[np.float64] | float,
+    device: str,
+    n_jobs: int | None = None,
+) -> NDArray[np.float64]:
+    """Return the values of one of the functions that a field has for tensors.
+
+    Parameters
+    ----------
+    field, name
+        A field, and the name of its method that takes a device and returns a function of positions and times.
+    x
+        Positions of shape ``[n_points, n_dims]``.
+    time
+        Time of each position, shape ``[n_points]``, or one for all.
+    device
+        Torch device.
+    n_jobs
+        Number of jobs on the CPU, see :func:`cellrank_velot.velocity.compute_velocity`.
+    """
+    where = resolve_device(device)
+    x = np.ascontiguousarray(x, dtype=np.float64)
+    times = np.ascontiguousarray(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))
+    parts = blocks(x.shape[0], TASK_POINTS) or [(0, 0)]
+    found = run(_task, parts, (field, name, where, x, times), n_jobs=n_jobs if where.type == "cpu" else 1)
+    return np.concatenate(list(found))
+
+
+def _task(
+    field: Any,
+    name: str,
+    device: torch.device,
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    start: int,
+    stop: int,
+) -> NDArray[np.float64]:
+    """Return the values at some of the points."""
+    function = getattr(field, name)(device)
+    result = []
+    with torch.no_grad():
+        for first, last in blocks(stop - start, CHUNK_POINTS["cpu" if device.type == "cpu" else "other"]) or [(0, 0)]:
+            part = slice(start + first, start + last)
+            result.append(function(as_tensor(x[part], device), as_tensor(time[part], device)).cpu().numpy())
+    return np.concatenate(result).astype(np.float64, copy=False)

@@ -1,0 +1,207 @@
+"""Work in threads, processes and on a dask cluster: the same result bit for bit, whoever does it and whoever dies."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from joblib import parallel_config
+
+import cellrank_velot as cv
+from cellrank_velot import pairs as pairs_module
+from cellrank_velot import transitions as transitions_module
+from cellrank_velot._device import single_thread
+from cellrank_velot._parallel import blocks, count_jobs, run
+from cellrank_velot.direction import permutation_test
+from cellrank_velot.field import evaluation as evaluation_module
+from cellrank_velot.uncertainty import compute_uncertainty
+from cellrank_velot.velocity import compute_velocity
+from cellrank_velot.windows import build_windows
+
+PER_CELL = ("velocity", "relaxation", "spread", "n_effective", "disagreement", "support", "n_forward", "n_backward")
+
+
+@pytest.fixture(scope="module")
+def client():
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return cv.datasets.bifurcation(n_cells=500, n_genes=40)
+
+
+@pytest.fixture
+def in_small_parts(monkeypatch):
+    """Make so many tasks of few cells that every worker has some."""
+    monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 8000)
+    monkeypatch.setattr(transitions_module, "BLOCK_EDGES", 1000)
+    monkeypatch.setattr(evaluation_module, "TASK_POINTS", 64)
+
+
+def kernel_of(adata) -> cv.OTVelocityKernel:
+    kernel = cv.OTVelocityKernel(adata, cluster_key="clusters").compute_windows(min_window_size=10)
+    quiet = {"show_progress_bar": False}
+    return kernel.compute_velocity(**quiet).fit_field(n_steps=30, **quiet).compute_transition_matrix(**quiet)
+
+
+def assert_equal(found: cv.OTVelocityKernel, expected: cv.OTVelocityKernel) -> None:
+    for name in PER_CELL:
+        np.testing.assert_array_equal(getattr(found.transport, name), getattr(expected.transport, name), err_msg=name)
+    np.testing.assert_array_equal(found.velocity, expected.velocity)
+    np.testing.assert_array_equal(found.transition_matrix.data, expected.transition_matrix.data)
+    np.testing.assert_array_equal(found.logits.data, expected.logits.data)
+
+
+# --------------------------------------------------------------------------------------------------- who does the work
+@pytest.mark.parametrize("backend", ["sequential", "threading", "loky"])
+def test_every_backend_gives_the_same(adata, in_small_parts, backend: str):
+    with parallel_config(backend="sequential"):
+        expected = kernel_of(adata)
+    with parallel_config(backend=backend, n_jobs=2):
+        assert_equal(kernel_of(adata), expected)
+
+
+def test_dask_gives_the_same(adata, client, in_small_parts):
+    with parallel_config(backend="sequential"):
+        expected = kernel_of(adata)
+    with parallel_config(backend="dask"):
+        assert_equal(kernel_of(adata), expected)
+
+
+def test_members_permutations_and_grid_points_go_to_dask(adata, client):
+    x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
+    graph = adata.obsp["connectivities"].tocsr()
+    windows = build_windows(x, at, graph=graph)
+    field = kernel_of(adata).field
+    options = {"field": {"n_steps": 20}}
+    grid = {"epsilon": [0.02, 0.1], "n_steps": [10]}
+
+    def everything():
+        members = compute_uncertainty(x, at, graph, windows, field, options=options, n_members=2)
+        permuted = permutation_test(x, at, graph, n_permutations=4)
+        table = cv.gridsearch(adata, grid, n_jobs=None, show_progress_bar=False).drop(columns="seconds")
+        return members, permuted, table
+
+    with parallel_config(backend="sequential"):
+        expected = everything()
+    with parallel_config(backend="dask"):
+        found = everything()
+    np.testing.assert_array_equal(found[0].std, expected[0].std)
+    np.testing.assert_array_equal(found[1].null, expected[1].null)
+    assert found[2].equals(expected[2])
+    assert found[2]["error"].isna().all()
+
+
+def test_basis_reaches_a_cluster_once(adata, client, in_small_parts, monkeypatch):
+    x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
+    graph = adata.obsp["connectivities"].tocsr()
+    windows = build_windows(x, at, graph=graph)
+    sent, scatter = [], type(client).scatter
+
+    def counting(self, data, *args, **kwargs):
+        sent.extend(data if isinstance(data, list | tuple) else [data])
+        return scatter(self, data, *args, **kwargs)
+
+    monkeypatch.setattr(type(client), "scatter", counting)
+    with parallel_config(backend="dask"):
+        compute_velocity(x, at, windows, graph, relaxation=0.0)
+    assert len(pairs_module._tasks(windows, np.arange(windows.n_pairs))) > 5
+    bases = [value for value in sent if getattr(value, "shape", None) == x.shape]
+    assert len(bases) == 1
+
+
+# -------------------------------------------------------------------------------------------------- who dies meanwhile
+def test_worker_that_dies_in_its_task_loses_nothing(client, tmp_path: Path):
+    base, marker = np.arange(1000.0), tmp_path / "died"
+
+    def fragile(values, number, died):
+        import os
+        from pathlib import Path
+
+        if number == 3 and not Path(died).exists():
+            Path(died).touch()
+            os._exit(1)
+        return values[number] ** 2
+
+    with parallel_config(backend="dask"):
+        found = list(run(fragile, [(number, str(marker)) for number in range(12)], (base,)))
+    assert marker.exists()
+    assert found == [number**2 for number in range(12)]
+
+
+def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_parts, monkeypatch):
+    x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
+    graph = adata.obsp["connectivities"].tocsr()
+    monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
+    windows = build_windows(x, at, graph=graph, overlap=0.9)
+    expected = compute_velocity(x, at, windows, graph, n_jobs=1)
+    before = client.run(os.getpid)
+    killed = []
+
+    def kill() -> None:
+        time.sleep(0.3)
+        killed.append(min(before.values()))
+        os.kill(killed[0], 9)
+
+    killer = threading.Thread(target=kill)
+    with parallel_config(backend="dask"):
+        killer.start()
+        found = compute_velocity(x, at, windows, graph)
+    assert killed  # before the end
+    killer.join()
+    client.wait_for_workers(2)
+    assert killed[0] not in client.run(os.getpid).values()
+    for name in PER_CELL:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+
+
+# ------------------------------------------------------------------------------------------------------------- threads
+def threads_seen(_number: int) -> tuple[int, int]:
+    return torch.get_num_threads(), count_jobs(None)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_jobs_do_not_ask_for_more_threads(n_jobs: int):
+    before = torch.get_num_threads()
+    assert set(run(threads_seen, [(number,) for number in range(6)], n_jobs=n_jobs)) == {(1, 1)}
+    assert torch.get_num_threads() == before
+
+
+def test_number_of_threads_comes_back_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="no"), single_thread():
+        raise RuntimeError("no")
+    assert torch.get_num_threads() == before
+
+
+def test_default_number_of_jobs():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert count_jobs(None) == 3
+        assert count_jobs(2) == 2
+        with parallel_config(backend="loky", n_jobs=2):
+            assert count_jobs(None) == 2
+        with parallel_config(n_jobs=1):
+            assert count_jobs(None) == 1
+        with parallel_config(backend="sequential"):
+            assert count_jobs(None) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 100])
+def test_blocks_cover_everything(size: int):
+    parts = blocks(10, size)
+    assert np.concatenate([np.arange(*part) for part in parts]).tolist() == list(range(10))
+    assert max(stop - start for start, stop in parts) <= size
+    assert blocks(0, size) == []
