@@ -126,9 +126,8 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
     logger.info("Reading `obs` and `obsp[%r]` of a lazy AnnData into memory", conn_key)
     graph = {key: values.compute() for key, values in adata.obsp.items() if key == conn_key}
     obs, var = adata.obs.to_memory(), adata.var.to_memory()
-    return AnnData(
-        adata.X, obs, var, dict(adata.uns), dict(adata.obsm), dict(adata.varm), dict(adata.layers), obsp=graph
-    )
+    kept = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "varm", "layers")}
+    return AnnData(adata.X, obs=obs, var=var, obsp=graph, **kept)
 
 
 def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "pseudotime") -> str:

@@ -143,7 +143,8 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
     graph = adata.obsp["connectivities"].tocsr()
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
     windows = build_windows(x, at, graph=graph, overlap=0.9)
-    expected = compute_velocity(x, at, windows, graph, n_jobs=1)
+    slow = {"epsilon": 0.01, "tol": 1e-14, "max_iter": 20_000}
+    expected = compute_velocity(x, at, windows, graph, n_jobs=1, **slow)
     before = client.run(os.getpid)
     killed = []
 
@@ -155,7 +156,7 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
     killer = threading.Thread(target=kill)
     with parallel_config(backend="dask"):
         killer.start()
-        found = compute_velocity(x, at, windows, graph)
+        found = compute_velocity(x, at, windows, graph, **slow)
     assert killed  # before the end
     killer.join()
     client.wait_for_workers(2)
