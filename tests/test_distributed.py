@@ -143,8 +143,16 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
     graph = adata.obsp["connectivities"].tocsr()
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
     windows = build_windows(x, at, graph=graph, overlap=0.9)
-    slow = {"epsilon": 0.01, "tol": 1e-14, "max_iter": 20_000}
-    expected = compute_velocity(x, at, windows, graph, n_jobs=1, **slow)
+    expected = compute_velocity(x, at, windows, graph, n_jobs=1)
+    task = pairs_module._sum_task
+
+    def slowly(*args):
+        import time
+
+        time.sleep(0.02)
+        return task(*args)
+
+    monkeypatch.setattr(pairs_module, "_sum_task", slowly)
     before = client.run(os.getpid)
     killed = []
 
@@ -156,7 +164,7 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
     killer = threading.Thread(target=kill)
     with parallel_config(backend="dask"):
         killer.start()
-        found = compute_velocity(x, at, windows, graph, **slow)
+        found = compute_velocity(x, at, windows, graph)
     assert killed  # before the end
     killer.join()
     client.wait_for_workers(2)

@@ -466,14 +466,20 @@ def main() -> None:
                 late.add(system)
             seconds = {row["step"]: round(row["seconds"], 2) for row in found if "step" in row}
             print(n_cells, system, seconds, f"{sum(seconds.values()):.1f} s", end, flush=True)
+    saved = [[*key, rows] for key, rows in results.items()]
+    (args.cache / "results.json").write_text(json.dumps(saved))
     print(peers_table(totals(results)).to_string())
     if args.sizes is None and set(args.systems) == set(SYSTEMS):
-        host = machine()
-        where = profile(cells_in(args.cache, 100_000))
-        target = DOCS / "benchmarks.md"
-        head = target.read_text().partition("<!-- figures -->")[0] if target.exists() else "# Benchmarks\n\n"
-        target.write_text(f"{head}<!-- figures -->\n\n{page(results, host, where, args.limit)}")
-        draw(frame_of(results), totals(results), DOCS / "figures" / "scaling.png")
+        write(results, args.cache, args.limit)
+
+
+def write(results: dict[tuple[str, int], list[dict[str, Any]]], cache: Path, limit: float) -> None:
+    """Write the page and its figure."""
+    host, where = machine(), profile(cells_in(cache, 100_000))
+    target = DOCS / "benchmarks.md"
+    head = target.read_text().partition("<!-- figures -->")[0] if target.exists() else "# Benchmarks\n\n"
+    target.write_text(f"{head}<!-- figures -->\n\n{page(results, host, where, limit)}")
+    draw(frame_of(results), totals(results), DOCS / "figures" / "scaling.png")
 
 
 if __name__ == "__main__":
