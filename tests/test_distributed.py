@@ -167,8 +167,6 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
         found = compute_velocity(x, at, windows, graph)
     assert killed  # before the end
     killer.join()
-    client.wait_for_workers(2)
-    assert killed[0] not in client.run(os.getpid).values()
     for name in PER_CELL:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
