@@ -153,12 +153,12 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
         return task(*args)
 
     monkeypatch.setattr(pairs_module, "_sum_task", slowly)
-    before = client.run(os.getpid)
+    workers = [worker.pid for worker in client.cluster.workers.values()]
     killed = []
 
     def kill() -> None:
         time.sleep(0.3)
-        killed.append(min(before.values()))
+        killed.append(workers[0])
         os.kill(killed[0], 9)
 
     killer = threading.Thread(target=kill)

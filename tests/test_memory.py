@@ -159,3 +159,17 @@ def test_lazy_anndata(adata, tmp_path):
     assert type(kernel.adata.X) is type(lazy.X)  # expression stays where it is
     with pytest.raises(KeyError, match="Expected `adata.obsp\\['other'\\]`"):
         cv.OTVelocityKernel(lazy, conn_key="other")
+
+
+def test_field_is_asked_block_by_block(adata):
+    dask = pytest.importorskip("dask.array")
+    kernel = cv.OTVelocityKernel(adata).fit_field(n_steps=20, **QUIET)
+    x, time, field = kernel.cells.x, kernel.cells.time, kernel.field
+    blocked = dask.map_blocks(
+        lambda x, time: field(x, time[:, 0]),
+        dask.from_array(np.array(x), chunks=(70, -1)),
+        dask.from_array(np.array(time)[:, None], chunks=(70, 1)),
+        dtype=float,
+    )
+    assert blocked.shape == x.shape
+    np.testing.assert_allclose(blocked.compute(), kernel.velocity, atol=1e-5)
