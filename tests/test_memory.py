@@ -118,9 +118,8 @@ for n in (2000, 150_000):  # the first loads the loops
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_limits_are_held():
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
-    shares = [
-        (line.split()[1], float(line.split()[2])) for line in done.stdout.splitlines() if line.startswith("150000")
-    ]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    shares = [(name, float(share)) for n_cells, name, share in lines if n_cells == "150000"]
     assert [name for name, _ in shares] == ["transport"] * 2 + ["matrix"] * 2 + ["settled"] * 2
     assert all(0.3 < share <= 1 for _, share in shares), shares
 
