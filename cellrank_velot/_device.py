@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -37,23 +38,48 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+class _SingleThread:
+    """How many are inside :func:`single_thread`: the first sets the number of threads, the last sets it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._undo = ExitStack()
+
+    def enter(self) -> None:
+        """Come in."""
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._undo.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(1)
+                self._undo.enter_context(_blas().limit(limits=1, user_api="blas"))
+
+    def leave(self) -> None:
+        """Go out."""
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._undo.close()
+
+
+_single_thread = _SingleThread()
+
+
 @contextmanager
 def single_thread(device: torch.device | None = None) -> Iterator[None]:
     """Let torch and BLAS use one thread on the CPU: for many small operations, handing out work costs more than it.
 
     It also makes results independent of the number of cores.
     """
-    n_threads = torch.get_num_threads() if device is None or device.type == "cpu" else 1
-    if n_threads == 1:  # or a thread is inside already, and will set it back
-        with _blas().limit(limits=1, user_api="blas"):
-            yield
+    if device is not None and device.type != "cpu":
+        yield
         return
-    torch.set_num_threads(1)
+    _single_thread.enter()
     try:
-        with _blas().limit(limits=1, user_api="blas"):
-            yield
+        yield
     finally:
-        torch.set_num_threads(n_threads)
+        _single_thread.leave()
 
 
 def float_on(device: torch.device) -> torch.dtype:
@@ -66,11 +92,15 @@ def as_tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     if np.issubdtype(array.dtype, np.floating):
         wanted = float_on(device)
         array = array.astype(str(wanted).removeprefix("torch."), copy=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array).to(device)
+    return torch.from_numpy(array).to(device)
 
 
 @lru_cache(maxsize=1)
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()
+
+
+# Torch warns, once in a process, of an array that is read-only: here, where nobody sees it.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"read-only"[:8], dtype=np.uint8))

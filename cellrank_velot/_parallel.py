@@ -6,7 +6,7 @@ Depends on joblib, torch and tqdm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -49,7 +49,8 @@ def run(
     desc: str = "",
     show_progress_bar: bool = False,
     delay: float = 0.0,
-) -> Iterator[Any]:
+    at_a_time: int | None = None,
+) -> Generator[Any, None, None]:
     """Call a function for each task and yield what it returns, in the order of the tasks.
 
     Parameters
@@ -69,6 +70,8 @@ def run(
         Whether to show one.
     delay
         Seconds after which it is shown.
+    at_a_time
+        Tasks that are given out before the first of them must have come back; as many as there are where not given.
     """
     jobs = min(count_jobs(n_jobs), len(tasks))
     with (
@@ -82,8 +85,10 @@ def run(
             return
         with _scattered(shared):
             streams = getattr(get_active_backend(prefer="threads")[0], "supports_return_generator", False)
-            parallel = Jobs(jobs, bar, prefer="threads", return_as="generator" if streams else "list")
-            yield from parallel(delayed(_call)(function, *shared, *task) for task in tasks)
+            options = {"prefer": "threads", "return_as": "generator" if streams else "list"}
+            with Jobs(jobs, bar, **options) as parallel:
+                for first, last in blocks(len(tasks), at_a_time or len(tasks)):
+                    yield from parallel(delayed(_call)(function, *shared, *task) for task in tasks[first:last])
 
 
 def blocks(n: int, size: int) -> list[tuple[int, int]]:

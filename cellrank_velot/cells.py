@@ -20,7 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 from cellrank_velot._parallel import blocks
 from cellrank_velot._stage import Stage
 from cellrank_velot._validation import check_choice, check_known, first_names
-from cellrank_velot.compiled import connected_cells
+from cellrank_velot.compiled import connected_components
 from cellrank_velot.snapshots import check_snapshots
 
 __all__ = [
@@ -124,10 +124,10 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
     if isinstance(adata.obs, pd.DataFrame):
         return adata
     logger.info("Reading `obs` and `obsp[%r]` of a lazy AnnData into memory", conn_key)
-    graph = {key: values.compute() for key, values in adata.obsp.items() if key == conn_key}
+    graphs = {key: values.compute() if key == conn_key else values for key, values in adata.obsp.items()}
     obs, var = adata.obs.to_memory(), adata.var.to_memory()
-    kept = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "varm", "layers")}
-    return AnnData(adata.X, obs=obs, var=var, obsp=graph, **kept)
+    kept = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "varm", "varp", "layers")}
+    return AnnData(adata.X, obs=obs, var=var, obsp=graphs, **kept)
 
 
 def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "pseudotime") -> str:
@@ -329,7 +329,7 @@ def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[n
         If it is and ``strict`` holds.
     """
     edges = sp.csr_matrix(graph)
-    labels = connected_cells(edges.indptr, edges.indices, edges.data)
+    labels = connected_components(edges.indptr, edges.indices, edges.data)
     n_components = int(labels.max(initial=0)) + 1
     if n_components == 1:
         return None

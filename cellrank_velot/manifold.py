@@ -5,6 +5,8 @@ Depends on compiled, numpy and scipy; knows neither windows nor transport.
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
@@ -49,8 +51,9 @@ def residuals(
     shared = (x, graph.indptr, graph.indices, weights)
     means = run(neighbor_means, [(rows[part],) for part in parts], shared, n_jobs=n_jobs)
     out = np.empty((rows.size, x.shape[1]))
-    for part, mean in zip(parts, means, strict=True):
-        np.subtract(mean, x[rows[part]], out=out[part])
+    with closing(means):
+        for part, mean in zip(parts, means, strict=True):
+            np.subtract(mean, x[rows[part]], out=out[part])
     return out
 
 

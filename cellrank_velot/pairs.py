@@ -7,6 +7,7 @@ another device in padded batches. Depends on compiled, transport and windows, nu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,24 +18,24 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._device import as_tensor, single_thread
-from cellrank_velot._parallel import run
-from cellrank_velot.compiled import add_rows, transport_pairs
+from cellrank_velot._parallel import count_jobs, run
+from cellrank_velot.compiled import MAX_EXCESS, add_rows, transport_pairs
 from cellrank_velot.transport import Couplings, sinkhorn
-from cellrank_velot.windows import MAX_WINDOW_SIZE, Windows
+from cellrank_velot.windows import Windows
 
-__all__ = ["PairCosts", "PairSums", "memory_of_sums", "memory_of_task", "pair_plan", "sum_pairs", "typical_square"]
+__all__ = ["PairCosts", "PairSums", "memory_of_sums", "pair_plan", "sum_pairs", "typical_square"]
 
 # Elements of the cost matrices solved together: on a processor small enough for its cache, elsewhere as large as hides
 # the cost of a call, and takes little memory.
 BATCH_ELEMENTS = {"cpu": 2**17, "other": 2**23}
 # Pairs of one task, by the elements of their cost matrices: some hundredths of a second.
 TASK_ELEMENTS = 2**21
+# Tasks that have been done and wait to be added, at most, for each job, where memory is short.
+TASKS_WAITING = 2
 # Pairs that are solved beforehand to learn what a typical displacement is.
 PILOT_PAIRS = 64
 # Tolerance to which: a median needs no more.
 PILOT_TOL = 1e-3
-# A weight below exp(-MAX_EXCESS) would be lost, and with it the cell that has no better.
-MAX_EXCESS = 20.0
 _NO_GRAPH = (np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0))
 
 
@@ -92,6 +93,7 @@ def sum_pairs(
     device: torch.device,
     *,
     n_jobs: int | None = None,
+    few_at_a_time: bool = False,
     show_progress_bar: bool = False,
 ) -> PairSums:
     """Transport each window to its target and sum what its cells have from that.
@@ -112,25 +114,28 @@ def sum_pairs(
         Where to do it.
     n_jobs
         See :func:`cellrank_velot._parallel.run`.
+    few_at_a_time
+        Whether to wait with tasks until the sums of those before are added.
     show_progress_bar
         Whether to show a progress bar.
     """
-    options = (costs, limit, reach)
+    options = (costs if graph is not None else replace(costs, lambda_knn=0.0), limit, reach)
     if device.type == "cpu":
-        return _sum_in_loops(x, time, windows, use, graph, options, n_jobs, show_progress_bar)
+        return _sum_in_loops(x, time, windows, use, graph, options, n_jobs, few_at_a_time, show_progress_bar)
     return _sum_in_batches(x, time, windows, use, graph, options, device, show_progress_bar)
 
 
-def memory_of_sums(n_cells: int, n_dims: int, n_entries: int, n_edges: int = 0) -> float:
-    """Return the bytes that :func:`sum_pairs` takes for so many cells, entries of windows and edges, without tasks."""
-    ordered = n_cells * 8 * (n_dims + 5) + 8 * n_entries + 24 * n_edges
-    return ordered + n_cells * 16 * (2 * n_dims + 5)
-
-
-def memory_of_task(n_dims: int) -> float:
-    """Return the bytes that one job takes: a task in work, and two whose sums wait to be added."""
-    n_cells = TASK_ELEMENTS / MAX_WINDOW_SIZE
-    return 3 * n_cells * 16 * (2 * n_dims + 5)
+def memory_of_sums(
+    x: NDArray[np.float64], windows: Windows, use: NDArray[np.int64], graph: sp.csr_matrix | None
+) -> tuple[float, float]:
+    """Return the bytes that :func:`sum_pairs` takes on the CPU in any case, and those of one job."""
+    n_cells, n_dims = x.shape
+    row = 2 * 8 * (2 * n_dims + 5)
+    # Cells in another order, their windows, their graph; sums of all cells.
+    fixed = n_cells * 8 * (n_dims + 5) + 8 * windows.indices.size + (24 * graph.nnz if graph is not None else 0)
+    entries = [int(windows.sizes[np.unique(windows.pairs[part])].sum()) for part in _tasks(windows, use)]
+    plans = 4 * 8 * int(windows.sizes.max(initial=0)) ** 2
+    return fixed + n_cells * row, (1 + TASKS_WAITING) * max(entries, default=0) * row + plans
 
 
 def typical_square(
@@ -207,6 +212,7 @@ def _sum_in_loops(
     graph: sp.csr_matrix | None,
     options: tuple[PairCosts, float, float],
     n_jobs: int | None,
+    few_at_a_time: bool,
     show_progress_bar: bool,
 ) -> PairSums:
     """Do what :func:`sum_pairs` does in compiled loops."""
@@ -226,12 +232,14 @@ def _sum_in_loops(
         n_jobs=n_jobs,
         desc="transport",
         show_progress_bar=show_progress_bar,
+        at_a_time=(1 + TASKS_WAITING) * count_jobs(n_jobs) if few_at_a_time else None,
     )
     total = np.zeros((2, x.shape[0], 2 * x.shape[1] + 5))
     error = np.full(windows.n_pairs, np.nan)
-    for part, (cells, sums, errors) in zip(parts, found, strict=True):
-        add_rows(total, cells, sums)
-        error[part] = errors
+    with closing(found):
+        for part, (cells, sums, errors) in zip(parts, found, strict=True):
+            add_rows(total, cells, sums)
+            error[part] = errors
     return PairSums(order, total, error <= options[0].tol, error)
 
 
@@ -254,14 +262,14 @@ def _sum_task(
     cells = np.unique(np.concatenate([indices[offsets[window] : offsets[window + 1]] for window in used]))
     total, error = transport_pairs(
         *(x, time, indices, offsets, (indptr, neighbors, weights), pairs, dt, cells),
-        (costs.epsilon, costs.lambda_time, costs.lambda_knn if weights.size else 0.0),
-        (costs.tol, costs.max_iter),
-        (limit, reach),
+        (float(costs.epsilon), float(costs.lambda_time), float(costs.lambda_knn)),
+        (float(costs.tol), int(costs.max_iter)),
+        (float(limit), float(reach)),
     )
     left = np.flatnonzero(error < 0)
     if left.size:
         # Their scalings left the safe range: the other solver works in the log domain.
-        graph = sp.csr_matrix((weights, neighbors, indptr), shape=(x.shape[0],) * 2) if weights.size else None
+        graph = sp.csr_matrix((weights, neighbors, indptr), shape=(x.shape[0],) * 2) if costs.lambda_knn > 0 else None
         positions, times = (as_tensor(values, torch.device("cpu")) for values in (x, time))
         sums = torch.from_numpy(total)
         for part in _batches(np.diff(offsets)[pairs[left]], BATCH_ELEMENTS["cpu"]):

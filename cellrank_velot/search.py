@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from anndata import AnnData
-from joblib import delayed
+from joblib import delayed, parallel_config
 from tqdm.auto import tqdm
 
 from cellrank_velot._device import single_thread
@@ -335,7 +334,7 @@ def _run(
         disable=not show_progress_bar,
     )
     # Threads set torch's number of threads as they please; with one outside, one is also what each of them restores.
-    with bar, single_thread(torch.device("cpu")), Jobs(n_jobs, bar) as parallel:
+    with bar, single_thread(), Jobs(n_jobs, bar) as parallel:
         # Step by step, not branch by branch: as many jobs as there are distinct stages, whichever the grid varies.
         for before, step in zip(STEPS, steps, strict=False):
             choices = plan.choices(step)
@@ -380,7 +379,8 @@ def _compute(
         setattr(kernel, f"_{name}", stage)
     start = perf_counter()
     try:
-        with single_thread(torch.device("cpu")):  # in a process of its own nobody has set it yet
+        # A combination is one job: its steps must not ask for more.
+        with parallel_config(backend="sequential"), single_thread():
             getattr(kernel, STEPS[step])(**options)
             seconds = perf_counter() - start
             scores = scoring.of_field(kernel) if step == "field" else {}

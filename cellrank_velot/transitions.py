@@ -7,7 +7,8 @@ neither AnnData nor CellRank.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from cellrank_velot._device import as_tensor
 from cellrank_velot._memory import jobs_within
-from cellrank_velot._parallel import count_jobs, run
+from cellrank_velot._parallel import blocks, count_jobs, run
 from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.compiled import edge_similarities as compiled_similarities
 from cellrank_velot.compiled import row_softmax
@@ -184,9 +185,12 @@ def compute_transitions(
     check_transition_options(softmax_scale, backward_mode, threshold, model, n_samples, random_state)
     if memory_limit is not None:
         # Similarities, probabilities, what finds their median, and the indices of two matrices.
-        needed = graph.nnz * (3 * 8 + 2 * graph.indices.itemsize + 1) + 3 * velocity.nbytes
-        needed += 0 if _is_clean(graph) else graph.nnz * (8 + graph.indices.itemsize)
-        n_jobs = jobs_within(memory_limit, needed, 3 * 8 * BLOCK_EDGES, count_jobs(n_jobs), "the transition matrix")
+        of_edge = 3 * 8 + 2 * graph.indices.itemsize + 1 + 64 * (ends is not None) + 48 * (threshold is not None)
+        of_edge += 0 if _is_clean(graph) else 8 + graph.indices.itemsize
+        needed = graph.nnz * of_edge + 3 * velocity.nbytes
+        if model == "monte_carlo":
+            needed += 24 * graph.nnz + 8 * velocity.nbytes
+        n_jobs = jobs_within(memory_limit, needed, 4 * 8 * BLOCK_EDGES, count_jobs(n_jobs), "the transition matrix")
     graph = _with_edges(graph)
     known = np.isfinite(velocity).all(axis=1) & (velocity != 0).any(axis=1)
     std = _known_std(velocity_std, known, velocity.shape) if model == "monte_carlo" else None
@@ -223,7 +227,6 @@ def compute_transitions(
         else:
             # A cell without an error keeps its row: the mean over samples is taken in single precision.
             uncertain = np.repeat(std.any(axis=1), degree)
-            del options["n_jobs"]
             probabilities[uncertain] = _mean_by_cell(*sampled, similarity, **options)[uncertain]
     if not informed.all():
         by_graph = np.repeat(~informed, degree)
@@ -273,12 +276,13 @@ def edge_similarities(
     where = torch.device(device)
     x, velocity = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, velocity))
     loops = _has_loops(where) and not callable(similarity) and not variance_stabilize
-    if loops and similarity != "correlation" and loadings is None:
-        return _similarities_in_loops(x, velocity, graph, similarity, transpose, n_jobs, show_progress_bar)
     if loops:
-        root = _root(loadings if loadings is not None else np.eye(x.shape[1]), similarity)
-        rooted = (x - x.mean(axis=0)) @ root, velocity @ root
-        return _similarities_in_loops(*rooted, graph, similarity, transpose, n_jobs, show_progress_bar)
+        if loadings is not None:
+            root = _root(loadings, similarity)
+            x, velocity = (x - x.mean(axis=0)) @ root, velocity @ root
+        elif similarity == "correlation":
+            x, velocity = (values - values.mean(axis=1, keepdims=True) for values in (x, velocity))
+        return _similarities_in_loops(x, velocity, graph, similarity, transpose, n_jobs, show_progress_bar)
     positions, velocities = as_tensor(x, where), as_tensor(velocity, where)
     genes, width = _genes(loadings, x.shape[1], where)
     result = np.empty(graph.indices.size)
@@ -418,7 +422,7 @@ def _similarities_in_loops(
 
 
 def _root(loadings: NDArray[np.float64], similarity: Similarity | SimilarityFunction) -> NDArray[np.float64]:
-    """Return a square matrix that takes vectors to where their products are those among genes.
+    """Return a matrix that takes vectors to where their products are those among genes.
 
     Products depend on the loadings by their products alone, so that no vector of genes is needed. For a correlation
     each vector is centred over the genes, and so are the loadings.
@@ -438,12 +442,13 @@ def _row_blocks(indptr: NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
 
 
 def _joined(
-    parts: Iterable[NDArray[np.float64]], rows: Sequence[tuple[int, int]], indptr: NDArray[np.integer[Any]]
+    parts: Generator[NDArray[np.float64], None, None], rows: Sequence[tuple[int, int]], indptr: NDArray[np.integer[Any]]
 ) -> NDArray[np.float64]:
     """Return the values of all edges from those of successive rows."""
     result = np.empty(int(indptr[-1]))
-    for (first, last), values in zip(rows, parts, strict=True):
-        result[indptr[first] : indptr[last]] = values
+    with closing(parts):
+        for (first, last), values in zip(rows, parts, strict=True):
+            result[indptr[first] : indptr[last]] = values
     return result
 
 
@@ -493,7 +498,7 @@ def _genes(
     """Return the loadings on the device, and the most numbers that a vector has before or after them."""
     if loadings is None:
         return None, n_dims
-    return torch.tensor(loadings, dtype=torch.float64, device=device), max(loadings.shape)
+    return as_tensor(loadings, torch.device(device)), max(loadings.shape)
 
 
 def _transformed(a: torch.Tensor, genes: torch.Tensor | None, variance_stabilize: bool) -> torch.Tensor:
@@ -609,30 +614,54 @@ def _mean_by_cell(
     variance_stabilize: bool,
     loadings: NDArray[np.float64] | None,
     device: str | torch.device,
+    n_jobs: int | None,
 ) -> NDArray[np.float64]:
     """Return the mean probability of each edge over samples, all edges of cells of one degree at once."""
-    positions, velocities, spreads, standard = (
-        torch.tensor(a, dtype=torch.float64, device=device) for a in (x, velocity, spread, normals)
-    )
-    genes, width = _genes(loadings, x.shape[1], device)
-    bound = CHUNK_ELEMENTS["cpu" if torch.device(device).type == "cpu" else "other"]
+    where = torch.device(device)
+    bound = CHUNK_ELEMENTS["cpu" if where.type == "cpu" else "other"]
+    width = x.shape[1] if loadings is None else max(loadings.shape)
     degree = np.diff(graph.indptr)
     order = np.argsort(degree, kind="stable")
-    result = np.empty(graph.indices.size)
+    tasks = []
     for alike in np.split(order, np.flatnonzero(np.diff(degree[order])) + 1):
         n_edges = int(degree[alike[0]])
         step = max(1, bound // (width * (n_edges + len(normals)) + n_edges * len(normals)))
-        for cells in (alike[i : i + step] for i in range(0, alike.size, step) if n_edges):
-            edges = graph.indptr[cells][:, None] + np.arange(n_edges)
-            source = torch.from_numpy(cells).to(device)
-            target = torch.from_numpy(graph.indices[edges].astype(np.int64)).to(device)
-            displacement = positions[target] - positions[source, None]
-            sampled = velocities[source, None] + spreads[source, None] * standard
-            v, d = (_unit(_transformed(a, genes, variance_stabilize), similarity) for a in (sampled, displacement))
-            # Single precision is three times as fast, and its error thousands of times below that of the samples.
-            logits = (scale * v).float() @ d.float().mT
-            result[edges] = torch.softmax(logits, dim=2).mean(1).cpu().numpy()
+        tasks += [(alike[first:last],) for first, last in blocks(alike.size, step) if n_edges]
+    arrays = (x, velocity, spread, normals, graph.indptr, graph.indices)
+    shared = (*arrays, scale, similarity, variance_stabilize, loadings, where)
+    result = np.empty(graph.indices.size)
+    found = run(_mean_of_cells, tasks, shared, n_jobs=n_jobs if where.type == "cpu" else 1)
+    with closing(found):
+        for (cells,), values in zip(tasks, found, strict=True):
+            result[graph.indptr[cells][:, None] + np.arange(values.shape[1])] = values
     return _normalized(result, degree)
+
+
+def _mean_of_cells(
+    x: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    normals: NDArray[np.float64],
+    indptr: NDArray[np.integer[Any]],
+    indices: NDArray[np.integer[Any]],
+    scale: float,
+    similarity: Similarity,
+    variance_stabilize: bool,
+    loadings: NDArray[np.float64] | None,
+    device: torch.device,
+    cells: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Return the mean probabilities of the edges of some cells, which have as many each, shape ``[n, n_edges]``."""
+    genes, _ = _genes(loadings, x.shape[1], device)
+    targets = indices[indptr[cells][:, None] + np.arange(indptr[cells[0] + 1] - indptr[cells[0]])]
+    here, there, v, s, standard = (
+        as_tensor(values, device) for values in (x[cells], x[targets], velocity[cells], spread[cells], normals)
+    )
+    vectors = (v[:, None] + s[:, None] * standard, there - here[:, None])
+    unit_v, unit_d = (_unit(_transformed(a, genes, variance_stabilize), similarity) for a in vectors)
+    # Single precision is three times as fast, and its error thousands of times below that of the samples.
+    logits = (scale * unit_v).float() @ unit_d.float().mT
+    return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
 
 
 def _settled(p: NDArray[np.float64], graph: sp.csr_matrix, ends: NDArray[np.bool_]) -> NDArray[np.float64]:

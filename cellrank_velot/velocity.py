@@ -24,7 +24,6 @@ from cellrank_velot.pairs import (
     PairCosts,
     PairSums,
     memory_of_sums,
-    memory_of_task,
     pair_plan,
     sum_pairs,
     typical_square,
@@ -221,14 +220,15 @@ def compute_velocity(
         logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
     penalised = graph if lambda_knn > 0 else None
     if memory_limit is not None:
-        needed = memory_of_sums(x.shape[0], x.shape[1], windows.indices.size, 0 if penalised is None else penalised.nnz)
-        needed += 4 * x.nbytes  # what comes out of the sums, and the residuals
-        n_jobs = jobs_within(memory_limit, needed, memory_of_task(x.shape[1]), count_jobs(n_jobs), "transport")
+        fixed, of_job = memory_of_sums(x, windows, use, penalised)
+        fixed += 4 * x.nbytes + 80 * x.shape[0]  # what comes out of the sums, and the residuals
+        n_jobs = jobs_within(memory_limit, fixed, of_job, count_jobs(n_jobs), "transport")
     costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
     limit = np.inf if reach is None else reach * typical_square(x, time, windows, use, penalised, costs, where)
     sums = sum_pairs(
         *(x, time, windows, use, penalised, costs, limit, reach or 1.0, where),
         n_jobs=n_jobs,
+        few_at_a_time=memory_limit is not None,
         show_progress_bar=show_progress_bar,
     )
     report_convergence(sums.converged[use], sums.marginal_error[use])

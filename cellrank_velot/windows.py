@@ -27,7 +27,7 @@ logger = logging.getLogger("cellrank_velot")
 Tail = Literal["force", "drop", "split"]
 
 # Clusters are those of so many cells drawn at random: more cells would not move the centres.
-CLUSTER_CELLS = 20_000
+CLUSTER_CELLS = 10_000
 # Larger windows cost more and resolve less: the cost of transport grows with their square.
 MAX_WINDOW_SIZE = 60
 # Cells whose distances to all centres are held at a time.
@@ -265,7 +265,7 @@ def _check_options(
 
 
 def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, random_state: int = 0) -> NDArray[np.int64]:
-    """Cluster cells by KMeans; above 20 000 cells its centres are those of as many, drawn at random.
+    """Cluster cells by KMeans; above 10 000 cells its centres are those of as many, drawn at random.
 
     Parameters
     ----------
@@ -365,7 +365,7 @@ def _find_lag(
         positions = x[cells] - centre
         mean = positions.mean(axis=1)
         scatter = np.einsum("ijk,ijk->i", positions, positions) / size - np.einsum("ij,ij->i", mean, mean)
-        off = np.sum(residuals(x, graph, cells.ravel()) ** 2, axis=1).reshape(cells.shape)
+        off = np.sum(residuals(x, graph, cells.ravel(), n_jobs=1) ** 2, axis=1).reshape(cells.shape)
         return mean, scatter, off.mean(axis=1)
 
     def exceeds(lag: float) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from joblib import parallel_config
+from threadpoolctl import threadpool_info
 
 import cellrank_velot as cv
 from cellrank_velot import pairs as pairs_module
@@ -77,7 +78,7 @@ def test_dask_gives_the_same(adata, client, in_small_parts):
         assert_equal(kernel_of(adata), expected)
 
 
-def test_members_permutations_and_grid_points_go_to_dask(adata, client):
+def test_members_permutations_and_grid_points_go_to_dask(adata, client, in_small_parts):
     x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
     graph = adata.obsp["connectivities"].tocsr()
     windows = build_windows(x, at, graph=graph)
@@ -153,13 +154,16 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
         return task(*args)
 
     monkeypatch.setattr(pairs_module, "_sum_task", slowly)
+    client.wait_for_workers(2)
+    while not all(worker.pid for worker in client.cluster.workers.values()):  # one was killed before
+        time.sleep(0.05)
     workers = [worker.pid for worker in client.cluster.workers.values()]
     killed = []
 
     def kill() -> None:
         time.sleep(0.3)
+        os.kill(workers[0], 9)
         killed.append(workers[0])
-        os.kill(killed[0], 9)
 
     killer = threading.Thread(target=kill)
     with parallel_config(backend="dask"):
@@ -172,6 +176,47 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
 
 
 # ------------------------------------------------------------------------------------------------------------- threads
+def test_many_threads_at_once_leave_everything_as_it_was():
+    before, blas = torch.get_num_threads(), [info["num_threads"] for info in threadpool_info()]
+    first_out, second_in = threading.Event(), threading.Event()
+
+    def early() -> None:
+        with single_thread():
+            second_in.wait(5)
+        first_out.set()
+
+    def late() -> None:
+        with single_thread():
+            second_in.set()
+            first_out.wait(5)
+            inside.append(torch.get_num_threads())
+
+    inside: list[int] = []
+    threads = [threading.Thread(target=target) for target in (early, late)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert inside == [1]
+    assert torch.get_num_threads() == before
+    assert [info["num_threads"] for info in threadpool_info()] == blas
+
+
+def test_work_that_is_given_up_leaves_everything_as_it_was():
+    before = torch.get_num_threads()
+    work = run(threads_seen, [(number,) for number in range(50)], n_jobs=2)
+    assert next(work) == (1, 1)
+    work.close()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 100])
+def test_tasks_given_out_a_few_at_a_time_keep_their_order(at_a_time: int):
+    found = run(divmod, [(number, 3) for number in range(20)], n_jobs=2, at_a_time=at_a_time)
+    assert list(found) == [divmod(number, 3) for number in range(20)]
+
+
 def threads_seen(_number: int) -> tuple[int, int]:
     return torch.get_num_threads(), count_jobs(None)
 

@@ -405,7 +405,7 @@ def test_size_of_the_batches_does_not_matter(any_flow: Flow, monkeypatch, elemen
 def in_batches(monkeypatch) -> None:
     """Work in padded batches, as on a device that is no processor."""
 
-    def batched(x, time, windows, use, graph, options, n_jobs, show_progress_bar):
+    def batched(x, time, windows, use, graph, options, n_jobs, few_at_a_time, show_progress_bar):
         return pairs_module._sum_in_batches(
             x, time, windows, use, graph, options, torch.device("cpu"), show_progress_bar
         )

@@ -4,7 +4,15 @@ Each works on a part of the cells without Python's lock, so that parts can run i
 same numbers come out of torch on another device. Depends on numba and numpy only.
 """
 
-from cellrank_velot.compiled.edges import connected_cells, edge_similarities, neighbor_means, row_softmax
-from cellrank_velot.compiled.pairs import add_rows, transport_pairs
+from cellrank_velot.compiled.edges import connected_components, edge_similarities, neighbor_means, row_softmax
+from cellrank_velot.compiled.pairs import MAX_EXCESS, add_rows, transport_pairs
 
-__all__ = ["add_rows", "connected_cells", "edge_similarities", "neighbor_means", "row_softmax", "transport_pairs"]
+__all__ = [
+    "MAX_EXCESS",
+    "add_rows",
+    "connected_components",
+    "edge_similarities",
+    "neighbor_means",
+    "row_softmax",
+    "transport_pairs",
+]

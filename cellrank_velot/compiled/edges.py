@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot.compiled._jit import compiled, read_only
 
-__all__ = ["connected_cells", "edge_similarities", "neighbor_means", "row_softmax"]
+__all__ = ["connected_components", "edge_similarities", "neighbor_means", "row_softmax"]
 
 
 def edge_similarities(
@@ -61,11 +61,11 @@ def neighbor_means(
     return _neighbor_means(*read_only(x, indptr, indices, weights, rows))
 
 
-def connected_cells(
+def connected_components(
     indptr: NDArray[np.integer[Any]], indices: NDArray[np.integer[Any]], weights: NDArray[Any]
 ) -> NDArray[np.int64]:
     """Return the connected component of each cell, numbered by their first cells; an edge of zero is none."""
-    return np.asarray(_connected_cells(*read_only(indptr, indices, weights)))
+    return np.asarray(_connected_components(*read_only(indptr, indices, weights)))
 
 
 @compiled
@@ -145,7 +145,7 @@ def _neighbor_means(x: Any, indptr: Any, indices: Any, weights: Any, rows: Any) 
 
 
 @compiled
-def _connected_cells(indptr: Any, indices: Any, weights: Any) -> Any:
+def _connected_components(indptr: Any, indices: Any, weights: Any) -> Any:
     n_cells = indptr.size - 1
     above = np.arange(n_cells)
     for i in range(n_cells):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot.compiled._jit import compiled, read_only
 
-__all__ = ["add_rows", "transport_pairs"]
+__all__ = ["MAX_EXCESS", "add_rows", "transport_pairs"]
 
 # As in `transport`: POT looks as often.
 CHECK_EVERY = 10
@@ -153,18 +153,17 @@ def _side(plan: Any, x: Any, y: Any, sign: float, moved: Any, spread: Any, n_eff
 
 
 @compiled
-def _adjacent(graph: Any, near: Any, here: Any, there: Any) -> Any:
-    """Return which target cells are neighbours of which source cells; ``near`` is -1 for all cells, and stays so."""
+def _adjacent(graph: Any, here: Any, there: Any) -> Any:
+    """Return which target cells are neighbours of which source cells."""
     indptr, indices, data = graph
     found = np.zeros((here.size, there.size), dtype=np.bool_)
-    for j in range(there.size):
-        near[there[j]] = j
+    order = np.argsort(there)
+    ascending = there[order]
     for i in range(here.size):
         for edge in range(indptr[here[i]], indptr[here[i] + 1]):
-            if data[edge] != 0 and near[indices[edge]] >= 0:
-                found[i, near[indices[edge]]] = True
-    for j in range(there.size):
-        near[there[j]] = -1
+            at = np.searchsorted(ascending, indices[edge])
+            if data[edge] != 0 and at < there.size and ascending[at] == indices[edge]:
+                found[i, order[at]] = True
     return found
 
 
@@ -279,12 +278,11 @@ def _transport_pairs(
     moved, spread = np.empty((largest, d)), np.empty((largest, d))
     columns = (moved, spread, np.empty(largest), np.empty(largest))
     by_graph = costs[2] > 0
-    near = np.full(x.shape[0] if by_graph else 1, -1)
     none = np.zeros((1, 1), dtype=np.bool_)
     for p in range(pairs.shape[0]):
         here = indices[offsets[pairs[p, 0]] : offsets[pairs[p, 0] + 1]]
         there = indices[offsets[pairs[p, 1]] : offsets[pairs[p, 1] + 1]]
-        adjacent = _adjacent(graph, near, here, there) if by_graph else none
+        adjacent = _adjacent(graph, here, there) if by_graph else none
         xs, ys, plan, error[p] = _solve(x, time, here, there, adjacent, costs, tol, max_iter)
         if error[p] < 0:
             continue

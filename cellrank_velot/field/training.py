@@ -259,7 +259,8 @@ class _Trainer:
         self, n_steps: int, batch_size: int, learning_rate: float, patience: int, show_progress_bar: bool
     ) -> tuple[dict[str, NDArray[np.float64]], int, dict[str, NDArray[np.float32]]]:
         """Train; return the history, the best step and its weights."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
+        fused = self.generator.device.type in ("cpu", "cuda")  # one call for all weights
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate, fused=fused)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
         rows: list[tuple[float, ...]] = []
         recent: list[torch.Tensor] = []

@@ -373,8 +373,8 @@ class OTVelocityKernel(
         :func:`cellrank_velot.couplings.couple_snapshots`: ``epsilon``, ``tau``, ``n_passes``, ``n_draws`` and
         ``random_state``, and besides ``growth_key``, a key in ``adata.obs`` of growth rates that are expected, such as
         :func:`cellrank_velot.pp.score_growth` writes, and ``mass``, the size of the population at each time point:
-        ``"counts"`` where that is the number of cells, or a dictionary. Makes windows with the default parameters where
-        there are none.
+        ``"counts"`` where that is the number of cells, or a dictionary; ``n_jobs`` and ``memory_limit`` are not used.
+        Makes windows with the default parameters where there are none.
 
         Returns
         -------
@@ -702,7 +702,8 @@ class OTVelocityKernel(
             Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
             threads, processes and a cluster, and outside of one as many threads as torch uses. The result is the same.
         memory_limit
-            Bytes, or ``"4 GB"``, that this process may take for the matrix besides what it holds, the result included.
+            Bytes, or ``"4 GB"``, that this process may take for the matrix besides what it holds, the result included,
+            and as much for transport, where that is missing.
         show_progress_bar
             Whether to show progress bars, those of missing steps included.
 
@@ -741,7 +742,7 @@ class OTVelocityKernel(
         if request == self._request and self._transition_matrix is self._computed:
             logger.debug("Using cached transition matrix")
             return self
-        velocity = self._velocity_for_transitions(smooth, device, n_jobs, show_progress_bar)
+        velocity = self._velocity_for_transitions(smooth, device, n_jobs, memory_limit, show_progress_bar)
         std = self._std_for_transitions(smooth, show_progress_bar) if model == "monte_carlo" else None
         result = compute_transitions(
             self.cells.x,
@@ -776,11 +777,13 @@ class OTVelocityKernel(
         return self
 
     def _velocity_for_transitions(
-        self, smooth: bool, device: str, n_jobs: int | None, show_progress_bar: bool
+        self, smooth: bool, device: str, n_jobs: int | None, memory_limit: float | str | None, show_progress_bar: bool
     ) -> NDArray[np.float64]:
         """Return the velocity to use, after the steps that are missing for it."""
         if self._transport is None and not (smooth and self._field is not None):
-            self.compute_velocity(device=device, n_jobs=n_jobs, show_progress_bar=show_progress_bar)
+            self.compute_velocity(
+                device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar
+            )
         if not smooth:
             return self.raw_velocity
         if self._field is None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cellrank_velot._device import as_tensor
 from cellrank_velot._stage import Stage
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.field import VelocityField
@@ -166,6 +167,7 @@ class PerturbedField(Stage):
 
     def _displace(self, device: torch.device | str) -> Callable[[torch.Tensor], torch.Tensor]:
         region = Region.of(self.x, n_neighbors=self.n_neighbors, device=device)
-        amounts = torch.tensor(self.amounts[region.chosen], device=device)
-        directions = torch.tensor(self.directions, device=device)
+        amounts, directions = (
+            as_tensor(values, torch.device(device)) for values in (self.amounts[region.chosen], self.directions)
+        )
         return lambda x: region.mean_of(amounts, x).to(x.dtype) @ directions.to(x.dtype)
