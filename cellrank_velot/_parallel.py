@@ -6,6 +6,7 @@ Depends on joblib, torch and tqdm.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,6 +22,8 @@ __all__ = ["Jobs", "blocks", "count_jobs", "run"]
 
 # What goes with each task: it is smaller than a reference to it.
 PLAIN = (bool, int, float, str, bytes, type(None), torch.device)
+# Seconds until data are sent again to a cluster that has lost a worker meanwhile.
+RETRY_AFTER = 2.0
 
 
 class Jobs(Parallel):
@@ -119,4 +122,11 @@ def _scattered(shared: tuple[Any, ...]) -> AbstractContextManager[Any]:
     if not hasattr(backend, "client"):
         return nullcontext()
     large = [value for value in shared if not isinstance(value, PLAIN)]
-    return parallel_config(backend="dask", client=backend.client, scatter=large, **backend.submit_kwargs)
+    for last_time in (False, False, True):
+        try:
+            return parallel_config(backend="dask", client=backend.client, scatter=large, **backend.submit_kwargs)
+        except (KeyError, OSError):  # a worker has just died, which the scheduler is about to learn
+            if last_time:
+                raise
+            time.sleep(RETRY_AFTER)
+    raise AssertionError  # pragma: no cover

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,24 @@ from cellrank_velot.windows import build_windows
 PER_CELL = ("velocity", "relaxation", "spread", "n_effective", "disagreement", "support", "n_forward", "n_backward")
 
 
-@pytest.fixture(scope="module")
-def client():
+@contextmanager
+def cluster_of_two():
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client():
+    with cluster_of_two() as client:
+        yield client
+
+
+@pytest.fixture
+def mortal_client():
+    """Return a cluster of one's own, to kill its workers."""
+    with cluster_of_two() as client:
         yield client
 
 
@@ -78,7 +92,7 @@ def test_dask_gives_the_same(adata, client, in_small_parts):
         assert_equal(kernel_of(adata), expected)
 
 
-def test_members_permutations_and_grid_points_go_to_dask(adata, client, in_small_parts):
+def test_members_permutations_and_grid_points_go_to_dask(adata, client):
     x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
     graph = adata.obsp["connectivities"].tocsr()
     windows = build_windows(x, at, graph=graph)
@@ -121,7 +135,7 @@ def test_basis_reaches_a_cluster_once(adata, client, in_small_parts, monkeypatch
 
 
 # -------------------------------------------------------------------------------------------------- who dies meanwhile
-def test_worker_that_dies_in_its_task_loses_nothing(client, tmp_path: Path):
+def test_worker_that_dies_in_its_task_loses_nothing(mortal_client, tmp_path: Path):
     base, marker = np.arange(1000.0), tmp_path / "died"
 
     def fragile(values, number, died):
@@ -139,7 +153,8 @@ def test_worker_that_dies_in_its_task_loses_nothing(client, tmp_path: Path):
     assert found == [number**2 for number in range(12)]
 
 
-def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_parts, monkeypatch):
+@pytest.mark.parametrize("delay", [0.1, 0.8])  # as data are sent, and as tasks are done
+def test_worker_killed_during_transport_loses_nothing(delay: float, adata, mortal_client, in_small_parts, monkeypatch):
     x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
     graph = adata.obsp["connectivities"].tocsr()
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
@@ -150,18 +165,15 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
     def slowly(*args):
         import time
 
-        time.sleep(0.02)
+        time.sleep(0.015)
         return task(*args)
 
     monkeypatch.setattr(pairs_module, "_sum_task", slowly)
-    client.wait_for_workers(2)
-    while not all(worker.pid for worker in client.cluster.workers.values()):  # one was killed before
-        time.sleep(0.05)
-    workers = [worker.pid for worker in client.cluster.workers.values()]
+    workers = [worker.pid for worker in mortal_client.cluster.workers.values()]
     killed = []
 
     def kill() -> None:
-        time.sleep(0.3)
+        time.sleep(delay)
         os.kill(workers[0], 9)
         killed.append(workers[0])
 
@@ -195,7 +207,7 @@ def test_many_threads_at_once_leave_everything_as_it_was():
     threads = [threading.Thread(target=target) for target in (early, late)]
     for thread in threads:
         thread.start()
-        time.sleep(0.05)
+        time.sleep(0.015)
     for thread in threads:
         thread.join()
     assert inside == [1]
