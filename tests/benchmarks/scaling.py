@@ -330,10 +330,11 @@ def peers_table(total: pd.DataFrame) -> pd.DataFrame:
         seconds = {}
         for system, name in SYSTEMS.items():
             if system not in by_system.index:
+                row |= {f"{name}, s": "not tried", f"{name}, GiB": ""}
                 continue
             found = by_system.loc[system]
             seconds[system] = found.get("seconds", np.nan)
-            row[f"{name}, s"] = number(seconds[system]) if not found["end"] else str(found["end"])
+            row[f"{name}, s"] = str(found["end"]) or number(seconds[system])
             row[f"{name}, GiB"] = number(found.get("peak", np.nan), 2)
         both = seconds.get("velot", np.nan) + seconds.get("cellrank", np.nan)
         row["peers / ours"] = number(both / seconds["cellrank_velot"], 3)
