@@ -333,7 +333,6 @@ def _run(
         unit="step",
         disable=not show_progress_bar,
     )
-    # Threads set torch's number of threads as they please; with one outside, one is also what each of them restores.
     with bar, single_thread(), Jobs(n_jobs, bar) as parallel:
         # Step by step, not branch by branch: as many jobs as there are distinct stages, whichever the grid varies.
         for before, step in zip(STEPS, steps, strict=False):

@@ -1,4 +1,4 @@
-"""Loops along the edges of the neighbour graph: similarities, softmax of rows, means over neighbours.
+"""Loops along the edges of the neighbour graph: similarities, softmax of rows, means of neighbours, components.
 
 Depends on numba and numpy only.
 """

@@ -1,7 +1,7 @@
 """The transport of one pair of windows after the other, each in the processor's cache.
 
-What :mod:`cellrank_velot.transport` and the torch batches of :mod:`cellrank_velot.velocity` do for many pairs at once,
-for balanced problems. Depends on numba and numpy only.
+What :mod:`cellrank_velot.transport` and the torch batches of :mod:`cellrank_velot.pairs` do for many pairs at once, for
+balanced problems. Depends on numba and numpy only.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def transport_pairs(
 
     Returns
     -------
-    Columns as in ``cellrank_velot.velocity._Sums``, forward and backward, shape ``[2, n_local, 2 * n_dims + 5]``, and
+    Columns as in :class:`cellrank_velot.pairs.PairSums`, forward and backward, shape ``[2, n_local, 2 * n_dims + 5]``, and
     the deviation of each plan from its marginals, shape ``[n_pairs]``: negative for a pair whose scalings left the safe
     range, which has added nothing.
     """
