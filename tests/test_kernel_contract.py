@@ -2,12 +2,7 @@
 
 import ast
 import copy
-import hashlib
-import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata
@@ -512,43 +507,6 @@ def test_gpcca_finds_the_planted_fates(computed, planted):
     drivers = g.compute_lineage_drivers(lineages=["left"])
     assert drivers.shape[0] == 20
     assert np.isfinite(drivers["left_corr"]).all()
-
-
-# ------------------------------------------------------------------------------------------- reproducibility
-FRESH_RUN = """
-import sys, hashlib, json
-import anndata, numpy as np, torch
-from cellrank_velot import OTVelocityKernel
-np.random.seed(123); torch.manual_seed(123)
-kernel = OTVelocityKernel(anndata.read_h5ad(sys.argv[1])).compute_transition_matrix(show_progress_bar=False)
-T = kernel.transition_matrix
-arrays = (T.data, T.indices, kernel.velocity, kernel.raw_velocity)
-print(json.dumps([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]))
-"""
-
-
-def test_default_chain_is_bit_equal_in_a_fresh_process(adata: AnnData, tmp_path):
-    adata.write_h5ad(tmp_path / "cells.h5ad")
-    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONWARNINGS": "ignore"}
-    root = str(Path(cellrank_velot.__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
-    fresh = subprocess.run(
-        [sys.executable, "-c", FRESH_RUN, tmp_path / "cells.h5ad"],
-        capture_output=True, text=True, check=True, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    kernel = OTVelocityKernel(adata).compute_transition_matrix(show_progress_bar=False)
-    arrays = (kernel.transition_matrix.data, kernel.transition_matrix.indices, kernel.velocity, kernel.raw_velocity)
-    expected = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-    assert json.loads(fresh.stdout.splitlines()[-1]) == expected
-
-
-def test_chain_twice_in_a_row_is_bit_equal_whatever_the_global_seeds(computed, adata: AnnData):
-    np.random.seed(99)  # noqa: NPY002
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
-    again = OTVelocityKernel(adata, cluster_key="clusters").compute_windows(min_window_size=10)
-    again.compute_velocity(show_progress_bar=False).fit_field(hidden=(16, 16), n_steps=60, show_progress_bar=False)
-    assert same_matrix(again.compute_transition_matrix().transition_matrix, computed.transition_matrix)
-    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
 # ------------------------------------------------------------------------------------------- public names only

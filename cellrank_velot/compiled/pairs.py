@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellrank_velot.compiled._jit import compiled, read_only
+from cellrank_velot.compiled._jit import compiled, inlined, read_only
 
 __all__ = ["MAX_EXCESS", "add_rows", "transport_pairs"]
 
@@ -28,7 +28,7 @@ TAYLOR = tuple(1.0 / factorial(k) for k in range(13, -1, -1))
 MAX_EXCESS = 20.0
 
 
-@compiled
+@inlined
 def _gibbs(cost: Any, epsilon: float) -> None:
     """Turn costs C into exp(-C / epsilon), in place: by squaring, which all lanes of the processor do at once."""
     n, m = cost.shape
@@ -55,7 +55,7 @@ def _gibbs(cost: Any, epsilon: float) -> None:
                 row[j] *= row[j]
 
 
-@compiled
+@inlined
 def _cost(xs: Any, ys: Any, ts: Any, tt: Any, adjacent: Any, lambda_time: float, lambda_knn: float) -> Any:
     """Return the costs: squared distances over their maximum, and what going back or to no neighbour costs besides."""
     n, d = xs.shape
@@ -84,7 +84,7 @@ def _cost(xs: Any, ys: Any, ts: Any, tt: Any, adjacent: Any, lambda_time: float,
     return cost
 
 
-@compiled
+@inlined
 def _scale(kernel: Any, tol: float, max_iter: int) -> Any:
     """Scale a kernel, in place, to the plan of even marginals; return the deviation of its columns, negative if unsafe.
 
@@ -125,7 +125,7 @@ def _scale(kernel: Any, tol: float, max_iter: int) -> Any:
     return error
 
 
-@compiled
+@inlined
 def _side(plan: Any, x: Any, y: Any, sign: float, moved: Any, spread: Any, n_effective: Any, square: Any) -> None:
     """Write what the plan means for each row: displacement, spread, effective number, and squared displacement."""
     n, m = plan.shape
@@ -152,7 +152,7 @@ def _side(plan: Any, x: Any, y: Any, sign: float, moved: Any, spread: Any, n_eff
         n_effective[i] = mass * mass / (of_squares if of_squares > 0 else 1.0)
 
 
-@compiled
+@inlined
 def _adjacent(graph: Any, here: Any, there: Any) -> Any:
     """Return which target cells are neighbours of which source cells."""
     indptr, indices, data = graph
@@ -167,7 +167,7 @@ def _adjacent(graph: Any, here: Any, there: Any) -> Any:
     return found
 
 
-@compiled
+@inlined
 def _solve(x: Any, time: Any, here: Any, there: Any, adjacent: Any, costs: Any, tol: float, max_iter: int) -> Any:
     """Transport one window to its target; return positions of both, relative to the pair, the plan and its error."""
     epsilon, lambda_time, lambda_knn = costs
@@ -186,7 +186,7 @@ def _solve(x: Any, time: Any, here: Any, there: Any, adjacent: Any, costs: Any, 
     return xs, ys, plan, error
 
 
-@compiled
+@inlined
 def _add(
     total: Any, cells: Any, window: Any, counts: Any, plan: Any, x: Any, y: Any, sign: float, rest: Any, columns: Any
 ) -> None:
@@ -244,9 +244,9 @@ def transport_pairs(
 
     Returns
     -------
-    Columns as in :class:`cellrank_velot.pairs.PairSums`, forward and backward, shape ``[2, n_local, 2 * n_dims + 5]``, and
-    the deviation of each plan from its marginals, shape ``[n_pairs]``: negative for a pair whose scalings left the safe
-    range, which has added nothing.
+    Columns as in :class:`cellrank_velot.pairs.PairSums`, forward and backward, shape ``[2, n_local, 2 * n_dims + 5]``,
+    and the deviation of each plan from its marginals, shape ``[n_pairs]``: negative for a pair whose scalings left the
+    safe range, which has added nothing.
     """
     arrays = read_only(x, time, indices, offsets)
     return _transport_pairs(*arrays, read_only(*graph), *read_only(pairs, dt, cells), costs, solver, weights)
