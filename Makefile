@@ -5,7 +5,7 @@
 #   make test PYTEST_ARGS="-k field"  arguments handed to pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist clean
+.PHONY: help demo test fuzz check format dist clean
 .DELETE_ON_ERROR:
 
 # The first that runs and is new enough: a name on the PATH may be a shim for a Python that is not active.
@@ -34,6 +34,9 @@ demo: $(VENV)/.installed  ## run the main job on the embedded data, into demo/
 
 test: $(VENV)/.installed-test  ## run the whole test suite
 	$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
+	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev  ## ruff and mypy
 	$(PY) -m ruff check

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from math import ceil
 
 from cellrank_velot._validation import check_number
 
 __all__ = ["bytes_of", "jobs_within"]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+SHOWN = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
 
 
 def bytes_of(memory_limit: float | str | None) -> float:
@@ -55,7 +57,13 @@ def jobs_within(memory_limit: float | str | None, fixed: float, of_job: float, n
     limit = bytes_of(memory_limit)
     if fixed + of_job > limit:
         raise MemoryError(
-            f"Expected a `memory_limit` of at least {(fixed + of_job) / 2**30:.2f} GiB for {step}, found "
-            f"{limit / 2**30:.2f} GiB: allow more, or take fewer cells or dimensions."
+            f"Expected a `memory_limit` of at least {_shown(fixed + of_job)} for {step}, found {_shown(limit)}: allow "
+            "more, or take fewer cells or dimensions."
         )
     return int(max(1, min(n_jobs, (limit - fixed) // of_job)))
+
+
+def _shown(n_bytes: float) -> str:
+    """Return a number of bytes as a text that :func:`bytes_of` reads, rounded up."""
+    unit, size = next((unit, size) for unit, size in SHOWN if n_bytes >= size or unit == "B")
+    return f"{ceil(n_bytes / size * 100) / 100:g} {unit}"

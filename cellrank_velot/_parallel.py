@@ -17,6 +17,7 @@ from joblib.parallel import ThreadingBackend, get_active_backend
 from tqdm.auto import tqdm
 
 from cellrank_velot._device import single_thread
+from cellrank_velot._validation import check_integer
 
 __all__ = ["Jobs", "blocks", "count_jobs", "run"]
 
@@ -100,8 +101,18 @@ def blocks(n: int, size: int) -> list[tuple[int, int]]:
 
 
 def count_jobs(n_jobs: int | None) -> int:
-    """Return how many jobs are meant, see :func:`run`."""
+    """Return how many jobs are meant, see :func:`run`.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is zero.
+    """
     if n_jobs is not None:
+        if check_integer("n_jobs", n_jobs, low=-(2**31)) == 0:
+            raise ValueError("Expected `n_jobs` to be a number of jobs, or -1 for all cores, found `0`.")
         return effective_n_jobs(n_jobs)
     backend, _ = get_active_backend(prefer="threads")
     _, configured = get_active_backend()

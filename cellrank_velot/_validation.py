@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-__all__ = ["check_choice", "check_number", "check_integer", "check_known", "first_names"]
+__all__ = ["check_choice", "check_number", "check_integer", "check_known", "check_seed", "first_names"]
 
 
 def check_choice(name: str, value: Any, choices: Any) -> str:
@@ -73,6 +73,22 @@ def check_integer(name: str, value: Any, *, low: int = 0) -> int:
     if int(value) < low:
         raise ValueError(f"Expected `{name}` to be at least `{low}`, found `{value}`.")
     return int(value)
+
+
+def check_seed(value: Any) -> int:
+    """Return ``random_state`` as an int where all generators take it as their seed: from 0 to 2**32 - 1.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is out of range.
+    """
+    seed = check_integer("random_state", value)
+    if seed >= 2**32:
+        raise ValueError(f"Expected `random_state` to be at most `{2**32 - 1}`, found `{value}`.")
+    return seed
 
 
 def check_known(slot: str, key: Any, available: Iterable[Any], hint: str = "") -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "TIME_KEYS",
     "CellStates",
     "TimeKind",
+    "check_graph",
     "find_basis",
     "find_time_key",
     "read_basis",
@@ -41,6 +42,8 @@ logger = logging.getLogger("cellrank_velot")
 
 # Rows of positions that are read at a time where they are not in memory.
 BLOCK_CELLS = 65_536
+# Of positions and times: squares of them, and what they are together, must be numbers with all their digits.
+LARGEST, SMALLEST = 1e100, 1e-100
 TimeKind = Literal["pseudotime", "experimental"]
 
 TIME_KEYS = (
@@ -237,6 +240,7 @@ def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:
             f"Expected `adata.obsm[{basis!r}]` to be finite, found NaN or infinite values in `{bad.sum()}` cells: "
             f"{first_names(adata.obs_names, bad)}."
         )
+    _check_scale(x, f"adata.obsm[{basis!r}]")
     return x
 
 
@@ -245,12 +249,12 @@ def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
     column = adata.obs[time_key]
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
+    if pd.api.types.is_bool_dtype(column.dtype) or column.dtype.kind in "cmM":
+        raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.")
     try:
         time = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.") from error
-    if pd.api.types.is_bool_dtype(column.dtype) or column.dtype.kind in "mM":
-        raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.")
     if time.size == 0:
         raise ValueError("Expected an AnnData with cells, found none.")
     bad = ~np.isfinite(time)
@@ -260,8 +264,9 @@ def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
             f"`{time.size}` cells: {first_names(adata.obs_names, bad)}. Diffusion pseudotime is infinite for cells "
             "that the neighbour graph does not connect with the root: remove them, or use more neighbours."
         )
-    if np.ptp(time) == 0:
+    if (time == time[0]).all():
         raise ValueError(f"Expected `adata.obs[{time_key!r}]` to vary, found the constant `{time[0]:g}`.")
+    _check_scale(time, f"adata.obs[{time_key!r}]")
     return time
 
 
@@ -316,6 +321,41 @@ def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDA
     return loadings[chosen].T
 
 
+def check_graph(adata: AnnData, conn_key: str) -> None:
+    """Check that a neighbour graph can be read, and that its weights are weights.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    conn_key
+        Key of the graph in ``adata.obsp``.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    TypeError
+        If it is no matrix of numbers that CellRank reads.
+    ValueError
+        If a weight is negative, NaN or infinite.
+    """
+    check_known("adata.obsp", conn_key, adata.obsp.keys(), "Compute it with `scanpy.pp.neighbors(adata)`.")
+    graph, slot = adata.obsp[conn_key], f"adata.obsp[{conn_key!r}]"
+    if not isinstance(graph, np.ndarray | sp.spmatrix) or np.dtype(graph.dtype).kind not in "biuf":
+        raise TypeError(
+            f"Expected `{slot}` to be a sparse matrix of numbers, found `{type(graph).__name__}` of `{graph.dtype}`, "
+            f"which CellRank does not read. Try `{slot} = scipy.sparse.csr_matrix({slot}, dtype=float)`."
+        )
+    weights = graph.data if sp.issparse(graph) else graph
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        raise ValueError(
+            f"Expected the weights in `{slot}` to be finite and not negative, found `{np.asarray(weights[bad])[0]:g}` "
+            f"and the like `{int(bad.sum())}` times. Compute it anew with `scanpy.pp.neighbors(adata)`."
+        )
+
+
 def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[np.int64] | None:
     """Say whether the neighbour graph is in pieces, and how large they are.
 
@@ -357,6 +397,10 @@ def _dense(values: Any, slot: str) -> NDArray[np.float64]:
     """Return values in memory; those that lie elsewhere, in a file or as blocks of dask, are read in parts."""
     if sp.issparse(values):
         values = values.toarray()
+    types = pd.api.types
+    for dtype in values.dtypes if isinstance(values, pd.DataFrame) else [getattr(values, "dtype", np.dtype(object))]:
+        if types.is_complex_dtype(dtype) or not (types.is_object_dtype(dtype) or types.is_numeric_dtype(dtype)):
+            raise TypeError(f"Expected `{slot}` to be numeric, found `{dtype}`.")
     try:
         if isinstance(values, np.ndarray | pd.DataFrame) or getattr(values, "ndim", 0) != 2:
             return np.array(values, dtype=np.float64)
@@ -372,6 +416,17 @@ def _dense(values: Any, slot: str) -> NDArray[np.float64]:
     except (TypeError, ValueError) as error:
         raise TypeError(f"Expected `{slot}` to be numeric, found `{type(values).__name__}`.") from error
     return out
+
+
+def _check_scale(values: NDArray[np.float64], slot: str) -> None:
+    size = float(np.abs(values).max(initial=0))
+    extent = float(np.ptp(values, axis=0).max()) if values.size and size <= LARGEST else 0.0
+    if size > LARGEST or 0 < extent < SMALLEST:
+        found = f"values up to `{size:g}`" if size > LARGEST else f"an extent of `{extent:g}`"
+        raise ValueError(
+            f"Expected `{slot}` to have values up to {LARGEST:g} and an extent of at least {SMALLEST:g}, found "
+            f"{found}. Rescale it: squares of these are no numbers."
+        )
 
 
 def _warn_about_outliers(time: NDArray[np.float64], time_key: str) -> None:

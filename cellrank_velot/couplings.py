@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from cellrank_velot._device import resolve_device, single_thread
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_integer, check_number
+from cellrank_velot._validation import check_integer, check_number, check_seed
 from cellrank_velot.transport import sinkhorn
 from cellrank_velot.velocity import TransportVelocity, report_convergence
 from cellrank_velot.windows import Windows
@@ -197,6 +197,7 @@ def couple_snapshots(
     ValueError
         If an option is out of range.
     """
+    check_seed(random_state)
     strictness = check_coupling_options(epsilon, tau, n_passes, n_draws, tol, max_iter)
     where = resolve_device(device)
     options = _Options(float(epsilon), strictness, n_passes, tol, max_iter, where)

@@ -19,7 +19,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot._validation import check_choice, check_known, check_number, check_seed
 
 __all__ = [
     "APOPTOSIS_GENES",
@@ -144,7 +144,7 @@ def score_growth(
     """
     check_choice("organism", organism, Organism)
     check_choice("time_unit", time_unit, TimeUnit)
-    check_integer("random_state", random_state)
+    check_seed(random_state)
     if not isinstance(key_added, str):
         raise TypeError(f"Expected `key_added` to be a string, found `{type(key_added).__name__}`.")
     _check_rates("birth", birth)
@@ -192,7 +192,7 @@ def score_genes(
     Mean log expression of the genes minus that of genes expressed alike, shape ``[n_cells]``.
     """
     check_choice("organism", organism, Organism)
-    check_integer("random_state", random_state)
+    check_seed(random_state)
     found = _find_genes(adata, _upper("genes", genes), title="given", organism=organism, layer=layer)
     return _score(adata, found, layer=layer, random_state=random_state)
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellrank_velot._stage import Stage
+from cellrank_velot._validation import check_seed
 from cellrank_velot.bridges import Bridges
 from cellrank_velot.couplings import SnapshotCouplings
 from cellrank_velot.snapshots import next_time
@@ -52,7 +53,7 @@ class Population(Stage):
 
     def sample(self, n: int, random_state: int = 0) -> NDArray[np.float64]:
         """Draw positions in proportion to the weights, as evenly as can be, shape ``[n, n_dims]``."""
-        rng = np.random.default_rng(random_state)
+        rng = np.random.default_rng(check_seed(random_state))
         order = rng.permutation(self.weights.size)
         cumulated = np.cumsum(self.weights[order])
         places = (np.arange(n) + rng.random()) / n * cumulated[-1]

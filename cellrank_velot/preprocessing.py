@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_integer, check_known
+from cellrank_velot._validation import check_integer, check_known, check_seed
 from cellrank_velot.cells import read_time, warn_about_graph
 from cellrank_velot.growth import score_growth
 
@@ -107,6 +107,7 @@ def prepare(
     the largest such value: how far the nearest root is.
     """
     _check_options(adata, n_pcs=n_pcs, n_neighbors=n_neighbors, n_hvg=n_hvg, normalize=normalize, copy=copy)
+    check_seed(random_state)
     _check_one_source(root_cluster=root_cluster, root_cell=root_cell, pseudotime_key=pseudotime_key)
     root_clusters = [] if root_cluster is None else _known_clusters(adata, root_cluster, cluster_key)
     roots = [] if root_cell is None else _positions(adata, root_cell)

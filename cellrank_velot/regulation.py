@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._device import resolve_device, single_thread
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_integer, check_known, check_number
+from cellrank_velot._validation import check_integer, check_known, check_number, check_seed
 from cellrank_velot.derivatives import Differentiable, Genes, Reading, has_growth
 
 __all__ = ["MAX_GENES", "Regulation", "bin_times", "compute_growth_genes", "compute_regulation", "name_intervals"]
@@ -371,7 +371,7 @@ class _Bootstrap:
         """Check the options."""
         check_integer("n_bootstrap", self.n_replicates, low=2)
         check_number("level", self.level, low=0, high=1, open_low=True, open_high=True)
-        check_integer("random_state", self.random_state)
+        check_seed(self.random_state)
 
     def summarize(
         self,

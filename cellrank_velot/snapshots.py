@@ -10,7 +10,7 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_integer
+from cellrank_velot._validation import check_integer, check_seed
 from cellrank_velot.windows import Windows
 
 __all__ = ["BATCH_SIZE", "build_snapshots", "check_snapshots", "next_time"]
@@ -79,7 +79,7 @@ def build_snapshots(time: NDArray[np.float64], *, batch_size: int = BATCH_SIZE, 
         If an option is out of range or there are fewer than two time points.
     """
     check_integer("batch_size", batch_size, low=2)
-    check_integer("random_state", random_state, low=0)
+    check_seed(random_state)
     points = check_snapshots(time)
     rng = np.random.default_rng(random_state)
     snapshot = np.searchsorted(points, time).astype(np.int64)

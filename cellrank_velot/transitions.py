@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from cellrank_velot._device import as_tensor
 from cellrank_velot._memory import jobs_within
 from cellrank_velot._parallel import blocks, count_jobs, run
-from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.compiled import edge_similarities as compiled_similarities
 from cellrank_velot.compiled import row_softmax
 
@@ -328,7 +328,7 @@ def check_transition_options(
         check_number("threshold", threshold, low=0, high=1, open_high=True)
     check_choice("model", model, Model)
     check_integer("n_samples", n_samples, low=1)
-    check_integer("random_state", random_state)
+    check_seed(random_state)
 
 
 def check_similarity(similarity: Similarity | SimilarityFunction, n_dims: int) -> None:

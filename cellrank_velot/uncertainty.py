@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from cellrank_velot._parallel import run
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_integer, check_number
+from cellrank_velot._validation import check_integer, check_number, check_seed
 from cellrank_velot.field import VelocityField, fit_field
 from cellrank_velot.velocity import compute_velocity
 from cellrank_velot.windows import Windows, build_windows
@@ -122,11 +122,11 @@ def compute_uncertainty(
     check_integer("n_members", n_members, low=2)
     if n_members % 2:
         raise ValueError(f"Expected an even `n_members`, as cells are halved, found `{n_members}`.")
-    check_integer("random_state", random_state)
+    check_seed(random_state)
     rng = np.random.default_rng(random_state)
     halves = [np.sort(part) for _ in range(n_members // 2) for part in np.array_split(rng.permutation(len(x)), 2)]
     steps = _of_half(windows, labels, options or {})
-    tasks = [(half, random_state + number) for number, half in enumerate(halves)]
+    tasks = [(half, (random_state + number) % 2**32) for number, half in enumerate(halves)]
     shared = (x, time, graph, labels, components, steps)
     found = run(_member, tasks, shared, n_jobs=n_jobs, desc="uncertainty", show_progress_bar=show_progress_bar)
     velocity = field(x, time)
@@ -165,12 +165,19 @@ def _member(
     """Return what the field of half the cells says for all."""
     part, at, edges = x[half], time[half], sp.csr_matrix(graph[half][:, half])
     codes, pieces = (None if values is None else values[half] for values in (labels, components))
-    windows = build_windows(
-        part, at, graph=edges, labels=codes, components=pieces, random_state=seed, **steps["windows"]
-    )
-    transport = compute_velocity(part, at, windows, edges, **steps["velocity"])
-    values = transport.velocity, transport.confidence, edges, transport.relaxation
-    return fit_field(part, at, *values, random_state=seed, **steps["field"])(x, time)
+    try:
+        windows = build_windows(
+            part, at, graph=edges, labels=codes, components=pieces, random_state=seed, **steps["windows"]
+        )
+        transport = compute_velocity(part, at, windows, edges, **steps["velocity"])
+        values = transport.velocity, transport.confidence, edges, transport.relaxation
+        field = fit_field(part, at, *values, random_state=seed, **steps["field"])
+    except ValueError as error:
+        raise ValueError(
+            f"Expected enough cells for an uncertainty, which takes fields of half of them, found that `{half.size}` "
+            f"do not do: {error}"
+        ) from error
+    return field(x, time)
 
 
 def _directions(velocity: NDArray[np.float64]) -> NDArray[np.float64]:

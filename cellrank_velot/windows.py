@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.manifold import residuals
 
 __all__ = ["Tail", "Windows", "build_windows", "cluster_cells"]
@@ -193,6 +193,7 @@ def build_windows(
     ValueError
         If a parameter is out of range or there are fewer cells than two windows.
     """
+    check_seed(random_state)
     _check_options(x.shape[0], window_size, overlap, min_window_size, time_lag, overlap_clusters, tail, tail_threshold)
     if labels is None:
         labels = cluster_cells(x, n_clusters, random_state=random_state)
@@ -284,6 +285,7 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
         # Fewer would overlap so much that a neighbourhood holds several branches, each with a time of its own.
         n_clusters = min(max(5, min(14, x.shape[0] // 40), min(30, x.shape[0] // 100)), x.shape[0])
     check_integer("n_clusters", n_clusters, low=1)
+    check_seed(random_state)
     if n_clusters > x.shape[0]:
         raise ValueError(f"Expected `n_clusters` of at most the number of cells, `{x.shape[0]}`, found `{n_clusters}`.")
     if x.shape[0] <= max(CLUSTER_CELLS, n_clusters):

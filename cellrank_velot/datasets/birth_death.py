@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from scipy.stats import ortho_group
 
-from cellrank_velot._validation import check_integer, check_known, check_number
+from cellrank_velot._validation import check_integer, check_known, check_number, check_seed
 from cellrank_velot.datasets.circuit import FloatArray
 
 __all__ = ["BirthDeath", "Population", "birth_death", "process_of", "simulate"]
@@ -179,7 +179,7 @@ def birth_death(
     if n_founders is None:
         n_founders = 500 if wanted is None else _FOUNDERS_PER_CELL * max(wanted)
     check_integer("n_founders", n_founders, low=10)
-    check_integer("random_state", random_state)
+    check_seed(random_state)
 
     # streams of their own: how many cells are sampled changes neither the rotation nor the genes
     spawned = np.random.SeedSequence(random_state).spawn(4)

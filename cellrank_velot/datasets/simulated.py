@@ -10,7 +10,7 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from cellrank_velot._validation import check_integer, check_number
+from cellrank_velot._validation import check_integer, check_number, check_seed
 from cellrank_velot.datasets.circuit import (
     BIFURCATION,
     CONVERGENCE,
@@ -126,6 +126,7 @@ def gaussian_blob(n_cells: int = 1000, n_dims: int = 10, *, random_state: int = 
     """
     check_integer("n_cells", n_cells, low=10)
     check_integer("n_dims", n_dims, low=2)
+    check_seed(random_state)
     rng = np.random.default_rng(random_state)
     x = rng.standard_normal((n_cells, n_dims))
     adata = AnnData(x, obs=_cell_frame(n_cells), var=pd.DataFrame(index=[f"Dim{i + 1}" for i in range(n_dims)]))
@@ -147,6 +148,7 @@ def _dataset(
     check_number("noise", noise, low=0)
 
     # streams of their own, so that neither the noise nor the number of cells changes the network
+    check_seed(random_state)
     network_rng, cell_rng, noise_rng = map(np.random.default_rng, np.random.SeedSequence(random_state).spawn(3))
     network = draw_network(circuit, n_genes, network_rng)
     time = cell_rng.uniform(0.0, circuit.duration, size=n_cells)

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
+from cellrank_velot._validation import check_seed
 from cellrank_velot.velocity import compute_velocity
 from cellrank_velot.windows import build_windows, cluster_cells
 
@@ -69,6 +70,7 @@ def velocity_by_time(
     random_state: int,
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     """Return the velocity as a function of time, which can be pickled; the neighbourhoods are the same for any time."""
+    check_seed(random_state)
     if neighborhoods is None:
         neighborhoods = cluster_cells(x, random_state=random_state)
     windows = {"labels": neighborhoods, "random_state": random_state, **(window_options or {})}

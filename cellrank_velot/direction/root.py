@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.direction._common import check_labels, check_time
 
 __all__ = ["ReferenceKind", "RootCheck", "Verdict", "root_check"]
@@ -189,7 +189,7 @@ def _bootstrap(
     a: NDArray[np.float64], b: NDArray[np.float64], n_samples: int, level: float, random_state: int
 ) -> tuple[float, float]:
     """Return the percentile interval of the correlation of two rankings."""
-    rng = np.random.default_rng(random_state)
+    rng = np.random.default_rng(check_seed(random_state))
     drawn = np.empty(n_samples)
     for i in range(n_samples):
         cells = rng.integers(a.size, size=a.size)

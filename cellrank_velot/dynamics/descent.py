@@ -13,6 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from cellrank_velot._validation import check_seed
+
 __all__ = ["ProcessFates", "fate_table", "labels_near"]
 
 N_BOOTSTRAPS = 200
@@ -123,7 +125,7 @@ def fate_table(
         if others.any():
             frame = frame.assign(**{REST: others})
     codes, rows = pd.factorize(pd.Index(groups))
-    rng = np.random.default_rng(random_state)
+    rng = np.random.default_rng(check_seed(random_state))
     found = [_mean_by(frame.to_numpy(), weights, codes, rows.size)]
     # A particle counts as often as a Poisson draw says, which is a bootstrap without its bookkeeping.
     found += [

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._device import single_thread
-from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.dynamics.guide import TimeFrom
 from cellrank_velot.dynamics.paths import Status, Trajectories
 from cellrank_velot.dynamics.region import Companions
@@ -81,7 +81,7 @@ def check_motion_options(
     """
     for name, count in (("n_steps", n_steps), ("save_every", save_every), ("n_neighbors", n_neighbors)):
         check_integer(name, count, low=1)
-    check_integer("random_state", random_state, low=0)
+    check_seed(random_state)
     check_number("step_size", step_size, low=0, high=1, open_low=True)
     check_number("max_distance", max_distance, low=1)
     check_number("confine", confine, low=0)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from cellrank_velot._device import resolve_device, single_thread
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_choice, check_integer
+from cellrank_velot._validation import check_choice, check_integer, check_seed
 
 __all__ = ["ProcessField", "ProcessPaths", "simulate_process"]
 
@@ -179,7 +179,7 @@ def _check_options(
     """Refuse options that are out of range; return the direction."""
     check_integer("n_steps", n_steps, low=1)
     check_integer("n_saved", n_saved, low=1)
-    check_integer("random_state", random_state, low=0)
+    check_seed(random_state)
     if x.ndim != 2 or x.shape[0] == 0:
         raise ValueError(f"Expected `x` of shape `[n_particles, n_dims]` with particles, found `{x.shape}`.")
     if not np.isfinite(until) or ((times < until).any() and (times > until).any()):

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from cellrank_velot._device import resolve_device, single_thread
-from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.bridges import Bridges
 from cellrank_velot.couplings import SnapshotCouplings
 from cellrank_velot.field.network import VelocityField, build_network, draw_weights, split_heads
@@ -147,7 +147,7 @@ def check_matching_options(
     for name, count in (("n_steps", n_steps), ("batch_size", batch_size)):
         check_integer(name, count, low=1)
     check_number("learning_rate", learning_rate, low=0, open_low=True)
-    check_integer("random_state", random_state, low=0)
+    check_seed(random_state)
 
 
 class _Points:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from cellrank_velot._device import as_tensor, float_on, resolve_device, single_thread
 from cellrank_velot._parallel import blocks
-from cellrank_velot._validation import check_integer, check_number
+from cellrank_velot._validation import check_integer, check_number, check_seed
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
 from cellrank_velot.field.network import VelocityField, build_network, draw_weights
 
@@ -178,6 +178,7 @@ def fit_field(
     check_field_options(
         hidden, (lambda_smooth, lambda_curl, lambda_divergence), n_steps, batch_size, learning_rate, held_out, patience
     )
+    check_seed(random_state)
     where = resolve_device(device)
     known = np.flatnonzero(np.isfinite(velocity).all(axis=1) & (weight > 0))
     if known.size < 10:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from cellrank_velot import storage
 from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_choice, check_integer, check_known
+from cellrank_velot._validation import check_choice, check_integer, check_known, check_seed
 from cellrank_velot.cells import (
     CellStates,
     TimeKind,
+    check_graph,
     find_basis,
     find_time_key,
     read_cells,
@@ -193,7 +194,7 @@ class OTVelocityKernel(
         check_connectivity: bool = False,
         time_kind: TimeKind = "pseudotime",
     ) -> None:
-        check_known("adata.obsp", conn_key, self.adata.obsp.keys(), "Compute it with `scanpy.pp.neighbors(adata)`.")
+        check_graph(self.adata, conn_key)
         self._cells = read_cells(
             self.adata,
             time_key=time_key,
@@ -203,6 +204,9 @@ class OTVelocityKernel(
             time_kind=time_kind,
         )
         super()._read_from_adata(conn_key=conn_key)
+        if not self._conn.has_canonical_format:  # an edge that is there twice would be a way taken twice
+            self._conn = self._conn.copy()
+            self._conn.sum_duplicates()
         self._components = warn_about_graph(self.connectivities, strict=check_connectivity)
 
     # ------------------------------------------------------------------------------------------------- stages
@@ -414,7 +418,7 @@ class OTVelocityKernel(
     def _couple_time_points(self, settings: dict[str, Any], device: str, show_progress_bar: bool) -> Self:
         options = {name: value for name, value in settings.items() if name not in ("growth_key", "mass")}
         check_coupling_options(**{name: value for name, value in options.items() if name != "random_state"})
-        check_integer("random_state", options["random_state"])
+        check_seed(options["random_state"])
         prior, mass = self._prior_growth(settings["growth_key"]), self._mass(settings["mass"])
         if self._windows is None:
             self.compute_windows()

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_integer, check_known, first_names
+from cellrank_velot._validation import check_choice, check_integer, check_known, check_seed, first_names
 from cellrank_velot.couplings import SnapshotCouplings, couple_snapshots
 from cellrank_velot.dynamics.descent import ProcessFates, fate_table, labels_near
 from cellrank_velot.dynamics.process import ProcessPaths, simulate_process
@@ -397,6 +397,7 @@ class TimeSeries(Parts):
         """Return the table of where particles come to."""
         check_integer("n_particles", n_particles, low=1)
         check_integer("n_neighbors", n_neighbors, low=1)
+        check_seed(random_state)
         key = self._cluster_key(cluster_key)
         clusters = self.adata.obs[key].astype("category")
         wanted = [names] if isinstance(names, str) else None if names is None else list(names)

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_number
+from cellrank_velot._validation import check_number, check_seed
 from cellrank_velot.field import fit_field
 from cellrank_velot.metrics.direction import cosines
 from cellrank_velot.velocity import TransportVelocity, compute_velocity
@@ -119,6 +119,7 @@ def held_out_agreement(
     For a kernel, ``held_out_agreement(kernel.cells.x, kernel.cells.time, kernel.connectivities).cosine``.
     """
     check_number("held_out", held_out, low=0, high=1, open_low=True, open_high=True)
+    check_seed(random_state)
     n_cells = x.shape[0]
     if time.shape != (n_cells,) or graph.shape != (n_cells, n_cells) or (labels is not None and len(labels) != n_cells):
         raise ValueError(f"Expected time, graph and labels of `{n_cells}` cells, found another number.")

@@ -13,7 +13,7 @@ import ot
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_integer
+from cellrank_velot._validation import check_choice, check_integer, check_seed
 from cellrank_velot.couplings import SnapshotCouplings, couple_snapshots
 from cellrank_velot.dynamics.process import simulate_process
 from cellrank_velot.field import fit_process
@@ -78,6 +78,7 @@ def held_out_time(
     """
     points = check_snapshots(time)
     check_integer("n_cells", n_cells, low=2)
+    check_seed(random_state)
     for method in methods:
         check_choice("methods", method, HeldOutMethod)
     wanted = points[1:-1] if held_out is None else np.atleast_1d(np.asarray(held_out, dtype=np.float64))

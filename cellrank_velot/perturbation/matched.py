@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_integer
+from cellrank_velot._validation import check_integer, check_seed
 from cellrank_velot.perturbation.changes import Change, Perturbation
 from cellrank_velot.perturbation.flow import Variants
 
@@ -67,6 +67,7 @@ def draw_matched(
         If there are too few genes to draw from.
     """
     check_integer("n_null", n_null, low=1)
+    check_seed(random_state)
     rng = np.random.default_rng(random_state)
     columns = sp.csc_matrix(expression) if sp.issparse(expression) else np.asarray(expression, dtype=np.float64)
     scale = np.ones(loadings.shape[1]) if scale is None else scale

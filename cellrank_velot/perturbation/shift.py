@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, norm
 
 from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_number
+from cellrank_velot._validation import check_number, check_seed
 from cellrank_velot.perturbation.changes import Perturbation
 from cellrank_velot.perturbation.flow import Fates, Variants
 
@@ -186,6 +186,7 @@ def compute_fate_shift(
         If there are no starts or ``level`` is out of range.
     """
     check_number("level", level, low=0, high=1, open_low=True, open_high=True)
+    check_seed(random_state)
     if not starts.any():
         raise ValueError("Expected cells to start from, found none.")
     rng = np.random.default_rng(random_state)
