@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cellrank_velot as cv
-from cellrank_velot import _device, pairs, transitions
+from cellrank_velot import _device, pairs, similarities
 from cellrank_velot._device import as_tensor, float_on
 
 QUIET = {"show_progress_bar": False}
@@ -47,7 +47,7 @@ def test_way_of_a_card_agrees_with_loops(adata, monkeypatch, precision, options)
         return pairs._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), show_progress_bar)
 
     monkeypatch.setattr(pairs, "_sum_in_loops", batched)
-    monkeypatch.setattr(transitions, "_has_loops", lambda device: False)
+    monkeypatch.setattr(similarities, "_has_loops", lambda device: False)
     monkeypatch.setattr(_device, "float_on", lambda device: precision)
     assert_close(kernel_of(adata, "cpu", **options), expected)
 

@@ -41,14 +41,12 @@ from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
 from cellrank_velot.kernel.regulation import Regulation
 from cellrank_velot.kernel.timeseries import TimeSeries
+from cellrank_velot.similarities import Similarity, SimilarityFunction, check_similarity
 from cellrank_velot.snapshots import build_snapshots
 from cellrank_velot.transitions import (
     BackwardMode,
     Model,
     ScaleRule,
-    Similarity,
-    SimilarityFunction,
-    check_similarity,
     check_transition_options,
     compute_transitions,
     condition_number,
