@@ -1,16 +1,11 @@
 """Transition probabilities from velocities: one similarity per edge of the neighbour graph, then a softmax per cell.
 
-Also their mean over the error of the velocities, by sampling. Depends on compiled, numpy, scipy and torch; knows
-neither AnnData nor CellRank.
+Depends on edge_rows, monte_carlo and similarities, numpy, scipy and torch; knows neither AnnData nor CellRank.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -19,15 +14,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.sparse.linalg import LinearOperator, lsmr, onenormest, splu
-from scipy.stats import chi
-from tqdm.auto import tqdm
 
-from cellrank_velot._device import as_tensor
 from cellrank_velot._memory import jobs_within
-from cellrank_velot._parallel import blocks, count_jobs, run
+from cellrank_velot._parallel import count_jobs
 from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
-from cellrank_velot.compiled import edge_similarities as compiled_similarities
-from cellrank_velot.compiled import row_softmax
+from cellrank_velot.edge_rows import BLOCK_EDGES, normalized, softmax
+from cellrank_velot.monte_carlo import mean_probabilities
+from cellrank_velot.similarities import Similarity, SimilarityFunction, check_similarity, edge_similarities
 
 __all__ = [
     "BackwardMode",
@@ -44,20 +37,10 @@ __all__ = [
     "effective_neighbors",
 ]
 
-logger = logging.getLogger("cellrank_velot")
-
-Similarity = Literal["cosine", "correlation", "dot_product"]
 BackwardMode = Literal["transpose", "negate"]
 Model = Literal["deterministic", "monte_carlo"]
 ScaleRule = Literal["auto", "median"]
-SimilarityFunction = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
-# Elements of the displacements held at a time, edges times dimensions: on a processor 2 MiB, which stay in its cache.
-CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**26}
-# Edges of one task: some hundredths of a second.
-BLOCK_EDGES = 2**19
-# Seconds before a progress bar is shown: it is rarely needed.
-BAR_DELAY = 1.0
 # Above this many cells a factorisation fills too much memory, and the condition number is bounded iteratively.
 FACTORIZE_BELOW = 20_000
 # Share of a cell's neighbours, itself one of them set aside, that `softmax_scale="auto"` leaves effective.
@@ -215,22 +198,18 @@ def compute_transitions(
         scale = _scale_of_neighbors(logits, graph.indptr, np.flatnonzero(informed & (degree > 1)))
     else:
         scale = float(softmax_scale)
-    probabilities = _softmax(logits, graph.indptr, scale, n_jobs)
+    probabilities = softmax(logits, graph.indptr, scale, n_jobs)
     if std is not None and std.any():
-        rng = np.random.default_rng(random_state)
-        normals = _standard_samples(n_samples, x.shape[1], rng)
-        # Signs of its own make the sampling error of a cell independent of its neighbours'.
-        spread = std * rng.choice([-1.0, 1.0], std.shape)
-        sampled = (x, velocity, spread, normals, graph, scale)
-        if transpose or callable(similarity):
-            probabilities = _mean_by_edge(*sampled, similarity, transpose=transpose, **options)
-        else:
-            # A cell without an error keeps its row: the mean over samples is taken in single precision.
-            uncertain = np.repeat(std.any(axis=1), degree)
-            probabilities[uncertain] = _mean_by_cell(*sampled, similarity, **options)[uncertain]
+        probabilities = mean_probabilities(
+            *(probabilities, x, velocity, std, graph, scale, similarity),
+            n_samples=n_samples,
+            random_state=random_state,
+            transpose=transpose,
+            **options,
+        )
     if not informed.all():
         by_graph = np.repeat(~informed, degree)
-        probabilities[by_graph] = _normalized(graph.data, degree)[by_graph]
+        probabilities[by_graph] = normalized(graph.data, degree)[by_graph]
     if ends is not None:
         probabilities = _settled(probabilities, graph, ends)
     if threshold is not None:
@@ -248,57 +227,6 @@ def compute_transitions(
         n_fallback=int((~informed & ~isolated).sum()),
         n_isolated=int(isolated.sum()),
     )
-
-
-def edge_similarities(
-    x: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    graph: sp.csr_matrix,
-    similarity: Similarity | SimilarityFunction = "cosine",
-    *,
-    variance_stabilize: bool = False,
-    transpose: bool = False,
-    loadings: NDArray[np.float64] | None = None,
-    device: str | torch.device = "cpu",
-    n_jobs: int | None = None,
-    show_progress_bar: bool = False,
-) -> NDArray[np.float64]:
-    """Compare, along each edge of the graph, velocity and displacement.
-
-    Parameters are those of :func:`compute_transitions`; a zero vector has similarity zero.
-
-    Returns
-    -------
-    Similarities in the order of ``graph.data``, shape ``[n_edges]``.
-    """
-    if not callable(similarity):
-        check_choice("similarity", similarity, Similarity)
-    where = torch.device(device)
-    x, velocity = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, velocity))
-    loops = _has_loops(where) and not callable(similarity) and not variance_stabilize
-    if loops:
-        if loadings is not None:
-            root = _root(loadings, similarity)
-            x, velocity = (x - x.mean(axis=0)) @ root, velocity @ root
-        elif similarity == "correlation":
-            x, velocity = (values - values.mean(axis=1, keepdims=True) for values in (x, velocity))
-        return _similarities_in_loops(x, velocity, graph, similarity, transpose, n_jobs, show_progress_bar)
-    positions, velocities = as_tensor(x, where), as_tensor(velocity, where)
-    genes, width = _genes(loadings, x.shape[1], where)
-    result = np.empty(graph.indices.size)
-    step = max(1, CHUNK_ELEMENTS["cpu" if where.type == "cpu" else "other"] // width)
-    with tqdm(total=result.size, desc="edges", unit="edge", delay=BAR_DELAY, disable=not show_progress_bar) as bar:
-        for rows, edges in _chunks(graph, step):
-            source = torch.from_numpy(rows).to(where)
-            target = torch.from_numpy(graph.indices[edges].astype(np.int64)).to(where)
-            displacement = positions[target] - positions[source]
-            at_edge = velocities[target] if transpose else velocities[source]
-            if transpose:
-                displacement = -displacement
-            at_edge, displacement = (_transformed(a, genes, variance_stabilize) for a in (at_edge, displacement))
-            result[edges] = _compare(at_edge, displacement, similarity)
-            bar.update(rows.size)
-    return result
 
 
 def check_transition_options(
@@ -329,21 +257,6 @@ def check_transition_options(
     check_choice("model", model, Model)
     check_integer("n_samples", n_samples, low=1)
     check_seed(random_state)
-
-
-def check_similarity(similarity: Similarity | SimilarityFunction, n_dims: int) -> None:
-    """Refuse an unknown similarity, or a function that does not return one finite number per edge.
-
-    Raises
-    ------
-    ValueError
-        If it is one of these, or a correlation of one dimension, which is always one.
-    """
-    if callable(similarity):
-        v, d = torch.ones((3, n_dims), dtype=torch.float64), torch.eye(3, n_dims, dtype=torch.float64) + 0.5
-        _compare(v, d, similarity)
-    elif check_choice("similarity", similarity, Similarity) == "correlation" and n_dims < 2:
-        raise ValueError("Expected at least `2` dimensions for a correlation, found `1`: use the cosine.")
 
 
 def effective_neighbors(matrix: sp.csr_matrix) -> NDArray[np.float64]:
@@ -400,68 +313,6 @@ def _is_clean(graph: sp.csr_matrix) -> bool:
     return bool(graph.dtype == np.float64 and graph.has_canonical_format and graph.data.all())
 
 
-def _has_loops(device: torch.device) -> bool:
-    return device.type == "cpu"
-
-
-def _similarities_in_loops(
-    x: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    graph: sp.csr_matrix,
-    similarity: Similarity | SimilarityFunction,
-    transpose: bool,
-    n_jobs: int | None,
-    show_progress_bar: bool,
-) -> NDArray[np.float64]:
-    """Compare along the edges, in compiled loops: the product, or the cosine, of vectors as they are."""
-    rows = _row_blocks(graph.indptr)
-    shared = (x, velocity, graph.indptr, graph.indices, transpose, similarity != "dot_product")
-    bar: dict[str, Any] = {"desc": "edges", "show_progress_bar": show_progress_bar, "delay": BAR_DELAY}
-    found = run(compiled_similarities, rows, shared, n_jobs=n_jobs, **bar)
-    return _joined(found, rows, graph.indptr)
-
-
-def _root(loadings: NDArray[np.float64], similarity: Similarity | SimilarityFunction) -> NDArray[np.float64]:
-    """Return a matrix that takes vectors to where their products are those among genes.
-
-    Products depend on the loadings by their products alone, so that no vector of genes is needed. For a correlation
-    each vector is centred over the genes, and so are the loadings.
-    """
-    if similarity == "correlation":
-        loadings = loadings - loadings.mean(axis=1, keepdims=True)
-    left, singular, _ = np.linalg.svd(loadings, full_matrices=False)
-    return np.asarray(left * singular)
-
-
-def _row_blocks(indptr: NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
-    """Return successive rows of about as many edges each, as the first and the one after the last."""
-    n_blocks = -(-int(indptr[-1]) // BLOCK_EDGES)
-    at = np.unique(np.searchsorted(indptr, np.linspace(0, int(indptr[-1]), n_blocks + 1)[1:-1]))
-    ends = np.unique([0, *at, indptr.size - 1])
-    return [(int(first), int(last)) for first, last in pairwise(ends)]
-
-
-def _joined(
-    parts: Generator[NDArray[np.float64], None, None], rows: Sequence[tuple[int, int]], indptr: NDArray[np.integer[Any]]
-) -> NDArray[np.float64]:
-    """Return the values of all edges from those of successive rows."""
-    result = np.empty(int(indptr[-1]))
-    with closing(parts):
-        for (first, last), values in zip(rows, parts, strict=True):
-            result[indptr[first] : indptr[last]] = values
-    return result
-
-
-def _chunks(graph: sp.csr_matrix, step: int) -> Iterator[tuple[NDArray[np.int64], slice]]:
-    """Yield the source cells of successive edges and the slice of these edges."""
-    indptr = graph.indptr.astype(np.int64)
-    for start in range(0, graph.indices.size, step):
-        stop = min(start + step, graph.indices.size)
-        first, last = np.searchsorted(indptr, [start, stop - 1], side="right") - 1
-        inside = np.clip(indptr[first : last + 2], start, stop)
-        yield np.repeat(np.arange(first, last + 1), np.diff(inside)), slice(start, stop)
-
-
 def _told(known: NDArray[np.bool_], graph: sp.csr_matrix, transpose: bool) -> NDArray[np.bool_] | None:
     """Return which edges have a velocity to compare with; nothing where all have."""
     if known.all():
@@ -473,48 +324,6 @@ def _sums(values: NDArray[Any], indptr: NDArray[np.integer[Any]]) -> NDArray[np.
     """Return the sum of the edges' values in each row."""
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     return np.asarray(total[indptr[1:]] - total[indptr[:-1]])
-
-
-def _compare(v: torch.Tensor, d: torch.Tensor, similarity: Similarity | SimilarityFunction) -> NDArray[np.float64]:
-    if callable(similarity):
-        values = np.asarray(similarity(v.cpu().numpy(), d.cpu().numpy()), dtype=np.float64)
-        if values.shape != (v.shape[0],):
-            raise ValueError(f"Expected `similarity` to return the shape `({v.shape[0]},)`, found `{values.shape}`.")
-        if not np.isfinite(values).all():
-            raise ValueError("Expected `similarity` to return finite values, found NaN or infinite ones.")
-        return values
-    if similarity == "correlation":
-        v, d = v - v.mean(1, keepdim=True), d - d.mean(1, keepdim=True)
-    product = (v * d).sum(1)
-    if similarity != "dot_product":
-        norm = v.norm(dim=1) * d.norm(dim=1)
-        product = torch.where(norm > 0, product / torch.where(norm > 0, norm, 1.0), 0.0)
-    return np.asarray(product.cpu().numpy(), dtype=np.float64)
-
-
-def _genes(
-    loadings: NDArray[np.float64] | None, n_dims: int, device: str | torch.device
-) -> tuple[torch.Tensor | None, int]:
-    """Return the loadings on the device, and the most numbers that a vector has before or after them."""
-    if loadings is None:
-        return None, n_dims
-    return as_tensor(loadings, torch.device(device)), max(loadings.shape)
-
-
-def _transformed(a: torch.Tensor, genes: torch.Tensor | None, variance_stabilize: bool) -> torch.Tensor:
-    """Return vectors, in the last dimension, as they are compared."""
-    a = a if genes is None else a @ genes
-    return a.sign() * a.abs().sqrt() if variance_stabilize else a
-
-
-def _unit(a: torch.Tensor, similarity: Similarity) -> torch.Tensor:
-    """Return vectors whose product is the similarity; zero vectors stay zero."""
-    if similarity == "dot_product":
-        return a
-    if similarity == "correlation":
-        a = a - a.mean(-1, keepdim=True)
-    norm = a.norm(dim=-1, keepdim=True)
-    return a / torch.where(norm > 0, norm, 1.0)
 
 
 def _reciprocal(similarities: NDArray[np.float64]) -> float:
@@ -570,100 +379,6 @@ def _known_std(
     return std
 
 
-def _standard_samples(n_samples: int, n_dims: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw standard normal vectors that cover space evenly: mirrored pairs of orthogonal directions.
-
-    With random signs of the dimensions each has the distribution of a plain sample. Orthogonal directions as in
-    :cite:`yu:16`; the lengths are drawn from as many equal shares as there are pairs, one from each.
-    """
-    n_pairs = -(-n_samples // 2)
-    n_blocks = -(-n_pairs // n_dims)
-    directions = np.linalg.qr(rng.standard_normal((n_blocks, n_dims, n_dims)))[0].reshape(-1, n_dims)
-    lengths = chi.ppf((rng.permutation(n_pairs) + rng.random(n_pairs)) / n_pairs, n_dims)
-    half = directions[:n_pairs] * lengths[:, None]
-    return np.asarray(np.concatenate([half, -half])[:n_samples])
-
-
-def _mean_by_edge(
-    x: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    spread: NDArray[np.float64],
-    normals: NDArray[np.float64],
-    graph: sp.csr_matrix,
-    scale: float,
-    similarity: Similarity | SimilarityFunction,
-    **options: Any,
-) -> NDArray[np.float64]:
-    """Return the mean probability of each edge over samples, one deterministic matrix after the other."""
-    total = np.zeros(graph.indices.size)
-    for normal in normals:
-        logits = edge_similarities(x, velocity + spread * normal, graph, similarity, **options)
-        total += _softmax(logits, graph.indptr, scale, options["n_jobs"])
-    return total / len(normals)
-
-
-def _mean_by_cell(
-    x: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    spread: NDArray[np.float64],
-    normals: NDArray[np.float64],
-    graph: sp.csr_matrix,
-    scale: float,
-    similarity: Similarity,
-    *,
-    variance_stabilize: bool,
-    loadings: NDArray[np.float64] | None,
-    device: str | torch.device,
-    n_jobs: int | None,
-) -> NDArray[np.float64]:
-    """Return the mean probability of each edge over samples, all edges of cells of one degree at once."""
-    where = torch.device(device)
-    bound = CHUNK_ELEMENTS["cpu" if where.type == "cpu" else "other"]
-    width = x.shape[1] if loadings is None else max(loadings.shape)
-    degree = np.diff(graph.indptr)
-    order = np.argsort(degree, kind="stable")
-    tasks = []
-    for alike in np.split(order, np.flatnonzero(np.diff(degree[order])) + 1):
-        n_edges = int(degree[alike[0]])
-        step = max(1, bound // (width * (n_edges + len(normals)) + n_edges * len(normals)))
-        tasks += [(alike[first:last],) for first, last in blocks(alike.size, step) if n_edges]
-    arrays = (x, velocity, spread, normals, graph.indptr, graph.indices)
-    shared = (*arrays, scale, similarity, variance_stabilize, loadings, where)
-    result = np.empty(graph.indices.size)
-    found = run(_mean_of_cells, tasks, shared, n_jobs=n_jobs if where.type == "cpu" else 1)
-    with closing(found):
-        for (cells,), values in zip(tasks, found, strict=True):
-            result[graph.indptr[cells][:, None] + np.arange(values.shape[1])] = values
-    return _normalized(result, degree)
-
-
-def _mean_of_cells(
-    x: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    spread: NDArray[np.float64],
-    normals: NDArray[np.float64],
-    indptr: NDArray[np.integer[Any]],
-    indices: NDArray[np.integer[Any]],
-    scale: float,
-    similarity: Similarity,
-    variance_stabilize: bool,
-    loadings: NDArray[np.float64] | None,
-    device: torch.device,
-    cells: NDArray[np.int64],
-) -> NDArray[np.float32]:
-    """Return the mean probabilities of the edges of some cells, which have as many each, shape ``[n, n_edges]``."""
-    genes, _ = _genes(loadings, x.shape[1], device)
-    targets = indices[indptr[cells][:, None] + np.arange(indptr[cells[0] + 1] - indptr[cells[0]])]
-    here, there, v, s, standard = (
-        as_tensor(values, device) for values in (x[cells], x[targets], velocity[cells], spread[cells], normals)
-    )
-    vectors = (v[:, None] + s[:, None] * standard, there - here[:, None])
-    unit_v, unit_d = (_unit(_transformed(a, genes, variance_stabilize), similarity) for a in vectors)
-    # Single precision is three times as fast, and its error thousands of times below that of the samples.
-    logits = (scale * unit_v).float() @ unit_d.float().mT
-    return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
-
-
 def _settled(p: NDArray[np.float64], graph: sp.csr_matrix, ends: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return probabilities with which cells at an end mostly keep among themselves."""
     degree = np.diff(graph.indptr)
@@ -674,24 +389,7 @@ def _settled(p: NDArray[np.float64], graph: sp.csr_matrix, ends: NDArray[np.bool
     return np.where(total > 0, (1 - LEAVE_END) * share + LEAVE_END * p, p)
 
 
-def _softmax(
-    values: NDArray[np.float64], indptr: NDArray[np.integer[Any]], scale: float, n_jobs: int | None
-) -> NDArray[np.float64]:
-    """Return the softmax of each row."""
-    rows = _row_blocks(indptr)
-    return _joined(run(row_softmax, rows, (values, indptr, scale), n_jobs=n_jobs), rows, indptr)
-
-
-def _normalized(values: NDArray[np.float64], degree: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Divide the values of each row by their sum."""
-    if not values.size:
-        return values
-    filled = degree > 0
-    starts = (np.cumsum(degree) - degree)[filled]
-    return np.asarray(values / np.repeat(np.add.reduceat(values, starts), degree[filled]))
-
-
 def _thresholded(p: NDArray[np.float64], degree: NDArray[np.int64], threshold: float) -> NDArray[np.float64]:
     filled = degree > 0
     largest = np.repeat(np.maximum.reduceat(p, (np.cumsum(degree) - degree)[filled]), degree[filled])
-    return _normalized(np.where((p >= threshold) | (p == largest), p, 0.0), degree)
+    return normalized(np.where((p >= threshold) | (p == largest), p, 0.0), degree)

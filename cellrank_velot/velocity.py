@@ -1,6 +1,6 @@
 """Velocity of each cell from the couplings of its windows.
 
-Depends on manifold, pairs and windows, numpy and scipy; knows no AnnData.
+Depends on manifold, pair_problem, pairs and windows, numpy and scipy; knows no AnnData.
 """
 
 from __future__ import annotations
@@ -20,14 +20,8 @@ from cellrank_velot._parallel import blocks, count_jobs
 from cellrank_velot._stage import Stage, frozen
 from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.manifold import residuals, structured_share
-from cellrank_velot.pairs import (
-    PairCosts,
-    PairSums,
-    memory_of_sums,
-    pair_plan,
-    sum_pairs,
-    typical_square,
-)
+from cellrank_velot.pair_problem import PairCosts, PairProblem
+from cellrank_velot.pairs import PairSums, memory_of_sums, pair_plan, sum_pairs, typical_square
 from cellrank_velot.windows import Windows
 
 __all__ = [
@@ -214,30 +208,29 @@ def compute_velocity(
     if relaxation == "auto" and graph is None:
         raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
     where = resolve_device(device)
-    x, time = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time))
+    costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
+    problem = PairProblem.of(x, time, windows, graph, costs)
     use = np.flatnonzero(windows.dt > 0)
     if use.size < windows.n_pairs:
         logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
-    penalised = graph if lambda_knn > 0 else None
     if memory_limit is not None:
-        fixed, of_job = memory_of_sums(x, windows, use, penalised)
-        fixed += 4 * x.nbytes + 80 * x.shape[0]  # what comes out of the sums, and the residuals
+        fixed, of_job = memory_of_sums(problem, use)
+        fixed += 4 * problem.x.nbytes + 80 * problem.x.shape[0]  # what comes out of the sums, and the residuals
         n_jobs = jobs_within(memory_limit, fixed, of_job, count_jobs(n_jobs), "transport")
-    costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
-    limit = np.inf if reach is None else reach * typical_square(x, time, windows, use, penalised, costs, where)
+    limit = np.inf if reach is None else reach * typical_square(problem, use, where)
     sums = sum_pairs(
-        *(x, time, windows, use, penalised, costs, limit, reach or 1.0, where),
+        *(problem, use, limit, reach or 1.0, where),
         n_jobs=n_jobs,
         few_at_a_time=memory_limit is not None,
         show_progress_bar=show_progress_bar,
     )
     report_convergence(sums.converged[use], sums.marginal_error[use])
-    lag = float(windows.dt[use].mean() / np.ptp(time)) if use.size else 0.0
-    residual = None if graph is None else residuals(x, graph, n_jobs=n_jobs)
+    lag = float(windows.dt[use].mean() / np.ptp(problem.time)) if use.size else 0.0
+    residual = None if graph is None else residuals(problem.x, graph, n_jobs=n_jobs)
     result = _combine(sums, residual, relaxation, lag)
     n_none = int((~result.has_estimate).sum())
     if n_none:
-        logger.info("%d of %d cells have no estimate from transport", n_none, x.shape[0])
+        logger.info("%d of %d cells have no estimate from transport", n_none, problem.x.shape[0])
     return result
 
 
@@ -286,9 +279,8 @@ def pair_coupling(
         raise ValueError(f"Expected `pair` below the number of pairs, `{windows.n_pairs}`, found `{pair}`.")
     if not windows.dt[pair] > 0:
         raise ValueError(f"Expected a pair whose target is later, found `{windows.dt[pair]:g}` of time to it.")
-    x, time = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time))
     costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
-    return pair_plan(x, time, windows, pair, graph if lambda_knn > 0 else None, costs, resolve_device(device))
+    return pair_plan(PairProblem.of(x, time, windows, graph, costs), pair, resolve_device(device))
 
 
 def end_cells(

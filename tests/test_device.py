@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cellrank_velot as cv
-from cellrank_velot import _device, pairs, transitions
+from cellrank_velot import _device, pairs, similarities
 from cellrank_velot._device import as_tensor, float_on
 
 QUIET = {"show_progress_bar": False}
@@ -43,11 +43,11 @@ def test_card_agrees_with_the_processor(adata, options):
 def test_way_of_a_card_agrees_with_loops(adata, monkeypatch, precision, options):
     expected = kernel_of(adata, "cpu", **options)
 
-    def batched(x, time, windows, use, graph, given, n_jobs, few_at_a_time, show_progress_bar):
-        return pairs._sum_in_batches(x, time, windows, use, graph, given, torch.device("cpu"), show_progress_bar)
+    def batched(problem, use, limit, reach, n_jobs, few_at_a_time, show_progress_bar):
+        return pairs._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), show_progress_bar)
 
     monkeypatch.setattr(pairs, "_sum_in_loops", batched)
-    monkeypatch.setattr(transitions, "_has_loops", lambda device: False)
+    monkeypatch.setattr(similarities, "_has_loops", lambda device: False)
     monkeypatch.setattr(_device, "float_on", lambda device: precision)
     assert_close(kernel_of(adata, "cpu", **options), expected)
 

@@ -15,8 +15,8 @@ from joblib import parallel_config
 from threadpoolctl import threadpool_info
 
 import cellrank_velot as cv
+from cellrank_velot import edge_rows
 from cellrank_velot import pairs as pairs_module
-from cellrank_velot import transitions as transitions_module
 from cellrank_velot._device import single_thread
 from cellrank_velot._parallel import blocks, count_jobs, run
 from cellrank_velot.direction import permutation_test
@@ -58,7 +58,7 @@ def adata():
 def in_small_parts(monkeypatch):
     """Make so many tasks of few cells that every worker has some."""
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 8000)
-    monkeypatch.setattr(transitions_module, "BLOCK_EDGES", 1000)
+    monkeypatch.setattr(edge_rows, "BLOCK_EDGES", 1000)
     monkeypatch.setattr(evaluation_module, "TASK_POINTS", 64)
 
 

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 import cellrank_velot
 from cellrank_velot import OTVelocityKernel, gridsearch, metrics
 from cellrank_velot.kernel import core as kernel_module
+from cellrank_velot.kernel import transitions as matrix_module
 from cellrank_velot.plotting import gridsearch_heatmap
 from cellrank_velot.search import SCORES
 
@@ -47,8 +48,8 @@ def calls(monkeypatch) -> Counter:
     """How often each stage is computed."""
     counts: Counter = Counter()
 
-    def count(name: str):
-        original = getattr(kernel_module, name)
+    def count(module, name: str):
+        original = getattr(module, name)
 
         def counted(*args, **kwargs):
             counts[STAGES.get(name, "transition")] += 1
@@ -56,8 +57,9 @@ def calls(monkeypatch) -> Counter:
 
         return counted
 
-    for name in (*STAGES, "compute_transitions"):
-        monkeypatch.setattr(kernel_module, name, count(name))
+    for name in STAGES:
+        monkeypatch.setattr(kernel_module, name, count(kernel_module, name))
+    monkeypatch.setattr(matrix_module, "compute_transitions", count(matrix_module, "compute_transitions"))
     return counts
 
 

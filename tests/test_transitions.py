@@ -9,6 +9,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.stats import ortho_group
 
+from cellrank_velot import edge_rows, similarities
+from cellrank_velot import monte_carlo as monte_carlo_module
 from cellrank_velot import transitions as transitions_module
 from cellrank_velot.transitions import (
     compute_transitions,
@@ -149,8 +151,8 @@ def test_points_along_the_velocity(planted):
 
 def in_chunks(monkeypatch, elements: int) -> None:
     """Work on so many numbers at a time, in loops as in arrays."""
-    monkeypatch.setattr(transitions_module, "CHUNK_ELEMENTS", {"cpu": elements, "other": elements})
-    monkeypatch.setattr(transitions_module, "BLOCK_EDGES", max(1, elements // 3))
+    monkeypatch.setattr(similarities, "CHUNK_ELEMENTS", {"cpu": elements, "other": elements})
+    monkeypatch.setattr(edge_rows, "BLOCK_EDGES", max(1, elements // 3))
 
 
 @pytest.mark.parametrize("similarity", NAMED)
@@ -160,7 +162,7 @@ def test_loops_and_arrays_agree(planted, velocity, monkeypatch, similarity, tran
     loadings = np.random.default_rng(6).normal(size=(planted.x.shape[1], 12)) if with_loadings else None
     options = {"transpose": transpose, "loadings": loadings}
     loops = edge_similarities(planted.x, velocity, planted.graph, similarity, **options)
-    monkeypatch.setattr(transitions_module, "_has_loops", lambda device: False)
+    monkeypatch.setattr(similarities, "_has_loops", lambda device: False)
     arrays = edge_similarities(planted.x, velocity, planted.graph, similarity, **options)
     np.testing.assert_allclose(loops, arrays, rtol=1e-11, atol=1e-11)
 
@@ -588,7 +590,7 @@ def test_all_edges_at_once_or_one_sample_after_the_other(planted, velocity, std,
 @pytest.mark.parametrize("n_dims", [1, 2, 5, 30])
 def test_samples_are_standard_normal(n_dims: int):
     draws = np.stack(
-        [transitions_module._standard_samples(6, n_dims, np.random.default_rng(seed)) for seed in range(4000)]
+        [monte_carlo_module._standard_samples(6, n_dims, np.random.default_rng(seed)) for seed in range(4000)]
     )
     np.testing.assert_allclose(draws.sum(1), 0, atol=1e-12)  # mirrored pairs
     single = draws[:, 0] * np.random.default_rng(0).choice([-1, 1], (4000, n_dims))

@@ -12,6 +12,7 @@ import torch
 from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
+from cellrank_velot import pair_batches
 from cellrank_velot import pairs as pairs_module
 from cellrank_velot.manifold import residuals, structured_share
 from cellrank_velot.transport import sinkhorn
@@ -405,10 +406,8 @@ def test_size_of_the_batches_does_not_matter(any_flow: Flow, monkeypatch, elemen
 def in_batches(monkeypatch) -> None:
     """Work in padded batches, as on a device that is no processor."""
 
-    def batched(x, time, windows, use, graph, options, n_jobs, few_at_a_time, show_progress_bar):
-        return pairs_module._sum_in_batches(
-            x, time, windows, use, graph, options, torch.device("cpu"), show_progress_bar
-        )
+    def batched(problem, use, limit, reach, n_jobs, few_at_a_time, show_progress_bar):
+        return pairs_module._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), show_progress_bar)
 
     monkeypatch.setattr(pairs_module, "_sum_in_loops", batched)
 
@@ -432,7 +431,7 @@ def test_scalings_out_of_range_are_solved_in_the_log_domain(any_flow: Flow, monk
         solved.append(len(found.converged))
         return found
 
-    monkeypatch.setattr(pairs_module, "sinkhorn", counting)
+    monkeypatch.setattr(pair_batches, "sinkhorn", counting)
     any_flow.again(epsilon=0.05, reach=None)
     pilot = sum(solved)
     found = any_flow.again(epsilon=1e-4, reach=None, max_iter=2000)
@@ -849,6 +848,6 @@ def test_adjacency_agrees_with_dense_indexing(seed: int):
     graph.data[zeros] = 0  # stored, but no edge
     source = np.array([rng.choice(n_cells, 7, replace=False) for _ in range(5)])
     target = np.array([rng.choice(n_cells, 9, replace=False) for _ in range(5)])
-    found = pairs_module._adjacency(graph, source, target)
+    found = pair_batches._adjacency(graph, source, target)
     expected = graph.toarray()[source[:, :, None], target[:, None, :]] != 0
     np.testing.assert_array_equal(found, expected)

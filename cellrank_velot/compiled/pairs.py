@@ -1,6 +1,6 @@
 """The transport of one pair of windows after the other, each in the processor's cache.
 
-What :mod:`cellrank_velot.transport` and the torch batches of :mod:`cellrank_velot.pairs` do for many pairs at once, for
+What :mod:`cellrank_velot.transport` and :mod:`cellrank_velot.pair_batches` do in torch for many pairs at once, for
 balanced problems. Depends on numba and numpy only.
 """
 

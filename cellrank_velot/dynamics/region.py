@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,6 @@ class Region:
         Their times, shape ``[n_landmarks]``.
     labels
         Cluster of each landmark, shape ``[n_landmarks]``; ``-1`` for none.
-    spacing
-        Distance of each landmark to its fifth nearest, shape ``[n_landmarks]``.
-    typical_spacing
-        Median of these distances.
     chosen
         Which cells they are, shape ``[n_landmarks]``.
     n_neighbors
@@ -90,8 +87,6 @@ class Region:
     centre: torch.Tensor
     time: torch.Tensor
     labels: torch.Tensor
-    spacing: torch.Tensor
-    typical_spacing: float
     chosen: NDArray[np.int64]
     n_neighbors: int
 
@@ -114,20 +109,28 @@ class Region:
         labels = np.full(x.shape[0], -1) if labels is None else labels
         centre = x.mean(axis=0)
         cells = torch.tensor(x[chosen] - centre, dtype=torch.float32, device=device)
-        # The nearest of a landmark is itself.
-        square = (cells * cells).sum(dim=1)
-        spacing = _nearest(cells, cells, square, min(SPACING_NEIGHBOR + 1, chosen.size))[0].amax(dim=1)
         return cls(
             cells=cells,
-            square=square,
+            square=(cells * cells).sum(dim=1),
             centre=torch.tensor(centre, device=device),
             time=torch.tensor(time[chosen], device=device),
             labels=torch.tensor(labels[chosen], dtype=torch.int64, device=device),
-            spacing=spacing,
-            typical_spacing=float(spacing.median()),
             chosen=chosen,
             n_neighbors=min(max(n_neighbors, SPACING_NEIGHBOR), chosen.size),
         )
+
+    # Found when it is asked for: it takes a search from every landmark, and a mean of values does without.
+    @cached_property
+    def spacing(self) -> torch.Tensor:
+        """Distance of each landmark to its fifth nearest, shape ``[n_landmarks]``."""
+        # The nearest of a landmark is itself.
+        k = min(SPACING_NEIGHBOR + 1, self.cells.shape[0])
+        return _nearest(self.cells, self.cells, self.square, k)[0].amax(dim=1)
+
+    @cached_property
+    def typical_spacing(self) -> float:
+        """Median of these distances."""
+        return float(self.spacing.median())
 
     def look(self, points: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how far points are from the data, and their clusters.

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from cellrank.kernels import BidirectionalKernel
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot import storage
 from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_seed
+from cellrank_velot._validation import check_integer, check_seed
 from cellrank_velot.cells import (
     CellStates,
     TimeKind,
@@ -28,7 +27,6 @@ from cellrank_velot.cells import (
     find_basis,
     find_time_key,
     read_cells,
-    read_loadings,
     readable,
     warn_about_graph,
 )
@@ -41,20 +39,10 @@ from cellrank_velot.kernel.landscape import Landscapes
 from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
 from cellrank_velot.kernel.regulation import Regulation
+from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.timeseries import TimeSeries
+from cellrank_velot.kernel.transitions import TransitionMatrix
 from cellrank_velot.snapshots import build_snapshots
-from cellrank_velot.transitions import (
-    BackwardMode,
-    Model,
-    ScaleRule,
-    Similarity,
-    SimilarityFunction,
-    check_similarity,
-    check_transition_options,
-    compute_transitions,
-    condition_number,
-    effective_neighbors,
-)
 from cellrank_velot.uncertainty import Uncertainty, compute_uncertainty
 from cellrank_velot.velocity import TransportVelocity, check_velocity_options, compute_velocity, end_cells
 from cellrank_velot.windows import Tail, Windows, build_windows
@@ -63,17 +51,6 @@ __all__ = ["OTVelocityKernel"]
 
 logger = logging.getLogger("cellrank_velot")
 
-# Options of the transition matrix that are shown where they are not these.
-DEFAULTS: dict[str, Any] = {
-    "smooth": True,
-    "settle": False,
-    "variance_stabilize": False,
-    "threshold": None,
-    "gene_subset": None,
-    "model": "deterministic",
-    "n_samples": None,
-    "random_state": None,
-}
 # Methods whose parameters `settings` keeps.
 STEPS = {
     "windows": "compute_windows",
@@ -81,13 +58,11 @@ STEPS = {
     "field": "fit_field",
     "uncertainty": "compute_uncertainty",
 }
-# Cells that tell how many neighbours a row has in effect: more move a median by little.
-REPORT_CELLS = 20_000
-# What `params` may hold, in the order in which it is shown.
-PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
 
 
 class OTVelocityKernel(
+    Saving,
+    TransitionMatrix,
     Diagnostics,
     Dynamics,
     Perturbations,
@@ -204,9 +179,10 @@ class OTVelocityKernel(
             time_kind=time_kind,
         )
         super()._read_from_adata(conn_key=conn_key)
-        if not self._conn.has_canonical_format:  # an edge that is there twice would be a way taken twice
-            self._conn = self._conn.copy()
-            self._conn.sum_duplicates()
+        if not self.connectivities.has_canonical_format:  # an edge that is there twice would be a way taken twice
+            graph = self.connectivities.copy()
+            graph.sum_duplicates()
+            self._conn: sp.csr_matrix = graph
         self._components = warn_about_graph(self.connectivities, strict=check_connectivity)
 
     # ------------------------------------------------------------------------------------------------- stages
@@ -639,290 +615,12 @@ class OTVelocityKernel(
             raise ValueError("Expected finite `positions` and `time`, found NaN or infinite values.")
         return field(positions, time)
 
-    # -------------------------------------------------------------------------------------- transition matrix
-    def compute_transition_matrix(
-        self,
-        similarity: Similarity | SimilarityFunction = "cosine",
-        softmax_scale: float | ScaleRule | None = None,
-        backward_mode: BackwardMode = "transpose",
-        *,
-        smooth: bool = True,
-        settle: bool = False,
-        variance_stabilize: bool = False,
-        threshold: float | None = None,
-        gene_subset: Sequence[str] | str | None = None,
-        model: Model = "deterministic",
-        n_samples: int = 64,
-        random_state: int = 0,
-        check_connectivity: bool = False,
-        compute_cond_num: bool = False,
-        device: str = "auto",
-        n_jobs: int | None = None,
-        memory_limit: float | str | None = None,
-        show_progress_bar: bool = True,
-    ) -> Self:
-        """Compute the transition matrix; runs the missing steps with default parameters.
-
-        Parameters
-        ----------
-        similarity
-            ``"cosine"``, ``"correlation"`` or ``"dot_product"``, or a function of velocities and displacements, both
-            of shape ``[n_edges, n_dims]``, that returns one similarity per edge.
-        softmax_scale
-            Sharpness of the softmax, or a rule: ``"median"``, taken where not given, is one over the median absolute
-            similarity, as in CellRank; ``"auto"`` leaves half of the neighbours effective in the median cell, which
-            steps forward more often and makes GPCCA fail more often.
-        backward_mode
-            How the backward process is made: ``"transpose"`` compares displacements with the velocity of the
-            neighbour they come from, ``"negate"`` turns the velocities around. Time is not recomputed.
-        smooth
-            Whether to use the velocity field; the transport velocity otherwise.
-        settle
-            Whether cells at an end, see :attr:`ends`, mostly keep among each other: nine of ten of their steps lead to
-            neighbours at an end. Where they go cannot be known, only where they came from. Backward likewise, with the
-            cells at the beginning. Terminal states are then found as macrostates more often; fate probabilities may
-            need ``solver="direct"``, as CellRank refuses the negative rounding errors of its iterative solver.
-        variance_stabilize
-            Whether to compare the signed square roots of the components.
-        threshold
-            Drop probabilities below it; each cell keeps its largest.
-        gene_subset
-            Names of genes, or a boolean column of ``adata.var``, to compare in, through the PCA loadings.
-        model
-            ``"deterministic"``, or ``"monte_carlo"`` for the mean over velocities drawn within their error, which makes
-            the rows of uncertain cells flatter. The error is that of :meth:`compute_uncertainty`, or with
-            ``smooth=False`` the variance from the couplings.
-        n_samples
-            Velocities drawn per cell by ``"monte_carlo"``, best an even number.
-        random_state
-            Seed of the samples.
-        check_connectivity
-            Whether to refuse a neighbour graph that is not connected.
-        compute_cond_num
-            Whether to estimate :attr:`condition_number`.
-        device
-            Torch device, or ``"auto"``.
-        n_jobs
-            Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
-            threads, processes and a cluster, and outside of one as many threads as torch uses. The result is the same.
-        memory_limit
-            Bytes, or ``"4 GB"``, that this process may take for the matrix besides what it holds, the result included,
-            and as much for transport, where that is missing.
-        show_progress_bar
-            Whether to show progress bars, those of missing steps included.
-
-        Returns
-        -------
-        Self, with :attr:`transition_matrix`, :attr:`logits` and :attr:`params`.
-
-        Raises
-        ------
-        KeyError
-            If ``gene_subset`` is not in ``adata.var`` or the loadings are missing.
-        ValueError
-            If an option is unknown or out of range, or the graph is not connected and that was asked.
-        """
-        check_similarity(similarity, self.cells.n_dims)
-        check_choice("backward_mode", backward_mode, BackwardMode)
-        check_transition_options(softmax_scale, backward_mode, threshold, model, n_samples, random_state)
-        loadings = None if gene_subset is None else read_loadings(self.adata, self._init_kwargs["basis"], gene_subset)
-        if check_connectivity and self._components is not None:
-            warn_about_graph(self.connectivities, strict=True)
-        request: dict[str, Any] = {
-            "similarity": similarity,
-            "softmax_scale": softmax_scale or "median",
-            "backward_mode": backward_mode if self.backward else None,
-            "smooth": smooth,
-            "settle": settle,
-            "variance_stabilize": variance_stabilize,
-            "threshold": threshold,
-            "gene_subset": None if loadings is None else storage.fingerprint({"loadings": loadings}),
-            "compute_cond_num": compute_cond_num,
-            "model": model,
-            "n_samples": n_samples if model == "monte_carlo" else None,
-            "random_state": random_state if model == "monte_carlo" else None,
-        }
-        request = storage.plain(request)
-        if request == self._request and self._transition_matrix is self._computed:
-            logger.debug("Using cached transition matrix")
-            return self
-        velocity = self._velocity_for_transitions(smooth, device, n_jobs, memory_limit, show_progress_bar)
-        std = self._std_for_transitions(smooth, show_progress_bar) if model == "monte_carlo" else None
-        result = compute_transitions(
-            self.cells.x,
-            velocity,
-            self.connectivities,
-            similarity=similarity,
-            softmax_scale=softmax_scale,
-            variance_stabilize=variance_stabilize,
-            backward_mode=backward_mode if self.backward else None,
-            threshold=threshold,
-            ends=self.ends if settle else None,
-            loadings=loadings,
-            model=model,
-            velocity_std=std,
-            n_samples=n_samples,
-            random_state=random_state,
-            device=resolve_device(device),
-            n_jobs=n_jobs,
-            memory_limit=memory_limit,
-            show_progress_bar=show_progress_bar,
-        )
-        cond = condition_number(result.matrix) if compute_cond_num else None
-        self.transition_matrix = result.matrix
-        self._computed = self._transition_matrix  # the user may put another one in its place
-        self._logits, self._condition_number = result.logits, cond
-        # Nothing tells whether two functions compute the same, and not every one can be pickled.
-        self._request = None if callable(similarity) else request
-        if loadings is not None:
-            request = {**request, "gene_subset": loadings.shape[1]}
-        self._params = self._describe(request, result.softmax_scale)
-        _report(result.matrix, result.n_fallback, result.n_isolated, self.connectivities, result.softmax_scale)
-        return self
-
-    def _velocity_for_transitions(
-        self, smooth: bool, device: str, n_jobs: int | None, memory_limit: float | str | None, show_progress_bar: bool
-    ) -> NDArray[np.float64]:
-        """Return the velocity to use, after the steps that are missing for it."""
-        if self._transport is None and not (smooth and self._field is not None):
-            self.compute_velocity(
-                device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar
-            )
-        if not smooth:
-            return self.raw_velocity
-        if self._field is None:
-            self.fit_field(device=device, show_progress_bar=show_progress_bar)
-        field: VelocityField = self._needed("field", "fit_field")
-        return field(self.cells.x, self.cells.time, device=device, n_jobs=n_jobs)
-
-    def _std_for_transitions(self, smooth: bool, show_progress_bar: bool) -> NDArray[np.float64]:
-        """Return the error of the velocity to use, after the step that is missing for it."""
-        if not smooth:
-            return np.sqrt(self._needed("transport", "compute_velocity").variance)
-        if self._uncertainty is None:
-            self.compute_uncertainty(show_progress_bar=show_progress_bar)
-        return np.asarray(self._needed("uncertainty", "compute_uncertainty").std)
-
-    def _describe(self, request: dict[str, Any], softmax_scale: float) -> dict[str, Any]:
-        """Return what was asked and found as short plain values, which `repr` shows and h5ad holds."""
-        similarity = request["similarity"]
-        params: dict[str, Any] = {
-            "similarity": getattr(similarity, "__name__", "callable") if callable(similarity) else similarity,
-            "softmax_scale": float(softmax_scale),
-        }
-        if request["backward_mode"] is not None:
-            params["bwd_mode"] = request["backward_mode"]
-        params.update({name: request[name] for name, usual in DEFAULTS.items() if request[name] != usual})
-        return params
-
     # --------------------------------------------------------------------------------------------- contract
     def __invert__(self) -> OTVelocityKernel:
         kernel: OTVelocityKernel = self._copy_ignore("_transition_matrix", "_computed", "_logits")
         kernel._backward = not self.backward
         kernel._init_kwargs["backward"] = kernel._backward
         kernel._clear()
-        return kernel
-
-    def write_to_adata(self, key: str | None = None, copy: bool = False) -> None:
-        """Write transition matrix, parameters, windows, velocities and field to :attr:`adata`.
-
-        Parameters
-        ----------
-        key
-            Key of the transition matrix in ``adata.obsp``; ``T_fwd`` or ``T_bwd`` where not given.
-        copy
-            Whether to copy the transition matrix.
-
-        Returns
-        -------
-        Nothing. Writes, beside the host's ``obsp[key]`` and ``uns["{key}_params"]``,
-
-        - ``obsm["velot_velocity"]`` and ``obsm["velot_velocity_raw"]``: velocity of the field and of transport,
-        - ``obs["velot_confidence"]``, ``obs["velot_cluster"]`` and, where computed, ``obs["velot_uncertainty"]``,
-        - with experimental time ``obs["velot_growth"]``,
-        - ``uns["velot"][key]``: windows, velocity, field and uncertainty as arrays.
-        """
-        super().write_to_adata(key=key, copy=copy)
-        key = key or ("T_bwd" if self.backward else "T_fwd")
-        packed = storage.pack({name: getattr(self, name) for name in storage.STAGES})
-        packed["n_cells"] = self.cells.n_cells
-        packed["fingerprint"] = _fingerprint(self.transition_matrix, self.cells)
-        # A file holds no `None`: what is missing there is read as one.
-        packed["settings"] = {
-            step: {name: value for name, value in values.items() if value is not None}
-            for step, values in self.settings.items()
-        }
-        self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: packed}
-        if self._windows is not None:
-            cluster_key = self._init_kwargs["cluster_key"]
-            clusters = self._windows.cluster if cluster_key is None else self.adata.obs[cluster_key].to_numpy()
-            self.adata.obs["velot_cluster"] = pd.Categorical(clusters)
-        for slot, name in (
-            ("obsm", "velot_velocity"),
-            ("obsm", "velot_velocity_raw"),
-            ("obs", "velot_confidence"),
-            ("obs", "velot_uncertainty"),
-            ("obs", "velot_growth"),
-        ):
-            if name in getattr(self.adata, slot):  # of a kernel written before
-                del getattr(self.adata, slot)[name]
-        if self._transport is not None:
-            self.adata.obsm["velot_velocity_raw"] = self._transport.velocity.copy()
-            self.adata.obs["velot_confidence"] = self._transport.confidence
-            if self._transport.growth is not None:
-                self.adata.obs["velot_growth"] = self.growth
-        if self._field is not None:
-            self.adata.obsm["velot_velocity"] = self.velocity
-        if self._uncertainty is not None:
-            self.adata.obs["velot_uncertainty"] = self.velocity_uncertainty
-
-    @classmethod
-    def from_adata(cls, adata: AnnData, key: str, copy: bool = False) -> Self:
-        """Read a kernel saved by :meth:`write_to_adata`, with its windows, velocities, field and settings.
-
-        Logits and condition number are not saved: :meth:`compute_transition_matrix` gives them again.
-
-        Parameters
-        ----------
-        adata
-            Annotated data.
-        key
-            Key of the transition matrix in ``adata.obsp``.
-        copy
-            Whether to copy the transition matrix.
-
-        Raises
-        ------
-        KeyError
-            If nothing was saved under that key.
-        ValueError
-            If what was saved is damaged, of another version, or of other cells.
-        """
-        check_known("adata.obsp", key, adata.obsp.keys())
-        packed = adata.uns.get("velot", {}).get(key)
-        if packed is None:
-            raise KeyError(f"Expected `adata.uns['velot'][{key!r}]`, found none: it was not written by this kernel.")
-        if int(packed["n_cells"]) != adata.n_obs:
-            raise ValueError(
-                f"Expected the `{packed['n_cells']}` cells that the kernel was saved with, found `{adata.n_obs}`."
-            )
-        stages = storage.unpack(packed)
-        saved = adata.uns[f"{key}_params"]
-        kernel: Self = super().from_adata(adata, key=key, copy=copy)
-        kernel._init_kwargs = storage.plain(kernel._init_kwargs)
-        if packed.get("fingerprint") != _fingerprint(adata.obsp[key], kernel.cells):
-            raise ValueError(
-                f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time that it was "
-                "computed from, found others. Compute the kernel again."
-            )
-        kernel._settings = {
-            step: dict.fromkeys(kernel._names_of(step)) | values
-            for step, values in storage.plain(packed.get("settings", {})).items()
-        }
-        params = storage.plain(dict(saved["params"]))
-        kernel._params = {name: params[name] for name in PARAMS if name in params}  # a file sorts them by name
-        for name, stage in stages.items():
-            setattr(kernel, f"_{name}", stage)
         return kernel
 
     def _settings_for(self, step: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -957,29 +655,3 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what a method was asked for, without what does not change its result."""
     unsaid = ("self", "device", "show_progress_bar", "n_jobs", "memory_limit")
     return {name: storage.plain(value) for name, value in arguments.items() if name not in unsaid}
-
-
-def _fingerprint(matrix: sp.spmatrix, cells: CellStates) -> str:
-    """Return a digest of a transition matrix and the cells that it was computed from."""
-    matrix = sp.csr_matrix(matrix)
-    entries = {name: getattr(matrix, name).astype(np.int64) for name in ("indices", "indptr")}
-    return storage.fingerprint({"data": matrix.data, **entries, "x": cells.x, "time": cells.time})
-
-
-def _report(matrix: sp.csr_matrix, n_fallback: int, n_isolated: int, graph: sp.csr_matrix, scale: float) -> None:
-    logger.info("Using `softmax_scale=%.4f`", scale)
-    if n_fallback:
-        logger.warning("%d cells have no velocity: their transitions follow the neighbour graph", n_fallback)
-    if n_isolated:
-        logger.warning("%d cells have no neighbour: they stay where they are", n_isolated)
-    some = slice(None, None, -(-matrix.shape[0] // REPORT_CELLS))
-    neighbors = float(np.median(effective_neighbors(matrix[some])))
-    degree = float(np.median(np.diff(graph.indptr)[some]))
-    if neighbors > 0.98 * degree > 2:
-        logger.warning(
-            "Rows are nearly uniform: %.1f effective neighbours of %g. Raise `softmax_scale`", neighbors, degree
-        )
-    if neighbors < 1.5 < degree:
-        logger.warning(
-            "Rows are nearly one-hot: %.2f effective neighbours of %g. Lower `softmax_scale`", neighbors, degree
-        )

@@ -23,6 +23,7 @@ from cellrank_velot.field import VelocityField, fit_process
 from cellrank_velot.interpolation import Population, interpolate_paths
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.selection import CellSelector, select_cells
+from cellrank_velot.snapshots import next_time
 from cellrank_velot.velocity import TransportVelocity
 
 __all__ = ["TimeSeries"]
@@ -84,9 +85,8 @@ class TimeSeries(Parts):
         if method == "paths":
             return interpolate_paths(couplings, self.cells.x, time, **kwargs)
         points = couplings.times
-        if not points[0] <= time <= points[-1]:
-            raise ValueError(f"Expected a time from `{points[0]:g}` to `{points[-1]:g}`, found `{time}`.")
-        before = int(np.searchsorted(points, time, side="right")) - 1
+        # The last time point begins no interval.
+        before = next_time(points, time) + int(time == points[-1])
         starts = np.flatnonzero(self.cells.time == points[before])
         mass = couplings.mass[before] / starts.size
         if time == points[before]:

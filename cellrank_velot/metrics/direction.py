@@ -1,6 +1,6 @@
 """Does the velocity point where it should: to the next cluster, as the neighbours do, along a known velocity.
 
-Depends on transitions, numpy, scipy and pandas; knows neither AnnData nor CellRank. A cell whose velocity is NaN has
+Depends on similarities, numpy, scipy and pandas; knows neither AnnData nor CellRank. A cell whose velocity is NaN has
 no estimate and is left out; a velocity of zero has a cosine of zero with everything.
 """
 
@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from cellrank_velot._validation import check_choice, check_number
-from cellrank_velot.transitions import edge_similarities
+from cellrank_velot.similarities import edge_similarities
 
 __all__ = ["BoundaryKind", "cosine_to_truth", "cosines", "cross_boundary_correctness", "inner_cluster_coherence"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._validation import check_known
 from cellrank_velot.metrics.chain import Over, reconstructability
-from cellrank_velot.transitions import Similarity
+from cellrank_velot.similarities import Similarity
 
 if TYPE_CHECKING:
     from cellrank_velot.kernel import OTVelocityKernel
