@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,8 +24,9 @@ __all__ = ["Jobs", "blocks", "count_jobs", "run"]
 
 # What goes with each task: it is smaller than a reference to it.
 PLAIN = (bool, int, float, str, bytes, type(None), torch.device)
-# Seconds until data are sent again to a cluster that has lost a worker meanwhile.
+# Seconds until data and tasks are sent again to a cluster that has lost a worker meanwhile, and how often they are.
 RETRY_AFTER = 2.0
+LAST_TIME = (False, False, True)
 
 
 class Jobs(Parallel):
@@ -87,12 +89,23 @@ def run(
                 yield function(*shared, *task)
                 bar.update()
             return
-        with _scattered(shared):
-            streams = getattr(get_active_backend(prefer="threads")[0], "supports_return_generator", False)
-            options = {"prefer": "threads", "return_as": "generator" if streams else "list"}
-            with Jobs(jobs, bar, **options) as parallel:
-                for first, last in blocks(len(tasks), at_a_time or len(tasks)):
-                    yield from parallel(delayed(_call)(function, *shared, *task) for task in tasks[first:last])
+        done = 0
+        for last_time in LAST_TIME:
+            try:
+                with _scattered(shared):
+                    streams = getattr(get_active_backend(prefer="threads")[0], "supports_return_generator", False)
+                    options = {"prefer": "threads", "return_as": "generator" if streams else "list"}
+                    with Jobs(jobs, bar, **options) as parallel:
+                        while done < len(tasks):
+                            part = tasks[done : done + (at_a_time or len(tasks))]
+                            for result in parallel(delayed(_call)(function, *shared, *task) for task in part):
+                                done += 1
+                                yield result
+                return
+            except CancelledError:  # as a worker dies, its cluster may forget a task that it should give to another
+                if last_time:
+                    raise
+                time.sleep(RETRY_AFTER)
 
 
 def blocks(n: int, size: int) -> list[tuple[int, int]]:
@@ -133,7 +146,7 @@ def _scattered(shared: tuple[Any, ...]) -> AbstractContextManager[Any]:
     if not hasattr(backend, "client"):
         return nullcontext()
     large = [value for value in shared if not isinstance(value, PLAIN)]
-    for last_time in (False, False, True):
+    for last_time in LAST_TIME:
         try:
             return parallel_config(backend="dask", client=backend.client, scatter=large, **backend.submit_kwargs)
         except (KeyError, OSError):  # a worker has just died, which the scheduler is about to learn

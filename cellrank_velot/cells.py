@@ -347,11 +347,11 @@ def check_graph(adata: AnnData, conn_key: str) -> None:
             f"Expected `{slot}` to be a sparse matrix of numbers, found `{type(graph).__name__}` of `{graph.dtype}`, "
             f"which CellRank does not read. Try `{slot} = scipy.sparse.csr_matrix({slot}, dtype=float)`."
         )
-    weights = graph.data if sp.issparse(graph) else graph
+    weights = np.asarray(graph.data if sp.issparse(graph) else graph)
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         raise ValueError(
-            f"Expected the weights in `{slot}` to be finite and not negative, found `{np.asarray(weights[bad])[0]:g}` "
+            f"Expected the weights in `{slot}` to be finite and not negative, found `{weights[bad][0]:g}` "
             f"and the like `{int(bad.sum())}` times. Compute it anew with `scanpy.pp.neighbors(adata)`."
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from joblib import parallel_config
 from threadpoolctl import threadpool_info
 
 import cellrank_velot as cv
+from cellrank_velot import _parallel as parallel_module
 from cellrank_velot import edge_rows
 from cellrank_velot import pairs as pairs_module
 from cellrank_velot._device import single_thread
@@ -151,6 +153,29 @@ def test_worker_that_dies_in_its_task_loses_nothing(mortal_client, tmp_path: Pat
         found = list(run(fragile, [(number, str(marker)) for number in range(12)], (base,)))
     assert marker.exists()
     assert found == [number**2 for number in range(12)]
+
+
+@pytest.mark.parametrize("often", [1, 2, 3])
+def test_tasks_that_a_cluster_forgets_are_given_out_again(often: int, monkeypatch):
+    """Dask does so, now and then, with tasks of a worker that dies."""
+    left = [often]
+
+    class Forgetful(parallel_module.Jobs):
+        def __call__(self, iterable):
+            for number, result in enumerate(super().__call__(iterable)):
+                if number == 2 and left[0]:
+                    left[0] -= 1
+                    raise CancelledError
+                yield result
+
+    monkeypatch.setattr(parallel_module, "Jobs", Forgetful)
+    monkeypatch.setattr(parallel_module, "RETRY_AFTER", 0.0)
+    tasks = run(pow, [(number, 2) for number in range(9)], n_jobs=2)
+    if often < 3:
+        assert list(tasks) == [number**2 for number in range(9)]
+    else:
+        with pytest.raises(CancelledError):
+            list(tasks)
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.8])  # as data are sent, and as tasks are done

@@ -48,7 +48,7 @@ def test_limit_takes_jobs_away():
     assert jobs_within(None, 100, 10, 8, "it") == 8
     assert jobs_within(150, 100, 10, 8, "it") == 5
     assert jobs_within(111, 100, 10, 8, "it") == 1
-    with pytest.raises(MemoryError, match=r"at least 0.00 GiB for it, found 0.00 GiB: allow more"):
+    with pytest.raises(MemoryError, match=r"at least 110 B for it, found 109 B: allow more"):
         jobs_within(109, 100, 10, 8, "it")
 
 
@@ -66,6 +66,7 @@ def test_too_low_a_limit_changes_nothing():
 
 HELD = """
 import re, sys, threading, numpy as np, scipy.sparse as sp
+from cellrank_velot._memory import bytes_of
 from cellrank_velot.windows import build_windows
 from cellrank_velot.velocity import compute_velocity
 from cellrank_velot.transitions import compute_transitions
@@ -83,7 +84,7 @@ def least(function):
     try:
         function(1)
     except MemoryError as error:
-        return float(re.search(r"at least ([0-9.]+) GiB", str(error))[1]) * 2**30 + 0.01 * 2**30
+        return bytes_of(re.search(r"at least ([0-9.]+ [kMG]?B)", str(error))[1])
 
 def peak_of(function, limit):
     def resident():
