@@ -131,7 +131,7 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
 
 
 def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "pseudotime") -> str:
-    """Return ``time_key``, or the first of :data:`TIME_KEYS`, of a series of :data:`SERIES_KEYS`, in ``adata.obs``.
+    """Return ``time_key``, or the first of :data:`TIME_KEYS`, of a series of ``SERIES_KEYS``, in ``adata.obs``.
 
     Raises
     ------
