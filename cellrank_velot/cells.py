@@ -43,6 +43,7 @@ logger = logging.getLogger("cellrank_velot")
 BLOCK_CELLS = 65_536
 TimeKind = Literal["pseudotime", "experimental"]
 
+#: Columns that a pseudotime is looked for in, in this order.
 TIME_KEYS = (
     "pseudotime",
     "dpt_pseudotime",

@@ -112,8 +112,9 @@ def birth_death(
     """Simulate progenitors of two kinds that move to two fates, one of which proliferates while the other dies.
 
     Every cell of a population is simulated, with its divisions and its death, see
-    :class:`~cellrank_velot.datasets.birth_death.BirthDeath`; daughters begin where their mother is. Snapshots are random samples of it. Progenitors A mostly become fate A, progenitors B
-    fate B, but some change sides; where growth is unequal, most cells of the end come from few of the beginning.
+    :class:`~cellrank_velot.datasets.birth_death.BirthDeath`; daughters begin where their mother is. Snapshots are
+    random samples of it. Progenitors A mostly become fate A, progenitors B fate B, but some change sides; where growth
+    is unequal, most cells of the end come from few of the beginning.
 
     Parameters
     ----------
