@@ -35,10 +35,11 @@ demo: $(VENV)/.installed  ## run the main job on the embedded data, into demo/
 test: $(VENV)/.installed-test  ## run the whole test suite
 	$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-check: $(VENV)/.installed-dev  ## ruff and mypy
+check: $(VENV)/.installed-dev  ## ruff and mypy, and build the site
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+	@$(MAKE) --no-print-directory docs
 
 format: $(VENV)/.installed-dev  ## let ruff repair what it can
 	$(PY) -m ruff check --fix
