@@ -5,7 +5,7 @@
 #   make test PYTEST_ARGS="-k field"  arguments handed to pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format dist clean
+.PHONY: help demo test fuzz check format docs dist clean
 .DELETE_ON_ERROR:
 
 # The first that runs and is new enough: a name on the PATH may be a shim for a Python that is not active.
@@ -38,21 +38,27 @@ test: $(VENV)/.installed-test  ## run the whole test suite
 fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
 
-check: $(VENV)/.installed-dev  ## ruff and mypy
+check: $(VENV)/.installed-dev  ## ruff and mypy, and build the site
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+	@$(MAKE) --no-print-directory docs
 
 format: $(VENV)/.installed-dev  ## let ruff repair what it can
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
+
+docs: $(VENV)/.installed-docs  ## build the site into docs/_build/html, and check its links
+	rm -rf docs/_build docs/generated
+	$(PY) -m sphinx -W --keep-going -q -b html -j 2 docs docs/_build/html
+	$(PY) docs/check_links.py docs/_build/html
 
 dist: $(VENV)/.installed-dev  ## build the wheel and the source archive, into dist/
 	rm -rf dist
 	$(PY) -m build
 
 clean:  ## remove environments, builds, caches and the demo's results
-	rm -rf .venv .venv-3.* demo dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-3.* demo dist build docs/_build docs/generated .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find cellrank_velot tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per environment and one per extra: nothing is installed twice while pyproject.toml stays as it is.
@@ -64,7 +70,7 @@ $(VENV)/.python-$(VERSION):
 	@touch $@
 
 # torch first and by itself: once it is there, the second step is content with it.
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.python-$(VERSION) pyproject.toml .constraints.txt
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs: $(VENV)/.python-$(VERSION) pyproject.toml .constraints.txt
 	@echo "Installing into $(VENV); the first time takes some minutes."
 	@$(PIP) --constraint .constraints.txt torch || \
 		echo "The torch of .constraints.txt is not to be had here; going on with the one that pip finds."

@@ -46,6 +46,7 @@ BLOCK_CELLS = 65_536
 LARGEST, SMALLEST = 1e100, 1e-100
 TimeKind = Literal["pseudotime", "experimental"]
 
+#: Columns that a pseudotime is looked for in, in this order.
 TIME_KEYS = (
     "pseudotime",
     "dpt_pseudotime",
@@ -134,7 +135,7 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
 
 
 def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "pseudotime") -> str:
-    """Return ``time_key``, or the first of :data:`TIME_KEYS`, of a series of :data:`SERIES_KEYS`, in ``adata.obs``.
+    """Return ``time_key``, or the first of :data:`TIME_KEYS`, of a series of ``SERIES_KEYS``, in ``adata.obs``.
 
     Raises
     ------

@@ -105,7 +105,7 @@ def jacobians(
     -------
     Derivatives of the drift in dimension ``i`` by the position in dimension ``j``, per unit of time, shape
     ``[n_points, n_dims, n_dims]``. It grows with the square of the dimensions: for means over many cells, see
-    :func:`compute_regulation`, which keeps none of it.
+    :func:`cellrank_velot.regulation.compute_regulation`, which keeps none of it.
     """
     where = resolve_device(device)
     times = np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1])

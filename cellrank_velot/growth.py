@@ -120,8 +120,9 @@ def score_growth(
         Lowest and highest rate **per day**, whatever the `time_unit`; the defaults are those of
         :cite:t:`schiebinger:19`.
     proliferation_genes, apoptosis_genes
-        Other lists in place of :data:`PROLIFERATION_GENES` and :data:`APOPTOSIS_GENES`. Genes of both count only as
-        genes of proliferation, as dividing cells would otherwise seem to die.
+        Other lists in place of :data:`~cellrank_velot.growth.PROLIFERATION_GENES` and
+        :data:`~cellrank_velot.growth.APOPTOSIS_GENES`. Genes of both count only as genes of proliferation, as dividing
+        cells would otherwise seem to die.
     layer
         Layer with the expression, by default `X`.
     random_state
@@ -185,7 +186,7 @@ def score_genes(
     """Score each cell for a set of genes, by :func:`scanpy.tl.score_genes`.
 
     `adata` is only read, and expression is not copied but for the genes of the set and those of comparison. Parameters
-    and errors are those of :func:`score_growth`.
+    and errors are those of :func:`cellrank_velot.pp.score_growth`.
 
     Returns
     -------

@@ -85,7 +85,7 @@ def sum_pairs(
     device
         Where to do it.
     n_jobs
-        See :func:`cellrank_velot._parallel.run`.
+        See ``cellrank_velot._parallel.run``.
     few_at_a_time
         Whether to wait with tasks until the sums of those before are added.
     show_progress_bar

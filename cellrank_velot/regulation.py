@@ -24,7 +24,7 @@ __all__ = ["MAX_GENES", "Regulation", "bin_times", "compute_growth_genes", "comp
 
 logger = logging.getLogger("cellrank_velot")
 
-# Genes that edges are computed between: there are as many as pairs of them, in every replicate of the bootstrap.
+#: Genes that edges are computed between: there are as many as pairs of them, in every replicate of the bootstrap.
 MAX_GENES = 200
 
 

@@ -43,7 +43,7 @@ STEPS = {
     "field": "fit_field",
     "transition": "compute_transition_matrix",
 }
-# Columns of scores; names and meaning are those of `metrics.summary`.
+#: Columns of scores; names and meaning are those of :func:`cellrank_velot.metrics.summary`.
 SCORES = (
     "cross_boundary_cosine",
     "cross_boundary_fraction",

@@ -18,7 +18,7 @@ from cellrank_velot._validation import check_known
 __all__ = ["CellSelector", "Interval", "cells_in_box", "cells_in_cluster", "cells_in_time", "select_cells"]
 
 CellSelector = Sequence[int] | Sequence[str] | NDArray[Any] | Mapping[str, Any]
-# From where to where; None for no bound.
+#: From where to where; None for no bound.
 Interval = tuple[float | None, float | None]
 
 

@@ -17,8 +17,8 @@ __all__ = ["BATCH_SIZE", "build_snapshots", "check_snapshots", "next_time"]
 
 logger = logging.getLogger("cellrank_velot")
 
-# Cells of a snapshot that are transported together. More cost more than they tell: the cost of transport grows with
-# their square, the error of a coupling falls with their root.
+#: Cells of a snapshot that are transported together. More cost more than they tell: the cost of transport grows with
+#: their square, the error of a coupling falls with their root.
 BATCH_SIZE = 1500
 # Fewer cells say little of a population; it is said, not refused.
 FEW_CELLS = 20

@@ -25,6 +25,7 @@ from cellrank_velot.windows import Windows
 
 __all__ = ["FORMAT_VERSION", "fingerprint", "pack", "plain", "read_trajectories", "unpack", "write_trajectories"]
 
+#: Version of what is stored; what was stored by another one is refused.
 FORMAT_VERSION = 1
 STAGES: dict[str, type[Stage]] = {
     "windows": Windows,

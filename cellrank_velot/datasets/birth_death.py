@@ -80,7 +80,7 @@ class BirthDeath:
         return self.birth(x) - self.death(x)
 
     def clusters(self, x: FloatArray) -> IntArray:
-        """Return the cluster at the positions `x` of shape ``[n_points, n_dims]``, as positions in :data:`CLUSTERS`.
+        """Return the cluster at the positions `x` of shape ``[n_points, n_dims]``, as positions in ``CLUSTERS``.
 
         The side tells A from B, progress 1 a progenitor from a fate.
         """
@@ -111,9 +111,10 @@ def birth_death(
 ) -> AnnData:
     """Simulate progenitors of two kinds that move to two fates, one of which proliferates while the other dies.
 
-    Every cell of a population is simulated, with its divisions and its death (see :class:`BirthDeath`); daughters
-    begin where their mother is. Snapshots are random samples of it. Progenitors A mostly become fate A, progenitors B
-    fate B, but some change sides; where growth is unequal, most cells of the end come from few of the beginning.
+    Every cell of a population is simulated, with its divisions and its death, see
+    :class:`~cellrank_velot.datasets.birth_death.BirthDeath`; daughters begin where their mother is. Snapshots are
+    random samples of it. Progenitors A mostly become fate A, progenitors B fate B, but some change sides; where growth
+    is unequal, most cells of the end come from few of the beginning.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from cellrank_velot._validation import check_known, check_number
 
 __all__ = ["NO_FATE", "Status", "Trajectories", "join"]
 
-# Row of a table of fates for the particles that came to none of the terminal clusters.
+#: Row of a table of fates for the particles that came to none of the terminal clusters.
 NO_FATE = "none"
 
 

@@ -515,6 +515,8 @@ class OTVelocityKernel(
 
         Raises
         ------
+        RuntimeError
+            If the kernel has experimental time.
         ValueError
             If a parameter is out of range or there are too few cells.
         """

@@ -165,7 +165,8 @@ class Perturbations(Parts):
         fates is that of the perturbation. Whether the gene matters more than any other, moved as far, is told by
         ``n_null`` genes that are drawn at random, see :func:`cellrank_velot.perturbation.draw_matched`. With 20 no
         p-value is below 0.048, and none is after adjustment for many fates: take 200 to report one.
-        Always forward in time.
+        Always forward in time. With experimental time, particles follow the process to the last time point, and of the
+        options of :func:`cellrank_velot.dynamics.simulate_flow` only ``n_neighbors`` and ``device`` count.
 
         Parameters
         ----------
@@ -203,8 +204,6 @@ class Perturbations(Parts):
         ------
         KeyError
             If a cell, column, cluster or gene is unknown.
-        RuntimeError
-            If the kernel has experimental time.
         ValueError
             If no cell meets all conditions, too few genes can be drawn, or an option is out of range.
         """

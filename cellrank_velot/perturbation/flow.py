@@ -123,8 +123,7 @@ def one_by_one(
 class FlowFates:
     """Fates by a flow through a velocity field; see :func:`cellrank_velot.dynamics.simulate_flow` for the options.
 
-    All perturbations move as one crowd, and particles of the same number feel the same noise, see
-    :class:`CommonNoise`.
+    All perturbations move as one crowd, and particles of the same number feel the same noise.
     """
 
     field: Field

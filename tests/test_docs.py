@@ -1,0 +1,131 @@
+"""The pages list what is public, the picture of the architecture is that of the code, links hold and are checked."""
+
+import importlib
+import pkgutil
+import re
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import cellrank_velot
+from cellrank_velot import OTVelocityKernel
+
+DOCS = Path(__file__).parents[1] / "docs"
+SHORT = {"cellrank_velot.pl": "cellrank_velot.plotting", "cellrank_velot.pp": "cellrank_velot.preprocessing"}
+# Loops without checks, and the command line, whose `--help` says more.
+UNLISTED = {"cli", "compiled"}
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="no docs, as in a source archive")
+
+
+def script(name: str) -> ModuleType:
+    """Import a script of the folder ``docs``."""
+    spec = spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def listed() -> Iterator[str]:
+    """Yield the full names in the tables of the pages of the API."""
+    for page in sorted((DOCS / "api").glob("*.rst")):
+        module, within = "", False
+        for line in page.read_text(encoding="utf-8").splitlines():
+            named = re.fullmatch(r"\.\. (?:auto|current)?module:: ([\w.]+)", line)
+            if named:
+                module = named[1]
+            elif line and not line.startswith(" "):
+                within = line == ".. autosummary::"
+            elif within and re.fullmatch(r"   ~?[\w.]+", line):
+                yield f"{module}.{line.strip().lstrip('~')}"
+
+
+def resolve(name: str) -> Any:
+    """Return the object of a full name."""
+    for short, full in SHORT.items():
+        name = re.sub(rf"^{short}\b", full, name)
+    module, _, last = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), last)
+    except ImportError:
+        return getattr(resolve(module), last)
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Yield each name in an ``__all__`` of the package and of its public modules and folders, and what it names."""
+    modules = [m.name for m in pkgutil.iter_modules(cellrank_velot.__path__) if m.name[0] != "_"]
+    for name in sorted(set(modules) - UNLISTED):
+        module = importlib.import_module(f"cellrank_velot.{name}")
+        yield from ((public, getattr(module, public)) for public in module.__all__)
+    for name in cellrank_velot.__all__:
+        found = getattr(cellrank_velot, name)
+        if not isinstance(found, ModuleType) and name[0] != "_":
+            yield name, found
+
+
+def test_every_public_name_is_listed_once():
+    found = Counter((name.rpartition(".")[2], id(resolve(name))) for name in listed())
+    missing = sorted({name for name, what in public() if not found[name, id(what)]})
+    assert not missing, f"in an `__all__`, but in no table of docs/api: {missing}"
+    assert not [name for (name, _), n in found.items() if n > 1]
+
+
+def test_every_method_of_the_kernel_is_listed():
+    names = {name for name in dir(OTVelocityKernel) if name[0] != "_"}
+    owners = {name: next(c for c in OTVelocityKernel.__mro__ if name in vars(c)) for name in names}
+    ours = {name for name, owner in owners.items() if owner.__module__.startswith("cellrank_velot.")}
+    prefix = "cellrank_velot.OTVelocityKernel."
+    assert ours == {name.removeprefix(prefix) for name in listed() if name.startswith(prefix)}
+
+
+def test_picture_of_the_architecture_is_up_to_date():
+    architecture = script("architecture")
+    drawn = (DOCS / "figures" / "architecture.svg").read_text(encoding="utf-8")
+    assert drawn == architecture.draw(), "draw it again: python docs/architecture.py"
+
+
+def test_imports_in_a_circle_are_no_layers():
+    layers = script("architecture").layers
+    assert layers({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": 0, "b": 1, "c": 2}
+    with pytest.raises(ValueError, match="in a circle: "):
+        layers({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+
+
+def test_imports_are_those_that_run():
+    architecture = script("architecture")
+    late = "if TYPE_CHECKING:\n    import c\ndef f():\n    import g\n"
+    source = f"import a.b\n{late}try:\n    from d import e\nexcept E:\n    pass"
+    assert list(architecture.imported(architecture.ast.parse(source))) == ["a.b", "d.e"]
+
+
+@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")], ids=lambda page: page.name)
+def test_links_between_files_hold(page: Path):
+    links = re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('<a href="b.html#there">', None),
+        ('<a href="b.html"><a href="https://elsewhere.example">', None),
+        ('<a href="b.html#missing">', "no anchor b.html#missing"),
+        ('<a href="c.html"><a href="b.html">', "no file c.html"),
+        ('<a href="b.html"><img src="c.png">', "no file c.png"),
+        ('<a href="b.html"><script src="https://elsewhere.example/x.js">', "loads https://elsewhere.example/x.js"),
+        ("", "b.html: no page leads here"),
+    ],
+)
+def test_broken_links_are_found(tmp_path: Path, body: str, message: str | None):
+    (tmp_path / "index.html").write_text(body, encoding="utf-8")
+    (tmp_path / "b.html").write_text('<p id="there"><a href="#there">', encoding="utf-8")
+    found = script("check_links").check(tmp_path)
+    assert found == [] if message is None else message in found[0]
+    assert len(found) == (message is not None)
