@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import as_tensor, single_thread
+from cellrank_velot._device import as_tensor, in_parts, single_thread
 from cellrank_velot._parallel import count_jobs, run
 from cellrank_velot.compiled import MAX_EXCESS, add_rows, transport_pairs
 from cellrank_velot.transport import Couplings, sinkhorn
@@ -192,14 +192,20 @@ def _sum_in_batches(
     error = np.full(windows.n_pairs, np.nan)
     positions, times = as_tensor(x, device), as_tensor(time, device)
     total = torch.zeros((2, x.shape[0], 2 * x.shape[1] + 5), dtype=positions.dtype, device=device)
+
+    def solve(chosen: NDArray[np.int64]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], NDArray[np.float64]]:
+        batch = _PairBatch.of(windows, use[chosen], positions, times, graph)
+        couplings = batch.couplings(costs)
+        return batch.addends(couplings.plan, limit, reach), couplings.marginal_error.cpu().numpy()
+
+    batches = _batches(windows.sizes[windows.pairs[use]], BATCH_ELEMENTS["other"])
     with tqdm(total=use.size, desc="transport", unit="pair", disable=not show_progress_bar) as bar:
-        for chosen in _batches(windows.sizes[windows.pairs[use]], BATCH_ELEMENTS["other"]):
-            part = use[chosen]
-            batch = _PairBatch.of(windows, part, positions, times, graph)
-            couplings = batch.couplings(costs)
-            batch.add_to(total, couplings.plan, limit, reach)
-            error[part] = couplings.marginal_error.cpu().numpy()
-            bar.update(part.size)
+        # Added here: of a batch that is done again in halves, nothing must have been added.
+        for chosen, (addends, errors) in in_parts(solve, batches, "transport"):
+            for side, (rows, values) in zip(total, addends, strict=True):
+                side.index_add_(0, rows, values)
+            error[use[chosen]] = errors
+            bar.update(chosen.size)
     sums = total.cpu().numpy().astype(np.float64)
     return PairSums(np.arange(x.shape[0]), sums, error <= costs.tol, error)
 
@@ -361,14 +367,23 @@ class _PairBatch:
 
         Rows are those of all cells, or of ``cells``, which ascend.
         """
-        for sums, (of, counts, d, spread, n_effective) in zip(total, self._sides(plan), strict=True):
+        for sums, (rows, values) in zip(total, self.addends(plan, limit, reach, cells), strict=True):
+            sums.index_add_(0, rows, values)
+
+    def addends(
+        self, plan: torch.Tensor, limit: float, reach: float, cells: torch.Tensor | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return what :meth:`add_to` adds to which rows, forward and backward."""
+        result = []
+        for of, counts, d, spread, n_effective in self._sides(plan):
             # In units of the typical square, of which the limit has so many as the reach says.
             square = d.square().sum(2, keepdim=True)
             weight = torch.exp(-((square / limit - 1).clamp_(min=0) * reach).clamp_(max=MAX_EXCESS))
             time = self.dt[:, None, None].expand_as(weight)
             values = torch.cat([d, spread, time, n_effective, square / time**2, torch.ones_like(weight)], 2) * weight
             rows = of[counts] if cells is None else torch.searchsorted(cells, of[counts])
-            sums.index_add_(0, rows, torch.cat([values, torch.ones_like(weight)], dim=2)[counts])
+            result.append((rows, torch.cat([values, torch.ones_like(weight)], dim=2)[counts]))
+        return result
 
     def _sides(self, plan: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yield, forward and backward, the cells, which count, displacement, spread and effective number of places."""

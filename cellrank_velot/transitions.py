@@ -7,7 +7,7 @@ neither AnnData nor CellRank.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +22,7 @@ from scipy.sparse.linalg import LinearOperator, lsmr, onenormest, splu
 from scipy.stats import chi
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import as_tensor
+from cellrank_velot._device import as_tensor, in_parts
 from cellrank_velot._memory import jobs_within
 from cellrank_velot._parallel import blocks, count_jobs, run
 from cellrank_velot._validation import check_choice, check_integer, check_number
@@ -287,17 +287,22 @@ def edge_similarities(
     genes, width = _genes(loadings, x.shape[1], where)
     result = np.empty(graph.indices.size)
     step = max(1, CHUNK_ELEMENTS["cpu" if where.type == "cpu" else "other"] // width)
+
+    def compare(edges: range) -> NDArray[np.float64]:
+        source = torch.from_numpy(_sources(graph, edges)).to(where)
+        target = torch.from_numpy(graph.indices[edges.start : edges.stop].astype(np.int64)).to(where)
+        displacement = positions[target] - positions[source]
+        at_edge = velocities[target] if transpose else velocities[source]
+        if transpose:
+            displacement = -displacement
+        at_edge, displacement = (_transformed(a, genes, variance_stabilize) for a in (at_edge, displacement))
+        return _compare(at_edge, displacement, similarity)
+
+    parts = [range(*part) for part in blocks(result.size, step)]
     with tqdm(total=result.size, desc="edges", unit="edge", delay=BAR_DELAY, disable=not show_progress_bar) as bar:
-        for rows, edges in _chunks(graph, step):
-            source = torch.from_numpy(rows).to(where)
-            target = torch.from_numpy(graph.indices[edges].astype(np.int64)).to(where)
-            displacement = positions[target] - positions[source]
-            at_edge = velocities[target] if transpose else velocities[source]
-            if transpose:
-                displacement = -displacement
-            at_edge, displacement = (_transformed(a, genes, variance_stabilize) for a in (at_edge, displacement))
-            result[edges] = _compare(at_edge, displacement, similarity)
-            bar.update(rows.size)
+        for edges, values in in_parts(compare, parts, "the transition matrix"):
+            result[edges.start : edges.stop] = values
+            bar.update(len(edges))
     return result
 
 
@@ -452,14 +457,11 @@ def _joined(
     return result
 
 
-def _chunks(graph: sp.csr_matrix, step: int) -> Iterator[tuple[NDArray[np.int64], slice]]:
-    """Yield the source cells of successive edges and the slice of these edges."""
-    indptr = graph.indptr.astype(np.int64)
-    for start in range(0, graph.indices.size, step):
-        stop = min(start + step, graph.indices.size)
-        first, last = np.searchsorted(indptr, [start, stop - 1], side="right") - 1
-        inside = np.clip(indptr[first : last + 2], start, stop)
-        yield np.repeat(np.arange(first, last + 1), np.diff(inside)), slice(start, stop)
+def _sources(graph: sp.csr_matrix, edges: range) -> NDArray[np.int64]:
+    """Return the source cells of successive edges."""
+    first, last = np.searchsorted(graph.indptr, [edges.start, edges.stop - 1], side="right") - 1
+    inside = np.clip(graph.indptr[first : last + 2], edges.start, edges.stop)
+    return np.repeat(np.arange(first, last + 1), np.diff(inside))
 
 
 def _told(known: NDArray[np.bool_], graph: sp.csr_matrix, transpose: bool) -> NDArray[np.bool_] | None:
@@ -653,15 +655,19 @@ def _mean_of_cells(
 ) -> NDArray[np.float32]:
     """Return the mean probabilities of the edges of some cells, which have as many each, shape ``[n, n_edges]``."""
     genes, _ = _genes(loadings, x.shape[1], device)
-    targets = indices[indptr[cells][:, None] + np.arange(indptr[cells[0] + 1] - indptr[cells[0]])]
-    here, there, v, s, standard = (
-        as_tensor(values, device) for values in (x[cells], x[targets], velocity[cells], spread[cells], normals)
-    )
-    vectors = (v[:, None] + s[:, None] * standard, there - here[:, None])
-    unit_v, unit_d = (_unit(_transformed(a, genes, variance_stabilize), similarity) for a in vectors)
-    # Single precision is three times as fast, and its error thousands of times below that of the samples.
-    logits = (scale * unit_v).float() @ unit_d.float().mT
-    return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
+
+    def means(some: NDArray[np.int64]) -> NDArray[np.float32]:
+        targets = indices[indptr[some][:, None] + np.arange(indptr[some[0] + 1] - indptr[some[0]])]
+        here, there, v, s, standard = (
+            as_tensor(values, device) for values in (x[some], x[targets], velocity[some], spread[some], normals)
+        )
+        vectors = (v[:, None] + s[:, None] * standard, there - here[:, None])
+        unit_v, unit_d = (_unit(_transformed(a, genes, variance_stabilize), similarity) for a in vectors)
+        # Single precision is three times as fast, and its error thousands of times below that of the samples.
+        logits = (scale * unit_v).float() @ unit_d.float().mT
+        return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
+
+    return np.concatenate([found for _, found in in_parts(means, [cells], "the transition matrix")])
 
 
 def _settled(p: NDArray[np.float64], graph: sp.csr_matrix, ends: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ from cellrank_velot.cells import (
 from cellrank_velot.couplings import SnapshotCouplings, check_coupling_options
 from cellrank_velot.field import VelocityField, check_field_options, check_matching_options, fit_field
 from cellrank_velot.kernel._options import names_of, options_of
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.kernel.diagnostics import Diagnostics
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
@@ -287,6 +288,7 @@ class OTVelocityKernel(
         """Velocity of the field at the cells, in basis per time, shape ``[n_cells, n_dims]``."""
         return self._needed("field", "fit_field")(self.cells.x, self.cells.time)
 
+    @all_or_nothing()
     def compute_windows(
         self,
         n_clusters: int | None = None,
@@ -346,6 +348,7 @@ class OTVelocityKernel(
         logger.info("Built %d pairs of %d windows", windows.n_pairs, windows.n_windows)
         return self
 
+    @all_or_nothing()
     def compute_velocity(
         self,
         epsilon: float = 0.05,
@@ -434,6 +437,7 @@ class OTVelocityKernel(
         self._settings = {step: self._settings[step] for step in ("windows", "velocity") if step in self._settings}
         return self
 
+    @all_or_nothing()
     def fit_field(
         self,
         hidden: Sequence[int] = (128, 128),
@@ -521,6 +525,7 @@ class OTVelocityKernel(
         self._settings.pop("uncertainty", None)
         return self
 
+    @all_or_nothing()
     def compute_uncertainty(
         self, n_members: int = 4, *, random_state: int = 0, n_jobs: int | None = None, show_progress_bar: bool = True
     ) -> Self:
@@ -566,6 +571,7 @@ class OTVelocityKernel(
         self._settings["uncertainty"] = settings
         return self
 
+    @all_or_nothing()
     def current_field(self, *, device: str = "auto", show_progress_bar: bool = True) -> VelocityField:
         """Return the field without the relaxation to the data: the part that changes its sign when time is reversed.
 
@@ -636,6 +642,7 @@ class OTVelocityKernel(
         return field(positions, time)
 
     # -------------------------------------------------------------------------------------- transition matrix
+    @all_or_nothing()
     def compute_transition_matrix(
         self,
         similarity: Similarity | SimilarityFunction = "cosine",
@@ -819,6 +826,7 @@ class OTVelocityKernel(
         kernel._clear()
         return kernel
 
+    @all_or_nothing(writes=True)
     def write_to_adata(self, key: str | None = None, copy: bool = False) -> None:
         """Write transition matrix, parameters, windows, velocities and field to :attr:`adata`.
 
