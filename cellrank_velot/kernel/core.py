@@ -856,7 +856,7 @@ class OTVelocityKernel(
             step: {name: value for name, value in values.items() if value is not None}
             for step, values in self.settings.items()
         }
-        self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: packed}
+        self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: storage.sealed(packed)}
         if self._windows is not None:
             cluster_key = self._init_kwargs["cluster_key"]
             clusters = self._windows.cluster if cluster_key is None else self.adata.obs[cluster_key].to_numpy()
@@ -903,31 +903,54 @@ class OTVelocityKernel(
             If what was saved is damaged, of another version, or of other cells.
         """
         check_known("adata.obsp", key, adata.obsp.keys())
-        packed = adata.uns.get("velot", {}).get(key)
-        if packed is None:
-            raise KeyError(f"Expected `adata.uns['velot'][{key!r}]`, found none: it was not written by this kernel.")
-        if int(packed["n_cells"]) != adata.n_obs:
+        where, written = f"adata.uns['velot'][{key!r}]", adata.uns.get("velot", {})
+        if not isinstance(written, Mapping) or written.get(key) is None:
+            raise KeyError(f"Expected `{where}`, found none: it was not written by this kernel.")
+        packed = written[key]
+        storage.check_entry(packed, where)
+        n_cells = storage.plain(packed.get("n_cells"))
+        if n_cells != adata.n_obs:
             raise ValueError(
-                f"Expected the `{packed['n_cells']}` cells that the kernel was saved with, found `{adata.n_obs}`."
+                f"Expected the `{n_cells}` cells that the kernel was saved with, found `{adata.n_obs}`, by "
+                f"`{where}['n_cells']`."
             )
-        stages = storage.unpack(packed)
-        saved = adata.uns[f"{key}_params"]
-        kernel: Self = super().from_adata(adata, key=key, copy=copy)
+        params = _checked_params(adata, key, list(inspect.signature(cls).parameters))
+        try:
+            kernel: Self = super().from_adata(adata, key=key, copy=copy)
+        except (KeyError, TypeError, ValueError) as error:
+            raise type(error)(
+                f"`adata.obsp[{key!r}]` and `adata.uns['{key}_params']['init']` do not give a kernel of these data: "
+                f"{error.args[0] if error.args else error}"
+            ) from error
         kernel._init_kwargs = storage.plain(kernel._init_kwargs)
         if packed.get("fingerprint") != _fingerprint(adata.obsp[key], kernel.cells):
             raise ValueError(
                 f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time that it was "
-                "computed from, found others. Compute the kernel again."
+                f"computed from, by `{where}['fingerprint']`, found others, or cells in another order. Compute the "
+                "kernel again."
             )
-        kernel._settings = {
-            step: dict.fromkeys(kernel._names_of(step)) | values
-            for step, values in storage.plain(packed.get("settings", {})).items()
-        }
-        params = storage.plain(dict(saved["params"]))
+        stages = storage.unpack(packed, where, {"n_cells": adata.n_obs, "n_dims": kernel.cells.n_dims})
+        kernel._settings = kernel._read_settings(packed.get("settings", {}), f"{where}['settings']")
         kernel._params = {name: params[name] for name in PARAMS if name in params}  # a file sorts them by name
         for name, stage in stages.items():
             setattr(kernel, f"_{name}", stage)
         return kernel
+
+    def _read_settings(self, stored: Any, where: str) -> dict[str, dict[str, Any]]:
+        """Return the settings of a file, of known steps and options, with nothing but plain values and arrays."""
+        if not isinstance(stored, Mapping) or not set(stored) <= set(STEPS):
+            found = sorted(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
+            storage.damaged(where, f"with steps of {sorted(STEPS)}, found `{found}`")
+        settings = {}
+        for step, values in stored.items():
+            names = self._names_of(step)
+            if not isinstance(values, Mapping) or not set(values) <= set(names):
+                found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+                storage.damaged(f"{where}[{step!r}]", f"with parameters of {names}, found `{found}`")
+            for name, value in values.items():
+                storage.check_plain(f"{where}[{step!r}][{name!r}]", value)
+            settings[step] = dict.fromkeys(names) | storage.plain(dict(values))
+        return settings
 
     def _settings_for(self, step: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return options_of(step, _settings(arguments), series=self.cells.is_series)
@@ -961,6 +984,31 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what a method was asked for, without what does not change its result."""
     unsaid = ("self", "device", "show_progress_bar", "n_jobs", "memory_limit")
     return {name: storage.plain(value) for name, value in arguments.items() if name not in unsaid}
+
+
+def _checked_params(adata: AnnData, key: str, arguments: list[str]) -> dict[str, Any]:
+    """Return the parameters that the host has saved, after a look at what it passes on to the constructor.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If they are missing or damaged.
+    """
+    where = f"adata.uns['{key}_params']"
+    check_known("adata.uns", f"{key}_params", adata.uns.keys())
+    saved = adata.uns[f"{key}_params"]
+    for name in ("init", "params"):
+        if not isinstance(saved, Mapping) or not isinstance(saved.get(name), Mapping):
+            storage.damaged(f"{where}[{name!r}]", "to be a dictionary, found none")
+        for entry, value in saved[name].items():
+            storage.check_plain(f"{where}[{name!r}][{entry!r}]", value)
+    if not set(saved["init"]) <= set(arguments):
+        storage.damaged(f"{where}['init']", f"with arguments of {arguments}, found {sorted(map(str, saved['init']))}")
+    matrix = sp.csr_matrix(adata.obsp[key])
+    if matrix.dtype.kind != "f" or not (np.isfinite(matrix.data) & (matrix.data >= 0)).all():
+        storage.damaged(f"adata.obsp[{key!r}]", f"to be finite and not negative, found `{matrix.dtype}`")
+    params: dict[str, Any] = storage.plain(dict(saved["params"]))
+    return params
 
 
 def _fingerprint(matrix: sp.spmatrix, cells: CellStates) -> str:
