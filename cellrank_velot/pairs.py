@@ -152,10 +152,15 @@ def typical_square(
     rough = replace(costs, tol=PILOT_TOL)
     squares = []
     positions, times = as_tensor(x, device), as_tensor(time, device)
+
+    def squares_of(chosen: NDArray[np.int64]) -> list[torch.Tensor]:
+        batch = _PairBatch.of(windows, pilot[chosen], positions, times, graph)
+        return batch.squares(batch.couplings(rough).plan)
+
     with single_thread(device):
-        for chosen in _batches(windows.sizes[windows.pairs[pilot]], BATCH_ELEMENTS["cpu"]):
-            batch = _PairBatch.of(windows, pilot[chosen], positions, times, graph)
-            squares += batch.squares(batch.couplings(rough).plan)
+        batches = _batches(windows.sizes[windows.pairs[pilot]], BATCH_ELEMENTS["cpu"])
+        for _, found in in_parts(squares_of, batches, "transport"):
+            squares += found
     median = float(torch.cat(squares).median()) if squares else 0.0
     return median if median > 0 else np.inf
 

@@ -909,7 +909,7 @@ class OTVelocityKernel(
         packed = written[key]
         storage.check_entry(packed, where)
         n_cells = storage.plain(packed.get("n_cells"))
-        if n_cells != adata.n_obs:
+        if not isinstance(n_cells, int) or n_cells != adata.n_obs:
             raise ValueError(
                 f"Expected the `{n_cells}` cells that the kernel was saved with, found `{adata.n_obs}`, by "
                 f"`{where}['n_cells']`."
@@ -923,13 +923,17 @@ class OTVelocityKernel(
                 f"{error.args[0] if error.args else error}"
             ) from error
         kernel._init_kwargs = storage.plain(kernel._init_kwargs)
-        if packed.get("fingerprint") != _fingerprint(adata.obsp[key], kernel.cells):
+        if not storage.same_digest(packed.get("fingerprint"), _fingerprint(adata.obsp[key], kernel.cells)):
             raise ValueError(
-                f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time that it was "
-                f"computed from, by `{where}['fingerprint']`, found others, or cells in another order. Compute the "
-                "kernel again."
+                f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time of "
+                f"`adata.uns['{key}_params']['init']` that it was computed from, by `{where}['fingerprint']`, found "
+                "others, or cells in another order. Compute the kernel again."
             )
         stages = storage.unpack(packed, where, {"n_cells": adata.n_obs, "n_dims": kernel.cells.n_dims})
+        couplings: Any = stages.get("couplings")
+        if couplings is not None and not np.array_equal(couplings.times, kernel.cells.time_points):
+            expected = f"to be the time points `{kernel.cells.time_points}`, found `{couplings.times}`"
+            storage.damaged(f"{where}['couplings']['times']", expected)
         kernel._settings = kernel._read_settings(packed.get("settings", {}), f"{where}['settings']")
         kernel._params = {name: params[name] for name in PARAMS if name in params}  # a file sorts them by name
         for name, stage in stages.items():
