@@ -174,7 +174,8 @@ def checked(entry: str, values: Any, table: Table, sizes: dict[str, int]) -> dic
         _check_weights(f"{entry}['weights']", found)
     for name, cells in (("before", "target"), ("after", "source")):
         # Only the cells of the first, or last, time point have none.
-        if name in found and cells in found and not np.isfinite(found[name][found[cells]]).all():
+        mean: Any = found.get(name)
+        if mean is not None and not np.isfinite(mean[found[cells]]).all():
             damaged(f"{entry}[{name!r}]", f"to be finite in the cells of `{cells}`, found NaN or infinite values")
     if "n_times" in sizes and sizes.get("n_intervals", sizes["n_times"] - 1) != sizes["n_times"] - 1:
         damaged(f"{entry}['scale']", f"of `{sizes['n_times'] - 1}` intervals, found `{sizes['n_intervals']}`")
