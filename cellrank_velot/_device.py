@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["as_tensor", "float_on", "resolve_device", "single_thread"]
+__all__ = ["as_tensor", "float_on", "in_parts", "is_full", "resolve_device", "single_thread", "with_halves"]
+
+logger = logging.getLogger("cellrank_velot")
+
+Result = TypeVar("Result")
+# What torch and the libraries below it say where there is no memory left; not all of it has a type of its own.
+FULL = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -39,20 +47,19 @@ def resolve_device(device: str) -> torch.device:
 
 
 class _SingleThread:
-    """How many are inside :func:`single_thread`: the first sets the number of threads, the last sets it back."""
+    """How many are inside :func:`single_thread`: the first sets BLAS to one thread, the last sets it back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
         self._undo = ExitStack()
 
-    def enter(self) -> None:
-        """Come in."""
+    def enter(self, held: list[bool]) -> None:
+        """Come in, and note that: Ctrl-C may come before."""
         with self._lock:
             self._inside += 1
+            held.append(True)
             if self._inside == 1:
-                self._undo.callback(torch.set_num_threads, torch.get_num_threads())
-                torch.set_num_threads(1)
                 self._undo.enter_context(_blas().limit(limits=1, user_api="blas"))
 
     def leave(self) -> None:
@@ -75,11 +82,20 @@ def single_thread(device: torch.device | None = None) -> Iterator[None]:
     if device is not None and device.type != "cpu":
         yield
         return
-    _single_thread.enter()
+    # Torch has a number for each thread: who sets it has to set it back. Of an interrupted run the last to leave is
+    # a worker, which would leave the thread that called with one for good.
+    before = torch.get_num_threads()
+    held: list[bool] = []
     try:
+        _single_thread.enter(held)
+        if before != 1:
+            torch.set_num_threads(1)
         yield
     finally:
-        _single_thread.leave()
+        if before != 1:
+            torch.set_num_threads(before)
+        if held:
+            _single_thread.leave()
 
 
 def float_on(device: torch.device) -> torch.dtype:
@@ -93,6 +109,81 @@ def as_tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
         wanted = float_on(device)
         array = array.astype(str(wanted).removeprefix("torch."), copy=False)
     return torch.from_numpy(array).to(device)
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that a device has no memory left."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in FULL)
+
+
+def in_parts(work: Callable[[Any], Result], parts: Iterable[Any], step: str) -> Iterator[tuple[Any, Result]]:
+    """Call a function for each part, or for its halves where the device has no memory for the whole of it.
+
+    Parameters
+    ----------
+    work
+        Function of a part. It is called again for the halves: what it has done by then must not count.
+    parts
+        What can be cut: ranges or arrays.
+    step
+        Name of the step, for messages.
+
+    Yields
+    ------
+    Each part, in order, and what the function returned for it.
+
+    Raises
+    ------
+    MemoryError
+        If there is no memory for a part of one, saying what to set.
+    """
+    waiting, bound = deque(parts), None
+    while waiting:
+        part = waiting.popleft()
+        if bound is not None and len(part) > bound:
+            waiting.extendleft([part[bound:], part[:bound]])
+            continue
+        done, result = _tried(work, part, len(part), step)
+        if done:
+            yield part, result
+            continue
+        if bound is None:
+            logger.warning("The device has no memory left for %d at a time of %s: taking fewer", len(part), step)
+        bound = -(-len(part) // 2)
+        waiting.appendleft(part)
+
+
+def with_halves(work: Callable[[int], Result], size: int, step: str) -> tuple[Result, int]:
+    """Call a function of a size, of half of it as often as the device has no memory; return the result and the size.
+
+    Parameters and errors are those of :func:`in_parts`.
+    """
+    while True:
+        done, result = _tried(work, size, size, step)
+        if done:
+            return result, size
+        logger.warning("The device has no memory left for batches of %d in %s: taking %d", size, step, size // 2)
+        size //= 2
+
+
+def _tried(work: Callable[[Any], Result], argument: Any, size: int, step: str) -> tuple[bool, Any]:
+    """Return whether there was memory, and the result."""
+    try:
+        return True, work(argument)
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        if size < 2:
+            raise MemoryError(
+                f"The device has no memory left for {step}, even in the smallest parts: set `device='cpu'`, or free "
+                "memory of the device."
+            ) from error
+    # Here, where the error no longer holds what was on the device.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False, None
 
 
 @lru_cache(maxsize=1)

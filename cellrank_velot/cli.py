@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -38,6 +38,10 @@ class InputError(Exception):
     """What the user has to change; the message is for them."""
 
 
+class OutputError(Exception):
+    """A file that cannot be written; the message is for the user."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -48,14 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    0 on success, 1 where a part of the result is missing, 2 where the input is at fault, 130 on Ctrl-C.
+    0 on success, 1 where a part of the result is missing or cannot be written, 2 where the input is at fault, 130 on
+    Ctrl-C.
     """
     args = build_parser().parse_args(argv)
     matplotlib.use("agg")
     with _logging(quiet=args.quiet) as log:
         try:
             return _run(args, log)
-        except (InputError, MemoryError) as error:
+        except (InputError, OutputError, MemoryError) as error:
             logger.debug("Stopped", exc_info=True)
             if args.debug:
                 raise
@@ -128,7 +133,10 @@ def _run(args: argparse.Namespace, log: _Log) -> int:
         raise InputError(str(error)) from error
     footer = f"Made by cellrank-velot {args.command} on {datetime.now():%Y-%m-%d %H:%M}, {log.elapsed:.0f} s."
     source = "simulated cells" if args.command == "demo" else args.input.name
-    paths = write_results(result, folder, source=source, warnings=log.warnings, footer=footer)
+    try:
+        paths = write_results(result, folder, source=source, warnings=log.warnings, footer=footer)
+    except OSError as error:
+        raise OutputError(f"{error.strerror or error}. Make room, or choose another folder with `--out`.") from error
     for path in paths[-2:]:
         logger.info("Wrote %s", path)
     logger.info("Done in %.0f s", log.elapsed)
@@ -210,6 +218,16 @@ class _Elapsed(logging.Formatter):
         return f"[{record.created - self.start:6.1f} s] {mark}{record.getMessage()}"
 
 
+class _LogFile(logging.FileHandler):
+    """A log that ends where it can no longer be written: the job goes on, and may still say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
+        if isinstance(sys.exc_info()[1], OSError):
+            self.setLevel(logging.CRITICAL + 1)
+        else:
+            super().handleError(record)
+
+
 class _Log(logging.Handler):
     """The log of one call: warnings for the report, and all records for a file that is named later."""
 
@@ -230,7 +248,7 @@ class _Log(logging.Handler):
 
     def write_to(self, path: Path) -> None:
         """Write all records so far, and those to come, to a file."""
-        handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+        handler = _LogFile(path, mode="w", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         self.memory.setTarget(handler)
         self.memory.flush()
@@ -241,7 +259,8 @@ class _Log(logging.Handler):
         self.memory.flush()
         self.memory.close()
         if target is not None:
-            target.close()
+            with suppress(OSError):  # the disk may be full
+                target.close()
         super().close()
 
 

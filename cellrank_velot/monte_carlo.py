@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import chi
 
-from cellrank_velot._device import as_tensor
+from cellrank_velot._device import as_tensor, in_parts
 from cellrank_velot._parallel import blocks, run
 from cellrank_velot.edge_rows import normalized, softmax
 from cellrank_velot.similarities import (
@@ -159,12 +159,16 @@ def _mean_of_cells(
 ) -> NDArray[np.float32]:
     """Return the mean probabilities of the edges of some cells, which have as many each, shape ``[n, n_edges]``."""
     genes, _ = genes_on(loadings, x.shape[1], device)
-    targets = indices[indptr[cells][:, None] + np.arange(indptr[cells[0] + 1] - indptr[cells[0]])]
-    here, there, v, s, standard = (
-        as_tensor(values, device) for values in (x[cells], x[targets], velocity[cells], spread[cells], normals)
-    )
-    vectors = (v[:, None] + s[:, None] * standard, there - here[:, None])
-    unit_v, unit_d = (unit_vectors(transformed(a, genes, variance_stabilize), similarity) for a in vectors)
-    # Single precision is three times as fast, and its error thousands of times below that of the samples.
-    logits = (scale * unit_v).float() @ unit_d.float().mT
-    return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
+
+    def means(some: NDArray[np.int64]) -> NDArray[np.float32]:
+        targets = indices[indptr[some][:, None] + np.arange(indptr[some[0] + 1] - indptr[some[0]])]
+        here, there, v, s, standard = (
+            as_tensor(values, device) for values in (x[some], x[targets], velocity[some], spread[some], normals)
+        )
+        vectors = (v[:, None] + s[:, None] * standard, there - here[:, None])
+        unit_v, unit_d = (unit_vectors(transformed(a, genes, variance_stabilize), similarity) for a in vectors)
+        # Single precision is three times as fast, and its error thousands of times below that of the samples.
+        logits = (scale * unit_v).float() @ unit_d.float().mT
+        return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
+
+    return np.concatenate([found for _, found in in_parts(means, [cells], "the transition matrix")])

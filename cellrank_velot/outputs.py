@@ -6,21 +6,23 @@ Depends on the pipeline's result, on the plots and on the report. Knows AnnData.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.io import write_elem
 from cellrank import Lineage
 
 from cellrank_velot import plotting
+from cellrank_velot._files import replacing
 from cellrank_velot.pipeline import JobResult
 from cellrank_velot.report import Cell, Figure, Report, Table, package_versions, write_report
 
-__all__ = ["replacing", "write_h5ad", "write_results"]
+__all__ = ["write_h5ad", "write_results"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -29,33 +31,30 @@ N_DRIVERS = 10
 EARLY = 0.1  # share of cells that stand for the start in the summary
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Hand out a temporary file in the same folder, which takes the place of ``path`` once it is complete.
-
-    Whatever happens, ``path`` is what it was before or complete; the temporary file never stays.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-
-
 def write_h5ad(adata: AnnData, path: Path) -> None:
     """Write an AnnData with all results of CellRank, also where anndata and CellRank disagree on how.
 
     CellRank 2.0 cannot write its fate probabilities with a recent anndata. They are written as the plain arrays that
     they are; their names are those of the terminal states, from which CellRank takes them when it reads the file.
+
+    HDF5 does not bear a disk that is full: it cannot close the file, and crashes when the process ends. It is therefore
+    given memory to write to, as much as the compressed file takes.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, naming it.
     """
     kept = {key: value for key, value in adata.obsm.items() if isinstance(value, Lineage)}
     try:
         for key, value in kept.items():
             adata.obsm[key] = np.asarray(value.X)
+        adata.strings_to_categoricals()
+        buffer = BytesIO()
+        with h5py.File(buffer, "w") as file:
+            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
         with replacing(path) as temporary:
-            adata.write_h5ad(temporary, compression="gzip")
+            temporary.write_bytes(buffer.getbuffer())
     finally:
         for key, value in kept.items():
             adata.obsm[key] = value
@@ -82,6 +81,11 @@ def write_results(
     Returns
     -------
     Paths of the files, the report last.
+
+    Raises
+    ------
+    OSError
+        If one cannot be written, naming it; those before are complete.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     written = _write_figures(result, folder / "figures")
@@ -90,8 +94,8 @@ def write_results(
         paths.append(_write_csv(_fate_table(result), folder / "fate_probabilities.csv"))
     if result.drivers is not None:
         paths.append(_write_csv(result.drivers, folder / "drivers.csv"))
-    with replacing(folder / "report.html") as temporary:
-        write_report(temporary, _report(result, written, source=source, warnings=warnings, footer=footer))
+    report = _report(result, written, source=source, warnings=warnings, footer=footer)
+    write_report(folder / "report.html", report)
     write_h5ad(result.adata, folder / "adata.h5ad")
     return [*paths, folder / "adata.h5ad", folder / "report.html"]
 
@@ -161,8 +165,7 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Path]:
     paths = {}
     for name in (name for name in _CAPTIONS if name in draw):
         paths[name] = folder / f"{name}.png"
-        with replacing(paths[name].absolute()) as temporary:
-            draw[name](temporary)
+        draw[name](paths[name].absolute())
     return paths
 
 

@@ -110,14 +110,23 @@ class PairBatch:
 
         Rows are those of all cells, or of ``cells``, which ascend.
         """
-        for sums, (of, counts, d, spread, n_effective) in zip(total, self._sides(plan), strict=True):
+        for sums, (rows, values) in zip(total, self.addends(plan, limit, reach, cells), strict=True):
+            sums.index_add_(0, rows, values)
+
+    def addends(
+        self, plan: torch.Tensor, limit: float, reach: float, cells: torch.Tensor | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return what :meth:`add_to` adds to which rows, forward and backward."""
+        result = []
+        for of, counts, d, spread, n_effective in self._sides(plan):
             # In units of the typical square, of which the limit has so many as the reach says.
             square = d.square().sum(2, keepdim=True)
             weight = torch.exp(-((square / limit - 1).clamp_(min=0) * reach).clamp_(max=MAX_EXCESS))
             time = self.dt[:, None, None].expand_as(weight)
             values = torch.cat([d, spread, time, n_effective, square / time**2, torch.ones_like(weight)], 2) * weight
             rows = of[counts] if cells is None else torch.searchsorted(cells, of[counts])
-            sums.index_add_(0, rows, torch.cat([values, torch.ones_like(weight)], dim=2)[counts])
+            result.append((rows, torch.cat([values, torch.ones_like(weight)], dim=2)[counts]))
+        return result
 
     def _sides(self, plan: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yield, forward and backward, the cells, which count, displacement, spread and effective number of places."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import as_tensor, single_thread
+from cellrank_velot._device import as_tensor, in_parts, single_thread
 from cellrank_velot._parallel import count_jobs, run
 from cellrank_velot.compiled import add_rows, transport_pairs
 from cellrank_velot.pair_batches import PairBatch, like_sized
@@ -115,10 +115,15 @@ def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.d
     rough = replace(problem.costs, tol=PILOT_TOL)
     squares = []
     cells = problem.cells_on(device)
+
+    def squares_of(chosen: NDArray[np.int64]) -> list[torch.Tensor]:
+        batch = PairBatch.of(problem, pilot[chosen], *cells)
+        return batch.squares(batch.couplings(rough).plan)
+
     with single_thread(device):
-        for chosen in like_sized(windows.sizes[windows.pairs[pilot]], BATCH_ELEMENTS["cpu"]):
-            batch = PairBatch.of(problem, pilot[chosen], *cells)
-            squares += batch.squares(batch.couplings(rough).plan)
+        batches = like_sized(windows.sizes[windows.pairs[pilot]], BATCH_ELEMENTS["cpu"])
+        for _, found in in_parts(squares_of, batches, "transport"):
+            squares += found
     median = float(torch.cat(squares).median()) if squares else 0.0
     return median if median > 0 else np.inf
 
@@ -146,14 +151,20 @@ def _sum_in_batches(
     error = np.full(windows.n_pairs, np.nan)
     positions, times = problem.cells_on(device)
     total = positions.new_zeros((2, n_cells, 2 * n_dims + 5))
+
+    def solve(chosen: NDArray[np.int64]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], NDArray[np.float64]]:
+        batch = PairBatch.of(problem, use[chosen], positions, times)
+        couplings = batch.couplings(problem.costs)
+        return batch.addends(couplings.plan, limit, reach), couplings.marginal_error.cpu().numpy()
+
+    batches = like_sized(windows.sizes[windows.pairs[use]], BATCH_ELEMENTS["other"])
     with tqdm(total=use.size, desc="transport", unit="pair", disable=not show_progress_bar) as bar:
-        for chosen in like_sized(windows.sizes[windows.pairs[use]], BATCH_ELEMENTS["other"]):
-            part = use[chosen]
-            batch = PairBatch.of(problem, part, positions, times)
-            couplings = batch.couplings(problem.costs)
-            batch.add_to(total, couplings.plan, limit, reach)
-            error[part] = couplings.marginal_error.cpu().numpy()
-            bar.update(part.size)
+        # Added here: of a batch that is done again in halves, nothing must have been added.
+        for chosen, (addends, errors) in in_parts(solve, batches, "transport"):
+            for side, (rows, values) in zip(total, addends, strict=True):
+                side.index_add_(0, rows, values)
+            error[use[chosen]] = errors
+            bar.update(chosen.size)
     sums = total.cpu().numpy().astype(np.float64)
     return PairSums(np.arange(n_cells), sums, error <= problem.costs.tol, error)
 

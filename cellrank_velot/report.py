@@ -15,6 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cellrank_velot._files import replacing
+
 __all__ = ["Cell", "Figure", "Report", "Table", "package_versions", "render", "write_report"]
 
 PACKAGES = ("cellrank_velot", "cellrank", "scanpy", "anndata", "torch", "numpy", "scipy", "pandas")
@@ -105,7 +107,8 @@ def render(report: Report) -> str:
 def write_report(path: str | Path, report: Report) -> Path:
     """Write the report to an HTML file and return its path; the folder must exist."""
     path = Path(path)
-    path.write_text(render(report), encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(render(report), encoding="utf-8")
     return path
 
 

@@ -6,7 +6,7 @@ devices in chunks of arrays. Depends on compiled, edge_rows, numpy, scipy and to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import as_tensor
-from cellrank_velot._parallel import run
+from cellrank_velot._device import as_tensor, in_parts
+from cellrank_velot._parallel import blocks, run
 from cellrank_velot._validation import check_choice
 from cellrank_velot.compiled import edge_similarities as compiled_similarities
 from cellrank_velot.edge_rows import joined, row_blocks
@@ -78,17 +78,22 @@ def edge_similarities(
     genes, width = genes_on(loadings, x.shape[1], where)
     result = np.empty(graph.indices.size)
     step = max(1, elements_at_a_time(where) // width)
+
+    def compare(edges: range) -> NDArray[np.float64]:
+        source = torch.from_numpy(_sources(graph, edges)).to(where)
+        target = torch.from_numpy(graph.indices[edges.start : edges.stop].astype(np.int64)).to(where)
+        displacement = positions[target] - positions[source]
+        at_edge = velocities[target] if transpose else velocities[source]
+        if transpose:
+            displacement = -displacement
+        at_edge, displacement = (transformed(a, genes, variance_stabilize) for a in (at_edge, displacement))
+        return _compare(at_edge, displacement, similarity)
+
+    parts = [range(*part) for part in blocks(result.size, step)]
     with tqdm(total=result.size, desc="edges", unit="edge", delay=BAR_DELAY, disable=not show_progress_bar) as bar:
-        for rows, edges in _chunks(graph, step):
-            source = torch.from_numpy(rows).to(where)
-            target = torch.from_numpy(graph.indices[edges].astype(np.int64)).to(where)
-            displacement = positions[target] - positions[source]
-            at_edge = velocities[target] if transpose else velocities[source]
-            if transpose:
-                displacement = -displacement
-            at_edge, displacement = (transformed(a, genes, variance_stabilize) for a in (at_edge, displacement))
-            result[edges] = _compare(at_edge, displacement, similarity)
-            bar.update(rows.size)
+        for edges, values in in_parts(compare, parts, "the transition matrix"):
+            result[edges.start : edges.stop] = values
+            bar.update(len(edges))
     return result
 
 
@@ -170,14 +175,11 @@ def _root(loadings: NDArray[np.float64], similarity: Similarity | SimilarityFunc
     return np.asarray(left * singular)
 
 
-def _chunks(graph: sp.csr_matrix, step: int) -> Iterator[tuple[NDArray[np.int64], slice]]:
-    """Yield the source cells of successive edges and the slice of these edges."""
-    indptr = graph.indptr.astype(np.int64)
-    for start in range(0, graph.indices.size, step):
-        stop = min(start + step, graph.indices.size)
-        first, last = np.searchsorted(indptr, [start, stop - 1], side="right") - 1
-        inside = np.clip(indptr[first : last + 2], start, stop)
-        yield np.repeat(np.arange(first, last + 1), np.diff(inside)), slice(start, stop)
+def _sources(graph: sp.csr_matrix, edges: range) -> NDArray[np.int64]:
+    """Return the source cells of successive edges."""
+    first, last = np.searchsorted(graph.indptr, [edges.start, edges.stop - 1], side="right") - 1
+    inside = np.clip(graph.indptr[first : last + 2], edges.start, edges.stop)
+    return np.repeat(np.arange(first, last + 1), np.diff(inside))
 
 
 def _compare(v: torch.Tensor, d: torch.Tensor, similarity: Similarity | SimilarityFunction) -> NDArray[np.float64]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
 from cellrank_velot._stage import Stage
+from cellrank_velot._stored import STAGE_FIELDS, TRAJECTORY_FIELDS, checked, damaged, plain
 from cellrank_velot._validation import check_known
 from cellrank_velot.couplings import SnapshotCouplings
 from cellrank_velot.dynamics import Trajectories
@@ -23,7 +25,21 @@ from cellrank_velot.uncertainty import Uncertainty
 from cellrank_velot.velocity import TransportVelocity
 from cellrank_velot.windows import Windows
 
-__all__ = ["FORMAT_VERSION", "fingerprint", "pack", "plain", "read_trajectories", "unpack", "write_trajectories"]
+__all__ = [
+    "FORMAT_VERSION",
+    "check_entry",
+    "check_plain",
+    "damaged",
+    "fingerprint",
+    "pack",
+    "package_version",
+    "plain",
+    "read_trajectories",
+    "same_digest",
+    "sealed",
+    "unpack",
+    "write_trajectories",
+]
 
 #: Version of what is stored; what was stored by another one is refused.
 FORMAT_VERSION = 1
@@ -38,38 +54,79 @@ STAGES: dict[str, type[Stage]] = {
 
 def pack(stages: dict[str, Stage | None]) -> dict[str, Any]:
     """Return stages as nested dictionaries of arrays and numbers, which h5ad can hold; missing ones are left out."""
-    packed: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    packed: dict[str, Any] = {"format_version": FORMAT_VERSION, "version": package_version()}
     for name, stage in stages.items():
         if stage is not None:
             packed[name] = {key: _writeable(value) for key, value in stage.to_dict().items() if value is not None}
     return packed
 
 
-def unpack(packed: dict[str, Any]) -> dict[str, Stage]:
-    """Rebuild what :func:`pack` returned.
+def sealed(packed: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry with its checksum, which tells later whether anything in it has changed."""
+    return {**packed, "checksum": fingerprint(packed)}
+
+
+def unpack(packed: Any, where: str = "packed", sizes: dict[str, int] | None = None) -> dict[str, Stage]:
+    """Rebuild what :func:`pack` returned; nothing of it is run.
+
+    Parameters
+    ----------
+    packed
+        The entry.
+    where
+        Where it lies, for messages.
+    sizes
+        Numbers of cells and dimensions, ``n_cells`` and ``n_dims``, that the stages must have, where they are known.
 
     Raises
     ------
     ValueError
-        If the entry is of an unknown format or damaged.
+        If the entry is of an unknown format or damaged, naming what is.
     """
-    _check_version(packed)
-    stages = {}
-    for name, stage in STAGES.items():
-        if name in packed:
-            if name == "field" and "amounts" in packed[name]:
-                stage = PerturbedField
-            try:
-                stages[name] = stage.from_dict({key: plain(value) for key, value in packed[name].items()})
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"The stored stage {name!r} is damaged: {error}") from error
+    check_entry(packed, where)
+    known = {**(sizes or {})}
+    stages: dict[str, Stage] = {}
+    for name, kind in STAGES.items():
+        if name not in packed:
+            continue
+        perturbed = name == "field" and isinstance(packed[name], Mapping) and "amounts" in packed[name]
+        entry, table = f"{where}[{name!r}]", STAGE_FIELDS["perturbed" if perturbed else name]
+        values = checked(entry, packed[name], table, known)
+        try:
+            stages[name] = (PerturbedField if perturbed else kind).from_dict(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"`{entry}` is damaged: {error} Compute it again, or read a copy of the file.") from error
+    _check_seal(packed, where)
     return stages
+
+
+def check_entry(packed: Any, where: str) -> None:
+    """Refuse what is no entry of a format that can be read.
+
+    Raises
+    ------
+    ValueError
+        If it is none, saying which version wrote it and what to do.
+    """
+    if not isinstance(packed, Mapping):
+        damaged(where, f"to be a dictionary, found `{type(packed).__name__}`")
+    found, writer = plain(packed.get("format_version")), plain(packed.get("version"))
+    if isinstance(found, int) and not isinstance(found, bool) and found == FORMAT_VERSION:
+        return
+    by = f" ({writer})" if isinstance(writer, str) else ""
+    newer = isinstance(found, int) and found > FORMAT_VERSION
+    what = "Update cellrank_velot, or compute it again" if newer else "Compute it again"
+    raise ValueError(
+        f"Expected an entry of format `{FORMAT_VERSION}`, found `{found}`: it was written by another version of "
+        f"cellrank_velot{by} than this one ({package_version()}), in `{where}`. {what}."
+    )
 
 
 def write_trajectories(adata: AnnData, key: str, trajectories: Trajectories) -> None:
     """Write trajectories to ``adata.uns[key]``, as arrays that h5ad can hold."""
     packed = {name: _writeable(value) for name, value in trajectories.to_dict().items()}
-    adata.uns[key] = {"format_version": FORMAT_VERSION, "cells": _names_of(adata), **packed}
+    head = {"format_version": FORMAT_VERSION, "version": package_version(), "cells": _names_of(adata)}
+    adata.uns[key] = {**head, **packed}
 
 
 def read_trajectories(adata: AnnData, key: str) -> Trajectories:
@@ -83,42 +140,64 @@ def read_trajectories(adata: AnnData, key: str) -> Trajectories:
         If they are of an unknown format, damaged or of other cells.
     """
     check_known("adata.uns", key, adata.uns.keys(), "Compute them with `kernel.compute_trajectories()` or the like.")
+    where = f"adata.uns[{key!r}]"
     if not isinstance(adata.uns[key], Mapping):
-        raise ValueError(f"Expected trajectories in `adata.uns[{key!r}]`, found `{type(adata.uns[key]).__name__}`.")
+        raise ValueError(f"Expected trajectories in `{where}`, found `{type(adata.uns[key]).__name__}`.")
     packed = dict(adata.uns[key])
-    _check_version(packed)
-    del packed["format_version"]
-    if packed.pop("cells", None) != _names_of(adata):
-        raise ValueError(f"Expected trajectories of these `{adata.n_obs}` cells in `adata.uns[{key!r}]`, found others.")
+    check_entry(packed, where)
+    if not same_digest(packed.pop("cells", None), _names_of(adata)):
+        raise ValueError(f"Expected trajectories of these `{adata.n_obs}` cells in `{where}`, found others.")
+    for name in ("format_version", "version"):
+        packed.pop(name, None)
     try:
-        return Trajectories.from_dict({name: plain(value) for name, value in packed.items()})
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"The trajectories in `adata.uns[{key!r}]` are damaged: {error}") from error
+        return Trajectories.from_dict(checked(where, packed, TRAJECTORY_FIELDS, {"n_cells": adata.n_obs}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The trajectories in `{where}` are damaged: {error}") from error
+
+
+def check_plain(entry: str, value: Any) -> None:
+    """Refuse what is neither a plain value nor a row of numbers.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    value = plain(value)
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "bif" and value.ndim == 1
+    if value is not None and not numbers and not isinstance(value, str | bool | int | float):
+        damaged(entry, f"to be a number, a name or an array of numbers, found `{type(value).__name__}`")
+
+
+def same_digest(stored: Any, expected: str) -> bool:
+    """Return whether a digest is the one that is expected; what a file holds in its place may be anything."""
+    return isinstance(stored, str) and stored == expected
+
+
+def package_version() -> str:
+    """Return the version of this package, which entries are marked with."""
+    try:
+        return version("cellrank_velot")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "of a source tree"
+
+
+def _check_seal(packed: Mapping[str, Any], where: str) -> None:
+    """Refuse an entry that has changed since it was written; one without a checksum was written before there were any.
+
+    Raises
+    ------
+    ValueError
+        If it has.
+    """
+    rest = {name: value for name, value in packed.items() if name != "checksum"}
+    if "checksum" in packed and not same_digest(packed["checksum"], fingerprint(rest)):
+        damaged(where, "as it was written, found another checksum")
 
 
 def _names_of(adata: AnnData) -> str:
     """Return a digest of the cells' names, in their order."""
     return fingerprint({"names": "\n".join(map(str, adata.obs_names))})
-
-
-def _check_version(packed: dict[str, Any]) -> None:
-    version = packed.get("format_version")
-    if version is None or int(version) != FORMAT_VERSION:
-        raise ValueError(
-            f"Expected an entry of format `{FORMAT_VERSION}`, found `{version}`: it was written by another version "
-            "of cellrank_velot. Compute it again."
-        )
-
-
-def plain(value: Any) -> Any:
-    """Return numpy scalars as Python's own, also inside dictionaries: files give the former, users read the latter."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        return value.item()
-    return value
 
 
 def fingerprint(packed: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,8 +133,9 @@ def compute_uncertainty(
     velocity = field(x, time)
     direction, speed = _directions(velocity), np.linalg.norm(velocity, axis=1)
     square = np.zeros_like(x)
-    for other in found:
-        square += (_directions(other) - direction) ** 2 / n_members
+    with closing(found):
+        for other in found:
+            square += (_directions(other) - direction) ** 2 / n_members
     spread = square.sum(axis=1)
     return Uncertainty(spread, _std(square, spread, speed, graph), n_members)
 

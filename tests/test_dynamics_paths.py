@@ -329,7 +329,11 @@ def test_stored_arrays_are_the_receivers_own(stored: AnnData, paths: Trajectorie
 def test_reading_leaves_what_is_stored_as_it_is(stored: AnnData):
     before = set(stored.uns[KEY])
     storage.read_trajectories(stored, KEY)
-    assert set(stored.uns[KEY]) == before == {"format_version", "cells", *(f.name for f in fields(Trajectories))}
+    assert (
+        set(stored.uns[KEY])
+        == before
+        == {"format_version", "version", "cells", *(f.name for f in fields(Trajectories))}
+    )
 
 
 def test_a_missing_key_names_those_that_are_there(stored: AnnData):

@@ -112,13 +112,13 @@ def test_other_versions_are_refused(packed: dict, version):
 )
 def test_damage_is_named(packed: dict, stage: str, damage):
     damage(packed[stage])
-    with pytest.raises(ValueError, match=f"The stored stage '{stage}' is damaged"):
+    with pytest.raises(ValueError, match=rf"`packed\['{stage}'\].*damaged"):
         storage.unpack(packed)
 
 
 def test_entry_that_is_no_dictionary_is_damaged(packed: dict):
     packed["windows"] = "nothing"
-    with pytest.raises(ValueError, match="The stored stage 'windows' is damaged"):
+    with pytest.raises(ValueError, match=r"Expected `packed\['windows'\]` to be a dictionary, found `str`"):
         storage.unpack(packed)
 
 

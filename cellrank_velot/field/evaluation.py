@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cellrank_velot._device import as_tensor, resolve_device
+from cellrank_velot._device import as_tensor, in_parts, resolve_device
 from cellrank_velot._parallel import blocks, run
 
 __all__ = ["values_at"]
@@ -64,9 +64,13 @@ def _task(
 ) -> NDArray[np.float64]:
     """Return the values at some of the points."""
     function = getattr(field, name)(device)
-    result = []
+    size = CHUNK_POINTS["cpu" if device.type == "cpu" else "other"]
+    parts = [range(start + first, start + last) for first, last in blocks(stop - start, size) or [(0, 0)]]
+
+    def values(part: range) -> NDArray[Any]:
+        at = slice(part.start, part.stop)
+        return function(as_tensor(x[at], device), as_tensor(time[at], device)).cpu().numpy()
+
     with torch.no_grad():
-        for first, last in blocks(stop - start, CHUNK_POINTS["cpu" if device.type == "cpu" else "other"]) or [(0, 0)]:
-            part = slice(start + first, start + last)
-            result.append(function(as_tensor(x[part], device), as_tensor(time[part], device)).cpu().numpy())
+        result = [found for _, found in in_parts(values, parts, "the values of the field")]
     return np.concatenate(result).astype(np.float64, copy=False)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import resolve_device, single_thread
+from cellrank_velot._device import resolve_device, single_thread, with_halves
 from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.bridges import Bridges
 from cellrank_velot.couplings import SnapshotCouplings
@@ -258,16 +258,21 @@ def _train(
     # Random points leave the weights restless: their running mean is at rest.
     mean = AveragedModel(network, avg_fn=lambda old, new, n: old.lerp(new, max(1 / (float(n) + 1), 1 / MEMORY)))
     best, best_step, kept = np.inf, 0, deepcopy(network.state_dict())
+
+    def gradients(size: int) -> torch.Tensor:
+        losses = _losses(network, points.draw(size))
+        network.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        return losses.detach()
+
     with tqdm(total=n_steps, desc="process", unit="step", disable=not show_progress_bar) as bar:
         for step in range(1, n_steps + 1):
-            losses = _losses(network, points.draw(batch_size))
-            optimizer.zero_grad(set_to_none=True)
-            losses.sum().backward()
+            losses, batch_size = with_halves(gradients, batch_size, "training the process")
             optimizer.step()
             schedule.step()
             mean.update_parameters(network)
             bar.update()
-            recent.append(losses.detach())
+            recent.append(losses)
             if step % EVALUATE_EVERY and step != n_steps:
                 continue
             with torch.no_grad():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import as_tensor, float_on, resolve_device, single_thread
+from cellrank_velot._device import as_tensor, float_on, in_parts, resolve_device, single_thread, with_halves
 from cellrank_velot._parallel import blocks
 from cellrank_velot._validation import check_integer, check_number, check_seed
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
@@ -268,13 +268,11 @@ class _Trainer:
         best, best_step, kept = np.inf, 0, self._weights()
         with tqdm(total=n_steps, desc="field", unit="step", disable=not show_progress_bar) as bar:
             for step in range(1, n_steps + 1):
-                losses = self._losses(self._batch(batch_size))
-                optimizer.zero_grad(set_to_none=True)
-                losses[0].backward()
+                losses, batch_size = with_halves(self._gradients, batch_size, "training the field")
                 optimizer.step()
                 schedule.step()
                 bar.update()
-                recent.append(torch.stack(losses).detach())
+                recent.append(losses)
                 if step % EVALUATE_EVERY and step != n_steps:
                     continue
                 validation = self._held_out_loss()
@@ -289,6 +287,13 @@ class _Trainer:
         names = ("step", "held_out", "total", "fit", "smooth", "curl", "divergence")
         history = {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         return history, best_step, kept
+
+    def _gradients(self, batch_size: int) -> torch.Tensor:
+        """Leave the gradients of a batch with the network, and return its losses."""
+        losses = self._losses(self._batch(batch_size))
+        self.network.zero_grad(set_to_none=True)
+        losses[0].backward()
+        return torch.stack(losses).detach()
 
     def _batch(self, batch_size: int) -> torch.Tensor:
         size = min(batch_size, self.trained.numel())
@@ -316,7 +321,9 @@ class _Trainer:
 
     def _held_out_loss(self) -> float:
         with torch.no_grad():
-            return float(fit_loss(self.network(self.cells.inputs(self.held_out)), *self.cells.fit(self.held_out)))
+            parts = in_parts(lambda cells: self.network(self.cells.inputs(cells)), [self.held_out], "held-out cells")
+            predicted = torch.cat([values for _, values in parts])
+            return float(fit_loss(predicted, *self.cells.fit(self.held_out)))
 
     def _weights(self) -> dict[str, NDArray[np.float32]]:
         return {name: value.detach().cpu().numpy().copy() for name, value in self.network.state_dict().items()}

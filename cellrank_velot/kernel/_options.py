@@ -12,7 +12,15 @@ import numpy as np
 
 from cellrank_velot.snapshots import BATCH_SIZE
 
-__all__ = ["names_of", "options_of"]
+__all__ = ["STEPS", "names_of", "options_of"]
+
+# Methods whose parameters `settings` keeps.
+STEPS = {
+    "windows": "compute_windows",
+    "velocity": "compute_velocity",
+    "field": "fit_field",
+    "uncertainty": "compute_uncertainty",
+}
 
 # Options that only pseudotime has, and those that only real time points have, by step, as they usually are.
 PSEUDOTIME_OPTIONS: dict[str, dict[str, Any]] = {

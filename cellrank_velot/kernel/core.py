@@ -32,7 +32,8 @@ from cellrank_velot.cells import (
 )
 from cellrank_velot.couplings import SnapshotCouplings, check_coupling_options
 from cellrank_velot.field import VelocityField, check_field_options, check_matching_options, fit_field
-from cellrank_velot.kernel._options import names_of, options_of
+from cellrank_velot.kernel._options import STEPS, names_of, options_of
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.kernel.diagnostics import Diagnostics
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
@@ -50,14 +51,6 @@ from cellrank_velot.windows import Tail, Windows, build_windows
 __all__ = ["OTVelocityKernel"]
 
 logger = logging.getLogger("cellrank_velot")
-
-# Methods whose parameters `settings` keeps.
-STEPS = {
-    "windows": "compute_windows",
-    "velocity": "compute_velocity",
-    "field": "fit_field",
-    "uncertainty": "compute_uncertainty",
-}
 
 
 class OTVelocityKernel(
@@ -267,6 +260,7 @@ class OTVelocityKernel(
         """Velocity of the field at the cells, in basis per time, shape ``[n_cells, n_dims]``."""
         return self._needed("field", "fit_field")(self.cells.x, self.cells.time)
 
+    @all_or_nothing()
     def compute_windows(
         self,
         n_clusters: int | None = None,
@@ -326,6 +320,7 @@ class OTVelocityKernel(
         logger.info("Built %d pairs of %d windows", windows.n_pairs, windows.n_windows)
         return self
 
+    @all_or_nothing()
     def compute_velocity(
         self,
         epsilon: float = 0.05,
@@ -414,6 +409,7 @@ class OTVelocityKernel(
         self._settings = {step: self._settings[step] for step in ("windows", "velocity") if step in self._settings}
         return self
 
+    @all_or_nothing()
     def fit_field(
         self,
         hidden: Sequence[int] = (128, 128),
@@ -501,6 +497,7 @@ class OTVelocityKernel(
         self._settings.pop("uncertainty", None)
         return self
 
+    @all_or_nothing()
     def compute_uncertainty(
         self, n_members: int = 4, *, random_state: int = 0, n_jobs: int | None = None, show_progress_bar: bool = True
     ) -> Self:
@@ -548,6 +545,7 @@ class OTVelocityKernel(
         self._settings["uncertainty"] = settings
         return self
 
+    @all_or_nothing()
     def current_field(self, *, device: str = "auto", show_progress_bar: bool = True) -> VelocityField:
         """Return the field without the relaxation to the data: the part that changes its sign when time is reversed.
 

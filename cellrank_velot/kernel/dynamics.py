@@ -33,6 +33,7 @@ from cellrank_velot.dynamics.flow import check_flow_options
 from cellrank_velot.dynamics.motion import check_motion_options
 from cellrank_velot.dynamics.trajectories import check_trajectory_options
 from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.projection import Weighting, project_by_linear_map, project_by_transitions
 from cellrank_velot.selection import (
     CellSelector,
@@ -53,6 +54,7 @@ Projection = Literal["transitions", "linear_map"]
 class Dynamics(Parts):
     """Methods of the kernel that move cells along its field, or its velocities to an embedding."""
 
+    @all_or_nothing(writes=True)
     def compute_trajectories(
         self,
         start_ixs: CellSelector | None = None,
@@ -175,6 +177,7 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
             storage.write_trajectories(self.adata, key_added, paths)
         return paths
 
+    @all_or_nothing(writes=True)
     def simulate_flow(
         self,
         start_ixs: CellSelector | None = None,
@@ -285,6 +288,7 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             storage.write_trajectories(self.adata, key_added, paths)
         return paths
 
+    @all_or_nothing(writes=True)
     def project_velocity(
         self,
         basis: str = "umap",

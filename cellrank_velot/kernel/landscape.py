@@ -17,6 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from cellrank_velot._validation import check_integer, check_known, check_number
 from cellrank_velot.cells import find_basis, read_basis
 from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.landscape import Landscape, PlaneCells, compute_landscape
 
 __all__ = ["Landscapes"]
@@ -31,6 +32,7 @@ WINDOW = 0.1
 class Landscapes(Parts):
     """Methods of the kernel that compute and draw the landscape."""
 
+    @all_or_nothing()
     def compute_landscape(
         self,
         times: Sequence[float] | float | None = None,

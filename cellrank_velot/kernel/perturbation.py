@@ -24,6 +24,7 @@ from cellrank_velot.dynamics.flow import check_flow_options
 from cellrank_velot.dynamics.motion import check_motion_options
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.perturbation import (
     Effect,
     Fates,
@@ -67,6 +68,7 @@ class Perturbations(Parts):
             time: Interval | None,
         ) -> NDArray[np.bool_]: ...
 
+    @all_or_nothing()
     def perturb(
         self,
         changes: Mapping[str, Any],
@@ -133,6 +135,7 @@ class Perturbations(Parts):
         self._warn_about_length(perturbation)
         return perturbation
 
+    @all_or_nothing()
     def fate_shift(
         self,
         perturbation: Perturbation | Mapping[str, Any],
@@ -250,6 +253,7 @@ class Perturbations(Parts):
         _report(shift)
         return shift
 
+    @all_or_nothing()
     def perturbed_kernel(
         self, perturbation: Perturbation | Mapping[str, Any], *, push: float = 0.0, **kwargs: Any
     ) -> Self:

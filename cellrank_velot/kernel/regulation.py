@@ -18,6 +18,7 @@ from cellrank_velot.derivatives import Decoder, Genes, has_growth
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.field import VelocityField
 from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.regulation import Regulation as RegulationResult
 from cellrank_velot.regulation import bin_times, compute_growth_genes, compute_regulation, name_intervals
 from cellrank_velot.selection import CellSelector, select_cells
@@ -42,6 +43,7 @@ class Regulation(Parts):
             return None
         return self._regulation[1]
 
+    @all_or_nothing()
     def compute_regulation(
         self,
         genes: Sequence[str] | str | None = None,
@@ -141,6 +143,7 @@ class Regulation(Parts):
         self._regulation = (self.field, result)
         return result
 
+    @all_or_nothing()
     def growth_genes(
         self,
         genes: Sequence[str] | str | None = None,

@@ -5,7 +5,9 @@ Depends on storage, which knows how stages become arrays.
 
 from __future__ import annotations
 
-from typing import Self
+import inspect
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,9 @@ from anndata import AnnData
 from cellrank_velot import storage
 from cellrank_velot._validation import check_known
 from cellrank_velot.cells import CellStates
+from cellrank_velot.kernel._options import STEPS
 from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.kernel.transitions import PARAMS
 
 __all__ = ["Saving"]
@@ -24,6 +28,7 @@ __all__ = ["Saving"]
 class Saving(Parts):
     """Methods of the kernel that write it to AnnData and read it."""
 
+    @all_or_nothing(writes=True)
     def write_to_adata(self, key: str | None = None, copy: bool = False) -> None:
         """Write transition matrix, parameters, windows, velocities and field to :attr:`adata`.
 
@@ -53,7 +58,7 @@ class Saving(Parts):
             step: {name: value for name, value in values.items() if value is not None}
             for step, values in self.settings.items()
         }
-        self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: packed}
+        self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: storage.sealed(packed)}
         if self.windows is not None:
             cluster_key = self._init_kwargs["cluster_key"]
             clusters = self.windows.cluster if cluster_key is None else self.adata.obs[cluster_key].to_numpy()
@@ -100,31 +105,83 @@ class Saving(Parts):
             If what was saved is damaged, of another version, or of other cells.
         """
         check_known("adata.obsp", key, adata.obsp.keys())
-        packed = adata.uns.get("velot", {}).get(key)
-        if packed is None:
-            raise KeyError(f"Expected `adata.uns['velot'][{key!r}]`, found none: it was not written by this kernel.")
-        if int(packed["n_cells"]) != adata.n_obs:
+        where, written = f"adata.uns['velot'][{key!r}]", adata.uns.get("velot", {})
+        if not isinstance(written, Mapping) or written.get(key) is None:
+            raise KeyError(f"Expected `{where}`, found none: it was not written by this kernel.")
+        packed = written[key]
+        storage.check_entry(packed, where)
+        n_cells = storage.plain(packed.get("n_cells"))
+        if not isinstance(n_cells, int) or n_cells != adata.n_obs:
             raise ValueError(
-                f"Expected the `{packed['n_cells']}` cells that the kernel was saved with, found `{adata.n_obs}`."
+                f"Expected the `{n_cells}` cells that the kernel was saved with, found `{adata.n_obs}`, by "
+                f"`{where}['n_cells']`."
             )
-        stages = storage.unpack(packed)
-        saved = adata.uns[f"{key}_params"]
-        kernel: Self = super().from_adata(adata, key=key, copy=copy)
+        params = _checked_params(adata, key, list(inspect.signature(cls).parameters))
+        try:
+            kernel: Self = super().from_adata(adata, key=key, copy=copy)
+        except (KeyError, TypeError, ValueError) as error:
+            raise type(error)(
+                f"`adata.obsp[{key!r}]` and `adata.uns['{key}_params']['init']` do not give a kernel of these data: "
+                f"{error.args[0] if error.args else error}"
+            ) from error
         kernel._init_kwargs = storage.plain(kernel._init_kwargs)
-        if packed.get("fingerprint") != _fingerprint(adata.obsp[key], kernel.cells):
+        if not storage.same_digest(packed.get("fingerprint"), _fingerprint(adata.obsp[key], kernel.cells)):
             raise ValueError(
-                f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time that it was "
-                "computed from, found others. Compute the kernel again."
+                f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time of "
+                f"`adata.uns['{key}_params']['init']` that it was computed from, by `{where}['fingerprint']`, found "
+                "others, or cells in another order. Compute the kernel again."
             )
-        kernel._settings = {
-            step: dict.fromkeys(kernel._names_of(step)) | values
-            for step, values in storage.plain(packed.get("settings", {})).items()
-        }
-        params = storage.plain(dict(saved["params"]))
+        stages = storage.unpack(packed, where, {"n_cells": adata.n_obs, "n_dims": kernel.cells.n_dims})
+        couplings: Any = stages.get("couplings")
+        if couplings is not None and not np.array_equal(couplings.times, kernel.cells.time_points):
+            expected = f"to be the time points `{kernel.cells.time_points}`, found `{couplings.times}`"
+            storage.damaged(f"{where}['couplings']['times']", expected)
+        kernel._settings = kernel._read_settings(packed.get("settings", {}), f"{where}['settings']")
         kernel._params = {name: params[name] for name in PARAMS if name in params}  # a file sorts them by name
         for name, stage in stages.items():
             setattr(kernel, f"_{name}", stage)
         return kernel
+
+    def _read_settings(self, stored: Any, where: str) -> dict[str, dict[str, Any]]:
+        """Return the settings of a file, of known steps and options, with nothing but plain values and arrays."""
+        if not isinstance(stored, Mapping) or not set(stored) <= set(STEPS):
+            found = sorted(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
+            storage.damaged(where, f"with steps of {sorted(STEPS)}, found `{found}`")
+        settings = {}
+        for step, values in stored.items():
+            names = self._names_of(step)
+            if not isinstance(values, Mapping) or not set(values) <= set(names):
+                found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+                storage.damaged(f"{where}[{step!r}]", f"with parameters of {names}, found `{found}`")
+            for name, value in values.items():
+                storage.check_plain(f"{where}[{step!r}][{name!r}]", value)
+            settings[step] = dict.fromkeys(names) | storage.plain(dict(values))
+        return settings
+
+
+def _checked_params(adata: AnnData, key: str, arguments: list[str]) -> dict[str, Any]:
+    """Return the parameters that the host has saved, after a look at what it passes on to the constructor.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If they are missing or damaged.
+    """
+    where = f"adata.uns['{key}_params']"
+    check_known("adata.uns", f"{key}_params", adata.uns.keys())
+    saved = adata.uns[f"{key}_params"]
+    for name in ("init", "params"):
+        if not isinstance(saved, Mapping) or not isinstance(saved.get(name), Mapping):
+            storage.damaged(f"{where}[{name!r}]", "to be a dictionary, found none")
+        for entry, value in saved[name].items():
+            storage.check_plain(f"{where}[{name!r}][{entry!r}]", value)
+    if not set(saved["init"]) <= set(arguments):
+        storage.damaged(f"{where}['init']", f"with arguments of {arguments}, found {sorted(map(str, saved['init']))}")
+    matrix = sp.csr_matrix(adata.obsp[key])
+    if matrix.dtype.kind != "f" or not (np.isfinite(matrix.data) & (matrix.data >= 0)).all():
+        storage.damaged(f"adata.obsp[{key!r}]", f"to be finite and not negative, found `{matrix.dtype}`")
+    params: dict[str, Any] = storage.plain(dict(saved["params"]))
+    return params
 
 
 def _fingerprint(matrix: sp.spmatrix, cells: CellStates) -> str:

@@ -22,6 +22,7 @@ from cellrank_velot.dynamics.process import ProcessPaths, simulate_process
 from cellrank_velot.field import VelocityField, fit_process
 from cellrank_velot.interpolation import Population, interpolate_paths
 from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.selection import CellSelector, select_cells
 from cellrank_velot.snapshots import next_time
 from cellrank_velot.velocity import TransportVelocity
@@ -54,6 +55,7 @@ class TimeSeries(Parts):
         assert growth is not None
         return np.asarray(growth)
 
+    @all_or_nothing()
     def interpolate(self, time: float, *, method: Literal["paths", "field"] = "paths", **kwargs: Any) -> Population:
         """Return the population at any time between the first and the last time point.
 
@@ -94,6 +96,7 @@ class TimeSeries(Parts):
         paths = self._process(starts, time, kwargs)
         return Population(paths.ends, mass * paths.weights, float(time), paths.start_ix)
 
+    @all_or_nothing()
     def simulate_process(
         self,
         cells: CellSelector | str | Sequence[str] | None = None,
@@ -142,6 +145,7 @@ class TimeSeries(Parts):
         chosen = np.sort(np.resize(rng.permutation(starts), n_particles))
         return self._process(chosen, until, {"n_saved": n_saved, **kwargs})
 
+    @all_or_nothing()
     def fate_probabilities(
         self,
         cells: CellSelector | str | Sequence[str] | None = None,
@@ -215,6 +219,7 @@ class TimeSeries(Parts):
             options=kwargs,
         )
 
+    @all_or_nothing()
     def ancestry(
         self,
         cells: CellSelector | str | Sequence[str] | None = None,

@@ -19,6 +19,7 @@ from cellrank_velot._validation import check_choice
 from cellrank_velot.cells import read_loadings, warn_about_graph
 from cellrank_velot.field import VelocityField
 from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.similarities import Similarity, SimilarityFunction, check_similarity
 from cellrank_velot.transitions import (
     BackwardMode,
@@ -54,6 +55,7 @@ REPORT_CELLS = 20_000
 class TransitionMatrix(Parts):
     """The method of the kernel that compares its velocity with the way to each neighbour."""
 
+    @all_or_nothing()
     def compute_transition_matrix(
         self,
         similarity: Similarity | SimilarityFunction = "cosine",

@@ -16,6 +16,8 @@ import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cellrank_velot._files import replacing
+
 __all__ = ["close_figure", "open_axes", "style"]
 
 STYLE: dict[str, Any] = {
@@ -107,7 +109,8 @@ def close_figure(figure: Figure, *, ours: bool, save: str | Path | None, show: b
         path = path if path.is_absolute() else Path(sc.settings.figdir) / path
         path = path if path.suffix else path.with_name(f"{path.name}.{sc.settings.file_format_figs}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, bbox_inches="tight", dpi=figure.dpi)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, bbox_inches="tight", dpi=figure.dpi)
     if show or (show is None and save is None and ours):
         plt.show()
     elif show is None and ours:

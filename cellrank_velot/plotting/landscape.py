@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
+from cellrank_velot._files import replacing
 from cellrank_velot._validation import check_integer, check_number
 from cellrank_velot.landscape import Landscape
 from cellrank_velot.plotting._animation import animation_path, show_animation
@@ -211,13 +212,12 @@ def landscape_animation(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with style():
+            with style(), replacing(path) as file:
                 colors = [*scene.colors.values(), "white", INK]
                 gif = path.suffix == ".gif"
-                animation.save(path, writer=GifWriter(fps, colors) if gif else writers["ffmpeg"](fps=fps), dpi=dpi)
+                animation.save(file, writer=GifWriter(fps, colors) if gif else writers["ffmpeg"](fps=fps), dpi=dpi)
         except BaseException:
             plt.close(figure)
-            path.unlink(missing_ok=True)  # half of a film
             raise
     return show_animation(animation, figure, saved=path is not None, show=show)
 

@@ -22,6 +22,7 @@ from matplotlib.colors import Colormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cellrank_velot._files import replacing
 from cellrank_velot._validation import check_choice, check_integer, check_number
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.plotting._animation import animation_path, show_animation
@@ -265,11 +266,10 @@ def flow_animation(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with style():
-                animation.save(path, writer=writers["pillow" if path.suffix == ".gif" else "ffmpeg"](fps=fps), dpi=dpi)
+            with style(), replacing(path) as file:
+                animation.save(file, writer=writers["pillow" if path.suffix == ".gif" else "ffmpeg"](fps=fps), dpi=dpi)
         except BaseException:
             plt.close(figure)
-            path.unlink(missing_ok=True)  # half of a film
             raise
     return show_animation(animation, figure, saved=path is not None, show=show)
 
