@@ -112,6 +112,10 @@ def sinkhorn(
             unsolved = torch.arange(unsolved.numel(), device=cost.device)
     left = batch.problem[unsolved]
     plan[left] = _plan(log_kernel[left], batch.phi[unsolved], batch.psi[unsolved])
+    if tau[0] == 1 and left.numel():
+        # Logarithms of 1e12 have no digits left for the sums: rows are set right once more.
+        rows, wanted_rows = plan[left].sum(2), source_weights[left]
+        plan[left] *= (wanted_rows / torch.where(rows > 0, rows, 1.0)).unsqueeze(2)
     column_sums = plan[left].sum(1)
     wanted = _wanted(target_weights[left], column_sums, batch.psi[unsolved], tau[1])
     error[left] = (column_sums - wanted).norm(dim=1)
