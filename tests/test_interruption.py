@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,28 +184,44 @@ def test_time_series_is_as_before(computed, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------- with jobs
+@pytest.fixture
+def heeds_ctrl_c():
+    """Let this process heed the signal, which one that a shell has started in the background does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_after(seconds: float) -> None:
     threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 
 
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Wait for something that a loaded machine may take long for."""
+    return any(holds() or time.sleep(0.1) for _ in range(300))
+
+
+def marked(folder: str, number: int) -> None:
+    time.sleep(0.1)
+    (Path(folder) / str(number)).touch()
+
+
 @pytest.mark.parametrize("backend", [None, "loky"])
-def test_jobs_stop_at_ctrl_c(backend):
-    threads = torch.get_num_threads()
+def test_jobs_stop_at_ctrl_c(backend, heeds_ctrl_c, tmp_path):
+    threads, n_tasks = torch.get_num_threads(), 400
     context = parallel_config(backend=backend) if backend else nullcontext()
     with context:
-        start = time.perf_counter()
         interrupt_after(0.3)
         with pytest.raises(KeyboardInterrupt):
-            list(run(time.sleep, [(0.1,)] * 200, n_jobs=2))
-    assert time.perf_counter() - start < 5
+            list(run(marked, [(str(tmp_path), number) for number in range(n_tasks)], n_jobs=2))
     assert torch.get_num_threads() == threads
-    time.sleep(0.3)
-    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+    assert eventually(lambda: not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name])
+    assert len(list(tmp_path.iterdir())) < n_tasks
     if backend is None:  # processes would take seconds to start again
         assert list(run(abs, [(i,) for i in range(4)], n_jobs=2)) == [0, 1, 2, 3]
 
 
-def test_interrupted_threads_leave_the_number_of_torch_threads():
+def test_interrupted_threads_leave_the_number_of_torch_threads(heeds_ctrl_c):
     """The worker that is last to leave must not set its own number where the caller's belongs."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -211,14 +229,15 @@ def test_interrupted_threads_leave_the_number_of_torch_threads():
         interrupt_after(0.2)
         with pytest.raises(KeyboardInterrupt):
             list(run(time.sleep, [(0.3,)] * 20, n_jobs=2))
-        time.sleep(0.5)
+        assert eventually(lambda: not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name])
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
 
 SCRIPT = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background would not heed it
 import numpy as np
 from anndata import AnnData
 from sklearn.neighbors import kneighbors_graph
@@ -243,12 +262,14 @@ for name, step in steps.items():
         step()
         print("finished", flush=True)
     except KeyboardInterrupt:
-        stopped = time.time()
         same = all(vars(kernel)[key] is value or vars(kernel)[key] == value for key, value in before.items())
-        time.sleep(0.5)
-        work = time.process_time()
-        time.sleep(0.5)
-        print("stopped", stopped, same, time.process_time() - work, flush=True)
+        for _ in range(40):  # threads end with the task that they are at
+            work = time.process_time()
+            time.sleep(0.5)
+            work = time.process_time() - work
+            if work < 0.05:
+                break
+        print("stopped", same, work, flush=True)
 """
 
 
@@ -259,14 +280,12 @@ def test_true_ctrl_c_in_a_process():
             for step in ("transport", "training"):
                 assert process.stdout.readline().strip() == step
                 time.sleep(0.4)
-                sent = time.time()
                 process.send_signal(signal.SIGINT)
                 told = process.stdout.readline().split()
                 assert told[0] == "stopped", (step, told)
-                assert float(told[1]) - sent < 2, step  # milliseconds on a machine at rest
-                assert told[2] == "True"
-                assert float(told[3]) < 0.3, f"threads go on in {step}"
-            assert process.wait(20) == 0
+                assert told[1] == "True"
+                assert float(told[2]) < 0.05, f"threads go on in {step}"
+            assert process.wait(60) == 0
         finally:
             process.kill()
 
