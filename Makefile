@@ -1,7 +1,7 @@
 # Every command makes the environment it needs. `make help` lists them.
 #
 #   PYTHON=python3.13 make test       another interpreter, in .venv-3.13
-#   JOBS=2 make test                  tests in two processes
+#   JOBS=0 make test                  tests in one process, not in as many as there are cores
 #   make test PYTEST_ARGS="-k field"  arguments handed to pytest
 
 .DEFAULT_GOAL := help
@@ -12,7 +12,7 @@
 DEFAULT_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PYTHON ?= $(DEFAULT_PYTHON)
-JOBS ?= 0
+JOBS ?= auto
 PYTEST_ARGS ?=
 
 # "3.11", or nothing where the interpreter does not run or is too old
@@ -38,11 +38,12 @@ test: $(VENV)/.installed-test  ## run the whole test suite
 fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
 
-check: $(VENV)/.installed-dev  ## ruff and mypy, and build the site
+check: $(VENV)/.installed-dev $(VENV)/.installed-test  ## ruff, mypy, the site, and the suite with its branches
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	@$(MAKE) --no-print-directory docs
+	$(PY) -m pytest -n $(JOBS) --cov --cov-report=term-missing:skip-covered
 
 format: $(VENV)/.installed-dev  ## let ruff repair what it can
 	$(PY) -m ruff check --fix
