@@ -27,7 +27,7 @@ QUIET = {"show_progress_bar": False}
 STATES = range(2, 9)
 SERIES = {"time_key": "day", "time_kind": "experimental"}
 # Cells of each end that CellRank is given, the last ones of its cluster, and of a time series in all.
-N_LAST, N_CELLS = 30, 3000
+N_LAST, N_CELLS = 30, 1500
 SEED = 50
 
 # How to load it, and the clusters that are its ends: where none are named, all that are at the last time.
