@@ -1,6 +1,7 @@
 """Transition probabilities against the worked example, CellRank's own kernel, dense algebra, and degenerate graphs."""
 
 import logging
+import re
 
 import cellrank as cr
 import numpy as np
@@ -169,6 +170,12 @@ def test_loops_and_arrays_agree(planted, velocity, monkeypatch, similarity, tran
     np.testing.assert_allclose(loops, arrays, rtol=1e-11, atol=1e-11)
 
 
+def test_single_precision_is_compared_in_double(planted, velocity):
+    single = planted.x.astype(np.float32), velocity.astype(np.float32)
+    expected = edge_similarities(*(values.astype(np.float64) for values in single), planted.graph)
+    np.testing.assert_array_equal(edge_similarities(*single, planted.graph), expected)
+
+
 @pytest.mark.parametrize("n_jobs", [2, 5])
 @pytest.mark.parametrize("similarity", NAMED)
 def test_number_of_jobs_does_not_matter(planted, velocity, monkeypatch, n_jobs: int, similarity):
@@ -204,6 +211,7 @@ def test_blocks_of_rows_have_as_many_edges_each(monkeypatch):
     monkeypatch.setattr(edge_rows, "BLOCK_EDGES", 4)
     assert edge_rows.row_blocks(np.arange(10)) == [(0, 3), (3, 6), (6, 9)]
     assert edge_rows.row_blocks(np.array([0, 0, 8, 8, 9, 10, 11, 12])) == [(0, 2), (2, 7)]
+    assert edge_rows.row_blocks(np.array([0, 1, 2, 12])) == [(0, 3)]
 
 
 @pytest.mark.parametrize("options", [{}, {"model": "monte_carlo", "n_samples": 4}])
@@ -323,7 +331,7 @@ def test_graph_of_another_type_is_followed_in_double_precision(planted, velocity
     graph = (planted.graph != 0).astype(dtype)
     result = compute_transitions(planted.x, velocity, graph)
     expected = graph[:3].toarray() / graph[:3].getnnz(axis=1)[:, None]
-    np.testing.assert_allclose(result.matrix[:3].toarray(), expected, atol=1e-15)
+    np.testing.assert_allclose(result.matrix[:3].toarray(), expected, rtol=1e-14)
 
 
 def test_one_component_of_nan_makes_a_velocity_unknown(planted, velocity):
@@ -464,6 +472,31 @@ def test_callable_must_return_one_number_per_edge(planted, velocity, function, m
         compute_transitions(planted.x, velocity, planted.graph, similarity=function)
 
 
+def test_bar_counts_edges_and_is_not_shown_for_a_moment(planted, velocity, monkeypatch, capsys):
+    options = {"variance_stabilize": True, "show_progress_bar": True}
+    edge_similarities(planted.x, velocity, planted.graph, **options)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(similarities, "BAR_DELAY", 0.0)
+    edge_similarities(planted.x, velocity, planted.graph, **options)
+    shown = capsys.readouterr().err
+    assert re.search(rf"edges: 100%.* {planted.graph.nnz}/{planted.graph.nnz} .*\dedge/s\]", shown), shown
+
+
+def test_edges_on_a_small_device_are_compared_in_halves(planted, velocity, monkeypatch, caplog):
+    expected = edge_similarities(planted.x, velocity, planted.graph, variance_stabilize=True)
+    compare = similarities._compare
+
+    def limited(v, *args):
+        if len(v) > 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return compare(v, *args)
+
+    monkeypatch.setattr(similarities, "_compare", limited)
+    found = edge_similarities(planted.x, velocity, planted.graph, variance_stabilize=True)
+    np.testing.assert_array_equal(found, expected)
+    assert "at a time of the transition matrix: taking fewer" in caplog.text
+
+
 def test_similarity_is_tried_on_vectors_that_differ():
     seen = []
     check_similarity(lambda v, d: seen.append((v, d)) or np.zeros(len(v)), 2)
@@ -539,6 +572,10 @@ def test_auto_scale_without_a_best_neighbour(planted, velocity):
         planted.x, velocity, planted.graph, similarity=lambda v, d: 0 * d[:, 0] + 7, softmax_scale="auto"
     )
     assert flat.softmax_scale == 1
+    single = compute_transitions(
+        np.eye(4), np.ones((4, 4)), sp.csr_matrix(np.eye(4)[[1, 0, 3, 2]]), softmax_scale="auto"
+    )
+    assert single.softmax_scale == 1
     pairs = sp.csr_matrix(np.eye(240, k=1) + np.eye(240, k=-1))
     assert np.isfinite(compute_transitions(planted.x, velocity, pairs, softmax_scale="auto").softmax_scale)
 
@@ -677,6 +714,10 @@ def test_samples_of_some_cells_stay_within_the_bound(planted, velocity, std, mon
     held = [of_cell[cells].sum() for (cells,) in tasks]
     assert bound / 2 < max(held) <= bound
     np.testing.assert_array_equal(np.sort(np.concatenate([cells for (cells,) in tasks])), np.arange(240))
+    tasks.clear()
+    monkeypatch.setattr(similarities, "CHUNK_ELEMENTS", {"cpu": 1, "other": bound})
+    monte_carlo(planted, velocity, std, loadings=loadings, n_samples=2)
+    assert [cells.size for (cells,) in tasks] == [1] * 240
 
 
 def test_error_of_an_unknown_velocity_is_not_read(planted, velocity, std):

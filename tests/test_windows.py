@@ -379,10 +379,13 @@ def test_two_clusters_that_overlap_are_all_cells_each(planted):
 def test_cells_at_a_time_do_not_matter(planted, monkeypatch, n_cells: int):
     options = {"labels": np.arange(240) % 6, "min_window_size": 10}
     expected = build_windows(planted.x, planted.time, **options)
+    sizes, cdist = [], windows_module.cdist
+    monkeypatch.setattr(windows_module, "cdist", lambda x, *args: sizes.append(len(x)) or cdist(x, *args))
     monkeypatch.setattr(windows_module, "CHUNK_CELLS", n_cells)
     found = build_windows(planted.x, planted.time, **options)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.pairs, expected.pairs)
+    assert (sum(sizes), max(sizes)) == (240, n_cells)
 
 
 def test_label_of_no_cell_is_no_cluster(planted):
