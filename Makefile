@@ -5,7 +5,7 @@
 #   make test PYTEST_ARGS="-k field"  arguments handed to pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format docs dist clean
+.PHONY: help demo test fuzz mutants check format docs dist clean
 .DELETE_ON_ERROR:
 
 # The first that runs and is new enough: a name on the PATH may be a shim for a Python that is not active.
@@ -38,6 +38,9 @@ test: $(VENV)/.installed-test  ## run the whole test suite
 fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
 
+mutants: $(VENV)/.installed-test $(VENV)/.installed-dev  ## change the numerical core in 800 places, and see whether tests fail
+	OMP_NUM_THREADS=1 $(PY) tests/benchmarks/mutants.py
+
 check: $(VENV)/.installed-dev $(VENV)/.installed-test  ## ruff, mypy, the site, and the suite with its branches
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -59,7 +62,7 @@ dist: $(VENV)/.installed-dev  ## build the wheel and the source archive, into di
 	$(PY) -m build
 
 clean:  ## remove environments, builds, caches and the demo's results
-	rm -rf .venv .venv-3.* demo dist build docs/_build docs/generated .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-3.* demo dist build mutants docs/_build docs/generated .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find cellrank_velot tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per environment and one per extra: nothing is installed twice while pyproject.toml stays as it is.

@@ -201,6 +201,10 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return any(holds() or time.sleep(0.1) for _ in range(300))
 
 
+def pool_threads(others: set[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in set(threading.enumerate()) - others if "ThreadPool" in thread.name]
+
+
 def marked(folder: str, number: int) -> None:
     time.sleep(0.1)
     (Path(folder) / str(number)).touch()
@@ -208,14 +212,14 @@ def marked(folder: str, number: int) -> None:
 
 @pytest.mark.parametrize("backend", [None, "loky"])
 def test_jobs_stop_at_ctrl_c(backend, heeds_ctrl_c, tmp_path):
-    threads, n_tasks = torch.get_num_threads(), 400
+    threads, others, n_tasks = torch.get_num_threads(), set(threading.enumerate()), 400
     context = parallel_config(backend=backend) if backend else nullcontext()
     with context:
         interrupt_after(0.3)
         with pytest.raises(KeyboardInterrupt):
             list(run(marked, [(str(tmp_path), number) for number in range(n_tasks)], n_jobs=2))
     assert torch.get_num_threads() == threads
-    assert eventually(lambda: not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name])
+    assert eventually(lambda: not pool_threads(others))
     assert len(list(tmp_path.iterdir())) < n_tasks
     if backend is None:  # processes would take seconds to start again
         assert list(run(abs, [(i,) for i in range(4)], n_jobs=2)) == [0, 1, 2, 3]
@@ -223,13 +227,13 @@ def test_jobs_stop_at_ctrl_c(backend, heeds_ctrl_c, tmp_path):
 
 def test_interrupted_threads_leave_the_number_of_torch_threads(heeds_ctrl_c):
     """The worker that is last to leave must not set its own number where the caller's belongs."""
-    before = torch.get_num_threads()
+    before, others = torch.get_num_threads(), set(threading.enumerate())
     torch.set_num_threads(3)
     try:
         interrupt_after(0.2)
         with pytest.raises(KeyboardInterrupt):
             list(run(time.sleep, [(0.3,)] * 20, n_jobs=2))
-        assert eventually(lambda: not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name])
+        assert eventually(lambda: not pool_threads(others))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

@@ -1,18 +1,21 @@
 """Transition probabilities against the worked example, CellRank's own kernel, dense algebra, and degenerate graphs."""
 
 import logging
+import re
 
 import cellrank as cr
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
-from scipy.stats import ortho_group
+from scipy.stats import chi, ortho_group
 
 from cellrank_velot import edge_rows, similarities
 from cellrank_velot import monte_carlo as monte_carlo_module
 from cellrank_velot import transitions as transitions_module
 from cellrank_velot.transitions import (
+    check_similarity,
     compute_transitions,
     condition_number,
     edge_similarities,
@@ -167,6 +170,12 @@ def test_loops_and_arrays_agree(planted, velocity, monkeypatch, similarity, tran
     np.testing.assert_allclose(loops, arrays, rtol=1e-11, atol=1e-11)
 
 
+def test_single_precision_is_compared_in_double(planted, velocity):
+    single = planted.x.astype(np.float32), velocity.astype(np.float32)
+    expected = edge_similarities(*(values.astype(np.float64) for values in single), planted.graph)
+    np.testing.assert_array_equal(edge_similarities(*single, planted.graph), expected)
+
+
 @pytest.mark.parametrize("n_jobs", [2, 5])
 @pytest.mark.parametrize("similarity", NAMED)
 def test_number_of_jobs_does_not_matter(planted, velocity, monkeypatch, n_jobs: int, similarity):
@@ -198,6 +207,25 @@ def test_chunks_step_over_isolated_cells(monkeypatch):
         np.testing.assert_allclose(edge_similarities(x, v, graph), expected, atol=1e-12)
 
 
+def test_blocks_of_rows_have_as_many_edges_each(monkeypatch):
+    monkeypatch.setattr(edge_rows, "BLOCK_EDGES", 4)
+    assert edge_rows.row_blocks(np.arange(10)) == [(0, 3), (3, 6), (6, 9)]
+    assert edge_rows.row_blocks(np.array([0, 0, 8, 8, 9, 10, 11, 12])) == [(0, 2), (2, 7)]
+    assert edge_rows.row_blocks(np.array([0, 1, 2, 12])) == [(0, 3)]
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "monte_carlo", "n_samples": 4}])
+def test_all_loops_get_the_number_of_jobs(planted, velocity, monkeypatch, options):
+    asked = []
+    for module in (edge_rows, similarities, monte_carlo_module):
+        inner = module.run
+        monkeypatch.setattr(
+            module, "run", lambda *args, _inner=inner, **kw: asked.append(kw["n_jobs"]) or _inner(*args, **kw)
+        )
+    compute_transitions(planted.x, velocity, planted.graph, velocity_std=velocity**2, n_jobs=3, **options)
+    assert asked == [3] * (2 + len(options) // 2)
+
+
 @pytest.mark.parametrize("similarity", NAMED)
 @pytest.mark.parametrize("elements", [40, 2**21])
 def test_genes_through_the_loadings(planted, velocity, monkeypatch, similarity, elements: int):
@@ -211,6 +239,31 @@ def test_genes_through_the_loadings(planted, velocity, monkeypatch, similarity, 
         edge_similarities(planted.x @ loadings, velocity @ loadings, planted.graph, variance_stabilize=True),
     ]
     np.testing.assert_allclose(*stabilised, atol=1e-7)  # roots of rounding errors
+
+
+@pytest.mark.parametrize(
+    ("options", "of_edge", "of_number"),
+    [
+        # Three numbers, two indices of four bytes and a flag of an edge; three numbers of each that the velocity has.
+        ({}, 33, 24),
+        ({"ends": np.arange(240) > 200}, 97, 24),
+        ({"threshold": 0.1}, 81, 24),
+        ({"model": "monte_carlo"}, 57, 88),
+    ],
+)
+@pytest.mark.parametrize("stored_zero", [False, True])
+def test_memory_that_is_asked_for(planted, velocity, monkeypatch, options, of_edge, of_number, stored_zero: bool):
+    graph, asked, jobs = planted.graph.copy(), [], []
+    graph.sum_duplicates()
+    if stored_zero:  # a copy of the graph is made without it
+        graph.data[0], of_edge = 0, of_edge + 12
+    monkeypatch.setattr(transitions_module, "jobs_within", lambda *args: asked.append(args) or 2)
+    run = edge_rows.run
+    monkeypatch.setattr(edge_rows, "run", lambda *args, n_jobs: jobs.append(n_jobs) or run(*args, n_jobs=n_jobs))
+    compute_transitions(planted.x, velocity, graph, velocity_std=0 * velocity, n_jobs=3, memory_limit="3 GB", **options)
+    needed = of_edge * graph.nnz + of_number * velocity.size
+    assert asked == [("3 GB", needed, 2**24, 3, "the transition matrix")]
+    assert jobs == [2]
 
 
 # --------------------------------------------------------------------------------------------- invariances
@@ -270,6 +323,15 @@ def test_cell_without_a_velocity_follows_the_graph(planted, velocity, bad: float
     others = np.setdiff1d(np.arange(240), cells)
     known = np.abs(result.logits[others].data)
     assert result.softmax_scale == pytest.approx(1 / np.median(known))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.float32])
+def test_graph_of_another_type_is_followed_in_double_precision(planted, velocity, dtype: type):
+    velocity[:3] = np.nan
+    graph = (planted.graph != 0).astype(dtype)
+    result = compute_transitions(planted.x, velocity, graph)
+    expected = graph[:3].toarray() / graph[:3].getnnz(axis=1)[:, None]
+    np.testing.assert_allclose(result.matrix[:3].toarray(), expected, rtol=1e-14)
 
 
 def test_one_component_of_nan_makes_a_velocity_unknown(planted, velocity):
@@ -361,6 +423,17 @@ def test_no_scale_overflows(planted, velocity, scale: float, similarity: str):
         np.testing.assert_allclose(effective_neighbors(result.matrix), np.diff(planted.graph.indptr), rtol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"threshold": 0.5}, {"model": "monte_carlo"}, {"ends": np.arange(4) > 1}])
+def test_a_cell_of_one_neighbour_steps_to_it(options: dict):
+    x = np.array([[0.0, 0], [1, 0], [2, 1], [3, 0]])
+    graph = sp.csr_matrix(np.array([[0, 0.2, 0, 0], [0.2, 0, 0.5, 0], [0, 0.5, 0, 1], [0, 0, 1, 0]]))
+    velocity = np.array([[np.nan, 0], [1, 0], [1, 1], [-1, -1]])
+    result = compute_transitions(x, velocity, graph, velocity_std=np.full((4, 2), 0.1), **options)
+    np.testing.assert_allclose(result.matrix[[0, 3]].toarray(), [[0, 1, 0, 0], [0, 0, 1, 0]], atol=1e-12)
+    np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
+    assert result.n_fallback == 1
+
+
 # ------------------------------------------------------------------------------------------------ callables
 def test_callable_gets_velocities_and_displacements(planted, velocity):
     shapes = []
@@ -397,6 +470,48 @@ def test_callable_that_is_cosine_is_cosine(planted, velocity):
 def test_callable_must_return_one_number_per_edge(planted, velocity, function, message):
     with pytest.raises(ValueError, match=message):
         compute_transitions(planted.x, velocity, planted.graph, similarity=function)
+
+
+def test_bar_counts_edges_and_is_not_shown_for_a_moment(planted, velocity, monkeypatch, capsys):
+    options = {"variance_stabilize": True, "show_progress_bar": True}
+    edge_similarities(planted.x, velocity, planted.graph, **options)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(similarities, "BAR_DELAY", 0.0)
+    edge_similarities(planted.x, velocity, planted.graph, **options)
+    shown = capsys.readouterr().err
+    assert re.search(rf"edges: 100%.* {planted.graph.nnz}/{planted.graph.nnz} .*\dedge/s\]", shown), shown
+
+
+def test_edges_on_a_small_device_are_compared_in_halves(planted, velocity, monkeypatch, caplog):
+    expected = edge_similarities(planted.x, velocity, planted.graph, variance_stabilize=True)
+    compare = similarities._compare
+
+    def limited(v, *args):
+        if len(v) > 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return compare(v, *args)
+
+    monkeypatch.setattr(similarities, "_compare", limited)
+    found = edge_similarities(planted.x, velocity, planted.graph, variance_stabilize=True)
+    np.testing.assert_array_equal(found, expected)
+    assert "at a time of the transition matrix: taking fewer" in caplog.text
+
+
+def test_similarity_is_tried_on_vectors_that_differ():
+    seen = []
+    check_similarity(lambda v, d: seen.append((v, d)) or np.zeros(len(v)), 2)
+    np.testing.assert_array_equal(seen[0][0], np.ones((3, 2)))
+    np.testing.assert_array_equal(seen[0][1], [[1.5, 0.5], [0.5, 1.5], [0.5, 0.5]])
+    assert seen[0][0].dtype == seen[0][1].dtype == np.float64
+    for name in NAMED:
+        check_similarity(name, 2)
+    check_similarity("cosine", 1)
+    with pytest.raises(ValueError, match="^Expected at least `2` dimensions for a correlation, found `1`: use the cos"):
+        check_similarity("correlation", 1)
+    with pytest.raises(ValueError, match=r"Expected `similarity` to be one of \['cosine', .*found `'euclidean'`"):
+        check_similarity("euclidean", 2)
+    with pytest.raises(ValueError, match=r"`similarity` to return the shape `\(3,\)`, found `\(2,\)`"):
+        check_similarity(lambda v, d: np.zeros(2), 2)
 
 
 # --------------------------------------------------------------------------------------------- softmax scale
@@ -451,6 +566,16 @@ def test_auto_scale_without_a_best_neighbour(planted, velocity):
         )
         assert np.isfinite(result.softmax_scale)
         np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
+    flat = compute_transitions(planted.x, velocity, planted.graph, similarity=lambda v, d: 0 * d[:, 0] + 7)
+    assert flat.softmax_scale == 1 / 7
+    flat = compute_transitions(
+        planted.x, velocity, planted.graph, similarity=lambda v, d: 0 * d[:, 0] + 7, softmax_scale="auto"
+    )
+    assert flat.softmax_scale == 1
+    single = compute_transitions(
+        np.eye(4), np.ones((4, 4)), sp.csr_matrix(np.eye(4)[[1, 0, 3, 2]]), softmax_scale="auto"
+    )
+    assert single.softmax_scale == 1
     pairs = sp.csr_matrix(np.eye(240, k=1) + np.eye(240, k=-1))
     assert np.isfinite(compute_transitions(planted.x, velocity, pairs, softmax_scale="auto").softmax_scale)
 
@@ -574,6 +699,68 @@ def test_samples_do_not_depend_on_chunks(planted, velocity, std, monkeypatch, el
     np.testing.assert_allclose(found, expected, atol=1e-6)  # samples are averaged in single precision
 
 
+@pytest.mark.parametrize("n_genes", [None, 3, 12])
+def test_samples_of_some_cells_stay_within_the_bound(planted, velocity, std, monkeypatch, n_genes: int | None):
+    tasks, degree, bound = [], np.diff(planted.graph.indptr), 20_000
+    inner = monte_carlo_module.run
+    monkeypatch.setattr(
+        monte_carlo_module, "run", lambda f, todo, *args, **kw: tasks.extend(todo) or inner(f, todo, *args, **kw)
+    )
+    monkeypatch.setattr(similarities, "CHUNK_ELEMENTS", {"cpu": bound, "other": 1})
+    loadings = None if n_genes is None else np.random.default_rng(6).normal(size=(5, n_genes))
+    monte_carlo(planted, velocity, std, loadings=loadings, n_samples=20)
+    # Of each cell the displacements and the samples, as wide as they get, and the product of both.
+    of_cell = max(5, n_genes or 0) * (degree + 20) + degree * 20
+    held = [of_cell[cells].sum() for (cells,) in tasks]
+    assert bound / 2 < max(held) <= bound
+    np.testing.assert_array_equal(np.sort(np.concatenate([cells for (cells,) in tasks])), np.arange(240))
+    tasks.clear()
+    monkeypatch.setattr(similarities, "CHUNK_ELEMENTS", {"cpu": 1, "other": bound})
+    monte_carlo(planted, velocity, std, loadings=loadings, n_samples=2)
+    assert [cells.size for (cells,) in tasks] == [1] * 240
+
+
+def test_error_of_an_unknown_velocity_is_not_read(planted, velocity, std):
+    velocity[[3, 50]], std[:] = np.nan, 0
+    std[[3, 50]] = 1
+    for mode in (None, "transpose"):
+        expected = compute_transitions(planted.x, velocity, planted.graph, backward_mode=mode).matrix
+        found = monte_carlo(planted, velocity, std, backward_mode=mode, n_samples=2).matrix
+        np.testing.assert_array_equal(found.data, expected.data)
+
+
+def test_samples_on_a_small_device_are_taken_of_fewer_cells(planted, velocity, std, monkeypatch, caplog):
+    expected = monte_carlo(planted, velocity, std, n_samples=8).matrix
+    transformed = monte_carlo_module.transformed
+
+    def limited(a, *args):
+        if len(a) > 20:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return transformed(a, *args)
+
+    monkeypatch.setattr(monte_carlo_module, "transformed", limited)
+    found = monte_carlo(planted, velocity, std, n_samples=8, n_jobs=1).matrix
+    np.testing.assert_allclose(found.data, expected.data, atol=1e-6)
+    assert "at a time of the transition matrix: taking fewer" in caplog.text
+
+
+def test_a_card_takes_more_at_a_time():
+    found = {name: similarities.elements_at_a_time(torch.device(name)) for name in ("cpu", "cuda", "mps")}
+    assert found == {"cpu": 2**18, "cuda": 2**26, "mps": 2**26}
+
+
+def test_cells_that_are_alike_get_samples_of_their_own():
+    # Forty cells at the origin, and four that they may go to; each dimension of a sample has a sign of its own, and
+    # mirrored pairs make half of the eight alike.
+    x = np.vstack([np.zeros((40, 3)), np.eye(4, 3)])
+    graph = sp.csr_matrix(np.vstack([np.eye(44)[[40, 41, 42, 43]].sum(0)] * 40 + [np.eye(44)[:4]]))
+    velocity, std = np.tile([1.0, 0.5, 0.2], (44, 1)), np.full((44, 3), 0.5)
+    matrix = compute_transitions(
+        x, velocity, graph, softmax_scale=3.0, model="monte_carlo", velocity_std=std, n_samples=2
+    ).matrix
+    assert np.unique(matrix[:40].toarray().round(5), axis=0).shape[0] == 4
+
+
 @pytest.mark.parametrize("n_samples", [1, 7, 40])
 @pytest.mark.parametrize("mode", [None, "negate"])
 def test_all_edges_at_once_or_one_sample_after_the_other(planted, velocity, std, n_samples: int, mode):
@@ -597,6 +784,14 @@ def test_samples_are_standard_normal(n_dims: int):
     np.testing.assert_allclose(single.mean(0), 0, atol=0.08)
     np.testing.assert_allclose(np.cov(single, rowvar=False).reshape(n_dims, n_dims), np.eye(n_dims), atol=0.13)
     assert (single[:, 0] ** 4).mean() == pytest.approx(3, abs=0.5)
+
+
+@pytest.mark.parametrize("n_dims", [1, 4])
+def test_lengths_of_samples_are_one_of_each_equal_share(n_dims: int):
+    draws = monte_carlo_module._standard_samples(24, n_dims, np.random.default_rng(0))
+    share = 12 * chi.cdf(np.linalg.norm(draws[:12], axis=1), n_dims)
+    np.testing.assert_array_equal(np.sort(np.floor(share)), np.arange(12))
+    assert 0.1 < np.std(share % 1) < 0.5  # anywhere in its share
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan])

@@ -136,7 +136,7 @@ def test_constant_cost_is_solved_at_once():
 def test_wide_spread_of_costs_goes_by_log_sum_exp(monkeypatch):
     steps = []
     by_log = transport._log_steps
-    monkeypatch.setattr(transport, "_log_steps", lambda *args, **kw: steps.append(kw) or by_log(*args, **kw))
+    monkeypatch.setattr(transport, "_log_steps", lambda *args: steps.append(len(args[0])) or by_log(*args))
     rng = np.random.default_rng(6)
     easy, hard = problems(6, uniform=False, sizes=[(10, 10), (10, 10)])
     ranks = rng.normal(scale=300, size=10)[:, None] * rng.normal(size=10)  # only sorting solves it
@@ -144,6 +144,7 @@ def test_wide_spread_of_costs_goes_by_log_sum_exp(monkeypatch):
     assert np.exp(-hard[0]).min() == 0
     result = solve([easy, hard], 1.0, tol=1e-10)
     assert len(steps) > 1, "the first step is always one by log-sum-exp"
+    assert set(steps) == {1}, "the easy problem needs none"
     assert result.converged.all()
     for plan, (cost, a, b) in zip(result.plan.numpy(), (easy, hard), strict=True):
         with np.errstate(divide="ignore"):
@@ -157,6 +158,16 @@ def test_easy_problems_never_need_log_sum_exp(monkeypatch):
     monkeypatch.setattr(transport, "_log_steps", lambda *args, **kw: steps.append(kw) or by_log(*args, **kw))
     assert solve(problems(7), 0.05).converged.all()
     assert not steps
+
+
+def test_usual_tolerance_and_bound():
+    easy, hard = problems(8, uniform=False, sizes=[(20, 20), (20, 20)])
+    result = sinkhorn(*padded([easy]), 0.1)
+    assert result.converged.all()
+    assert 1e-9 < result.marginal_error.item() <= 1e-6
+    result = sinkhorn(*padded([hard]), 1e-5)
+    assert not result.converged.any()
+    assert result.n_iter.item() == 500
 
 
 @pytest.mark.parametrize("max_iter", [1, 2, 10, 11, 25])

@@ -367,6 +367,27 @@ def test_each_cell_belongs_to_its_own_and_the_nearest_clusters(planted, n_neares
     np.testing.assert_array_equal(result.cluster, labels)
 
 
+def test_two_clusters_that_overlap_are_all_cells_each(planted):
+    labels = (planted.labels > 0).astype(int)
+    result = build_windows(
+        planted.x, planted.time, labels=labels, min_window_size=10, **{**REFERENCE, "overlap_clusters": 2}
+    )
+    assert groups_of(result) == [set(range(240))] * 2
+
+
+@pytest.mark.parametrize("n_cells", [1, 77, 240])
+def test_cells_at_a_time_do_not_matter(planted, monkeypatch, n_cells: int):
+    options = {"labels": np.arange(240) % 6, "min_window_size": 10}
+    expected = build_windows(planted.x, planted.time, **options)
+    sizes, cdist = [], windows_module.cdist
+    monkeypatch.setattr(windows_module, "cdist", lambda x, *args: sizes.append(len(x)) or cdist(x, *args))
+    monkeypatch.setattr(windows_module, "CHUNK_CELLS", n_cells)
+    found = build_windows(planted.x, planted.time, **options)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.pairs, expected.pairs)
+    assert (sum(sizes), max(sizes)) == (240, n_cells)
+
+
 def test_label_of_no_cell_is_no_cluster(planted):
     x = planted.x - planted.x.mean(0)  # an empty cluster must not draw cells to the origin
     gaps = np.array([0, 4, 7])[planted.labels]
@@ -548,6 +569,8 @@ def test_seed_decides_and_global_state_does_not(planted):
     np.testing.assert_array_equal(first.indices, second.indices)
     np.testing.assert_array_equal(first.cluster, second.cluster)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    np.testing.assert_array_equal(first.cluster, cluster_cells(planted.x, 4, random_state=3))
+    assert (first.cluster != cluster_cells(planted.x, 4, random_state=0)).any()
 
 
 # ------------------------------------------------------------------------------------------------ the stage
