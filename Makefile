@@ -14,6 +14,8 @@ DEFAULT_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do 
 PYTHON ?= $(DEFAULT_PYTHON)
 JOBS ?= auto
 PYTEST_ARGS ?=
+# Test processes that take a core each must not ask for more.
+ONE_THREAD := $(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1)
 
 # "3.11", or nothing where the interpreter does not run or is too old
 version_of = $(if $(1),$(shell $(1) -c \
@@ -33,7 +35,7 @@ demo: $(VENV)/.installed  ## run the main job on the embedded data, into demo/
 	$(PY) -m cellrank_velot demo --out demo
 
 test: $(VENV)/.installed-test  ## run the whole test suite
-	$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
@@ -46,7 +48,7 @@ check: $(VENV)/.installed-dev $(VENV)/.installed-test  ## ruff, mypy, the site, 
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	@$(MAKE) --no-print-directory docs
-	$(PY) -m pytest -n $(JOBS) --cov --cov-report=term-missing:skip-covered
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --cov --cov-report=term-missing:skip-covered
 
 format: $(VENV)/.installed-dev  ## let ruff repair what it can
 	$(PY) -m ruff check --fix

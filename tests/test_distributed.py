@@ -183,6 +183,7 @@ def test_worker_killed_during_transport_loses_nothing(delay: float, adata, morta
     x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
     graph = adata.obsp["connectivities"].tocsr()
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
+    monkeypatch.setattr(parallel_module, "RETRY_AFTER", 0.5)
     windows = build_windows(x, at, graph=graph, overlap=0.9)
     expected = compute_velocity(x, at, windows, graph, n_jobs=1)
     task = pairs_module._sum_task
