@@ -125,14 +125,14 @@ def rows(wanted: list[str], settle: bool) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sets", nargs="*", default=[], help="only these; writes nothing")
+    parser.add_argument("--sets", nargs="*", default=[], help="only these; the table has no others then")
     parser.add_argument("--settle", action="store_true", help="with cells that stay at the ends; writes nothing")
     args = parser.parse_args()
     quiet()
     warnings.simplefilter("ignore")
     found = pd.DataFrame(rows(args.sets, args.settle))
     print(found.to_string())
-    if not args.sets and not args.settle:
+    if not args.settle:
         head, _, rest = PAGE.read_text().partition("<!-- solvers -->")
         tail = rest.partition("<!-- end of solvers -->")[2]
         PAGE.write_text(f"{head}<!-- solvers -->\n\n{table(found)}\n<!-- end of solvers -->{tail}")
