@@ -7,9 +7,10 @@ Depends on joblib, torch and tqdm.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -89,23 +90,17 @@ def run(
                 yield function(*shared, *task)
                 bar.update()
             return
-        done = 0
-        for last_time in LAST_TIME:
-            try:
-                with _scattered(shared):
-                    streams = getattr(get_active_backend(prefer="threads")[0], "supports_return_generator", False)
-                    options = {"prefer": "threads", "return_as": "generator" if streams else "list"}
-                    with Jobs(jobs, bar, **options) as parallel:
-                        while done < len(tasks):
-                            part = tasks[done : done + (at_a_time or len(tasks))]
-                            for result in parallel(delayed(_call)(function, *shared, *task) for task in part):
-                                done += 1
-                                yield result
-                return
-            except CancelledError:  # as a worker dies, its cluster may forget a task that it should give to another
-                if last_time:
-                    raise
-                time.sleep(RETRY_AFTER)
+        backend, _ = get_active_backend(prefer="threads")
+        if hasattr(backend, "client"):
+            for result in _on_cluster(backend, function, tasks, shared, at_a_time or len(tasks)):
+                yield result
+                bar.update()
+            return
+        streams = getattr(backend, "supports_return_generator", False)
+        options = {"prefer": "threads", "return_as": "generator" if streams else "list"}
+        with Jobs(jobs, bar, **options) as parallel:
+            for start, stop in blocks(len(tasks), at_a_time or len(tasks)):
+                yield from parallel(delayed(_call)(function, *shared, *task) for task in tasks[start:stop])
 
 
 def blocks(n: int, size: int) -> list[tuple[int, int]]:
@@ -140,17 +135,44 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def _scattered(shared: tuple[Any, ...]) -> AbstractContextManager[Any]:
-    """Send arguments to all workers of a dask cluster, once: a worker that dies takes no data with it."""
-    backend, _ = get_active_backend()
-    if not hasattr(backend, "client"):
-        return nullcontext()
-    large = [value for value in shared if not isinstance(value, PLAIN)]
+def _on_cluster(
+    backend: Any, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], shared: tuple[Any, ...], n_ahead: int
+) -> Generator[Any, None, None]:
+    """Do tasks on a dask cluster, and those again that it forgets as a worker dies.
+
+    By its client, not by joblib's backend, which waits forever for a task that could not be given out as the data that
+    it needs had died with a worker.
+    """
+    client, done = backend.client, 0
     for last_time in LAST_TIME:
+        futures: deque[Any] = deque()
         try:
-            return parallel_config(backend="dask", client=backend.client, scatter=large, **backend.submit_kwargs)
-        except (KeyError, OSError):  # a worker has just died, which the scheduler is about to learn
+            arguments = _sent(client, shared)
+            left = iter(tasks[done:])
+            while True:
+                for task in islice(left, n_ahead - len(futures)):
+                    submitted = client.submit(_call, function, *arguments, *task, pure=False, **backend.submit_kwargs)
+                    futures.append(submitted)
+                if not futures:
+                    return
+                result = futures[0].result()
+                futures.popleft()
+                done += 1
+                yield result
+        except CancelledError:
             if last_time:
                 raise
             time.sleep(RETRY_AFTER)
-    raise AssertionError  # pragma: no cover
+        finally:
+            if futures:
+                client.cancel(list(futures))
+
+
+def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
+    """Send what all tasks need to all workers of a cluster, once: a worker that dies takes no data with it."""
+    large = [value for value in shared if not isinstance(value, PLAIN)]
+    try:
+        sent = iter(client.scatter(large, broadcast=True, hash=False))
+    except (KeyError, OSError) as error:  # a worker has just died, which the scheduler is about to learn
+        raise CancelledError from error
+    return [value if isinstance(value, PLAIN) else next(sent) for value in shared]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -30,25 +30,20 @@ from cellrank_velot.windows import build_windows
 PER_CELL = ("velocity", "relaxation", "spread", "n_effective", "disagreement", "support", "n_forward", "n_backward")
 
 
-@contextmanager
-def cluster_of_two():
+@pytest.fixture(scope="module")
+def cluster():
+    """Return a client of two workers, each of which takes seconds to load what it needs."""
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, distributed.Client(cluster) as client:
         yield client
 
 
-@pytest.fixture(scope="module")
-def client():
-    with cluster_of_two() as client:
-        yield client
-
-
 @pytest.fixture
-def mortal_client():
-    """Return a cluster of one's own, to kill its workers."""
-    with cluster_of_two() as client:
-        yield client
+def client(cluster):
+    """Return it with both workers, whichever the test before has killed."""
+    cluster.wait_for_workers(2, timeout=60)
+    return cluster
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +132,7 @@ def test_basis_reaches_a_cluster_once(adata, client, in_small_parts, monkeypatch
 
 
 # -------------------------------------------------------------------------------------------------- who dies meanwhile
-def test_worker_that_dies_in_its_task_loses_nothing(mortal_client, tmp_path: Path):
+def test_worker_that_dies_in_its_task_loses_nothing(client, tmp_path: Path):
     base, marker = np.arange(1000.0), tmp_path / "died"
 
     def fragile(values, number, died):
@@ -155,31 +150,52 @@ def test_worker_that_dies_in_its_task_loses_nothing(mortal_client, tmp_path: Pat
     assert found == [number**2 for number in range(12)]
 
 
-@pytest.mark.parametrize("often", [1, 2, 3])
-def test_tasks_that_a_cluster_forgets_are_given_out_again(often: int, monkeypatch):
-    """Dask does so, now and then, with tasks of a worker that dies."""
-    left = [often]
+class Forgetful:
+    """Does what a dask client does, and forgets a task or its data, as dask does now and then when a worker dies."""
 
-    class Forgetful(parallel_module.Jobs):
-        def __call__(self, iterable):
-            for number, result in enumerate(super().__call__(iterable)):
-                if number == 2 and left[0]:
-                    left[0] -= 1
-                    raise CancelledError
-                yield result
+    submit_kwargs: ClassVar = {}
 
-    monkeypatch.setattr(parallel_module, "Jobs", Forgetful)
+    def __init__(self, n_times: int, loses: str) -> None:
+        self.client, self.left, self.loses = self, n_times, loses
+        self.cancelled = 0
+
+    def scatter(self, values, **_):
+        if self.loses == "data" and self.left:
+            self.left -= 1
+            raise KeyError("tcp://worker")
+        return values
+
+    def submit(self, call, function, *args, pure, **_):
+        future = Future()
+        if self.loses == "task" and self.left and args[-2] == 2:
+            self.left -= 1
+            future.set_exception(CancelledError())
+        else:
+            future.set_result(call(function, *args))
+        return future
+
+    def cancel(self, futures):
+        self.cancelled += len(futures)
+
+
+@pytest.mark.parametrize("loses", ["task", "data"])
+@pytest.mark.parametrize("n_times", [1, 2, 3])
+def test_what_a_cluster_loses_is_given_out_again(n_times: int, loses: str, monkeypatch):
+    cluster = Forgetful(n_times, loses)
+    monkeypatch.setattr(parallel_module, "get_active_backend", lambda prefer=None: (cluster, None))
     monkeypatch.setattr(parallel_module, "RETRY_AFTER", 0.0)
-    tasks = run(pow, [(number, 2) for number in range(9)], n_jobs=2)
-    if often < 3:
+    tasks = run(pow, [(number, 2) for number in range(9)], n_jobs=2, at_a_time=4)
+    if n_times < 3:
         assert list(tasks) == [number**2 for number in range(9)]
     else:
         with pytest.raises(CancelledError):
             list(tasks)
+    # Those that were ahead of the one that was lost.
+    assert cluster.cancelled == (n_times * 4 if loses == "task" else 0)
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.8])  # as data are sent, and as tasks are done
-def test_worker_killed_during_transport_loses_nothing(delay: float, adata, mortal_client, in_small_parts, monkeypatch):
+def test_worker_killed_during_transport_loses_nothing(delay: float, adata, client, in_small_parts, monkeypatch):
     x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
     graph = adata.obsp["connectivities"].tocsr()
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
@@ -195,7 +211,7 @@ def test_worker_killed_during_transport_loses_nothing(delay: float, adata, morta
         return task(*args)
 
     monkeypatch.setattr(pairs_module, "_sum_task", slowly)
-    workers = [worker.pid for worker in mortal_client.cluster.workers.values()]
+    workers = [worker.pid for worker in client.cluster.workers.values()]
     killed = []
 
     def kill() -> None:

@@ -57,6 +57,7 @@ def series(name: str, basis: str) -> ad.AnnData:
     rng = np.random.default_rng(SEED)
     adata = adata[np.sort(rng.permutation(adata.n_obs)[:N_CELLS])].copy()
     adata.obs["day"] = adata.obs["day"].astype(float)
+    adata.X = np.zeros(adata.shape, dtype=np.float32)  # there are no genes, but CellRank asks for a matrix
     if adata.obs["clusters"].nunique() == 1:
         labels = KMeans(4, random_state=0, n_init=10).fit_predict(adata.obsm[basis])
         adata.obs["clusters"] = pd.Categorical([f"state {label}" for label in labels])
