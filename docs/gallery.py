@@ -315,12 +315,24 @@ def genes(kernel: cv.OTVelocityKernel) -> None:
     )
 
 
+def overview(kernel: cv.OTVelocityKernel) -> None:
+    """Draw the picture of the README: from a time to a velocity to a fate."""
+    figure, axes = matplotlib.pyplot.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+    cv.pl.embedding(kernel, "dpt_pseudotime", ax=axes[0], title="from a pseudotime ...")
+    cv.pl.velocity_stream(kernel, ax=axes[1], title="... to a velocity ...")
+    cv.pl.fate_map(estimator(kernel), lineages="Beta", ax=axes[2])
+    axes[2].set_title("... to fates: probability of Beta")
+    figure.savefig(FIGURES.parent / "overview.png", dpi=80)
+    matplotlib.pyplot.close(figure)
+
+
 def main() -> None:
     """Draw all and write the page."""
     logging.getLogger("cellrank_velot").setLevel(logging.ERROR)
     FIGURES.mkdir(parents=True, exist_ok=True)
     adata = pancreas()
     kernel = cv.OTVelocityKernel(adata).compute_transition_matrix(**QUIET)
+    overview(kernel)
     velocity(kernel)
     windows(kernel)
     motion(kernel)
