@@ -315,13 +315,20 @@ def genes(kernel: cv.OTVelocityKernel) -> None:
     )
 
 
-def overview(kernel: cv.OTVelocityKernel) -> None:
+def overview() -> None:
     """Draw the picture of the README: from a time to a velocity to a fate."""
+    adata = cv.datasets.tree()
+    kernel = cv.OTVelocityKernel(adata, cluster_key="clusters").compute_transition_matrix(**QUIET)
+    found = cr.estimators.GPCCA(kernel)
+    found.set_terminal_states(kernel.suggest_terminal_states("clusters"))
+    found.compute_fate_probabilities(use_petsc=False, solver="direct", **QUIET)
     figure, axes = matplotlib.pyplot.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
-    cv.pl.embedding(kernel, "dpt_pseudotime", ax=axes[0], title="from a pseudotime ...")
-    cv.pl.velocity_stream(kernel, ax=axes[1], title="... to a velocity ...")
-    cv.pl.fate_map(estimator(kernel), lineages="Beta", ax=axes[2])
-    axes[2].set_title("... to fates: probability of Beta")
+    cv.pl.embedding(kernel, "dpt_pseudotime", ax=axes[0])
+    cv.pl.velocity_stream(kernel, ax=axes[1])
+    fate = found.fate_probabilities.names[0]
+    cv.pl.fate_map(found, lineages=fate, ax=axes[2])
+    for ax, title in zip(axes, ("from a pseudotime ...", "... to a velocity ...", f"... to fates, {fate}"), strict=True):
+        ax.set_title(title, loc="left")
     figure.savefig(FIGURES.parent / "overview.png", dpi=80)
     matplotlib.pyplot.close(figure)
 
@@ -332,7 +339,7 @@ def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     adata = pancreas()
     kernel = cv.OTVelocityKernel(adata).compute_transition_matrix(**QUIET)
-    overview(kernel)
+    overview()
     velocity(kernel)
     windows(kernel)
     motion(kernel)
