@@ -59,9 +59,11 @@ docs: $(VENV)/.installed-docs  ## build the site into docs/_build/html, and chec
 	$(PY) -m sphinx -W --keep-going -q -b html -j 2 docs docs/_build/html
 	$(PY) docs/check_links.py docs/_build/html
 
-dist: $(VENV)/.installed-dev  ## build the wheel and the source archive, into dist/
+dist: $(VENV)/.installed-dev  ## build the wheel and the source archive into dist/, and try each in a new environment
 	rm -rf dist
 	$(PY) -m build
+	$(PY) -m twine check --strict dist/*
+	$(PY) tests/check_dist.py dist
 
 clean:  ## remove environments, builds, caches and the demo's results
 	rm -rf .venv .venv-3.* demo dist build mutants docs/_build docs/generated .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

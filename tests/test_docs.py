@@ -5,15 +5,17 @@ import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial, partialmethod
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib.pyplot
 import pytest
 
 import cellrank_velot
-from cellrank_velot import OTVelocityKernel
+from cellrank_velot import OTVelocityKernel, datasets
 
 DOCS = Path(__file__).parents[1] / "docs"
 SHORT = {"cellrank_velot.pl": "cellrank_velot.plotting", "cellrank_velot.pp": "cellrank_velot.preprocessing"}
@@ -109,6 +111,47 @@ def test_imports_are_those_that_run():
 def test_links_between_files_hold(page: Path):
     links = re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_comparison_is_one_and_its_tests_are_there():
+    page = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    table, tests = (re.findall(r"^\|.*", part, flags=re.MULTILINE) for part in page.split("## What tests"))
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(table) in readme, "make it again: python tests/benchmarks/peers.py"
+    tested = {row.split("|")[1].strip(): re.findall(r"(test_\w+\.py)::(test_\w+)", row) for row in tests[2:]}
+    for row in table[2:]:
+        question, ours = (cell.strip() for cell in row.split("|")[1:3])
+        assert tested.get(question) or ours == "no", f"nothing tests: {question}"
+    for file, name in [found for names in tested.values() for found in names]:
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(encoding="utf-8"), name
+
+
+def test_figures_of_the_readme_are_those_of_the_pages():
+    """The pages are written by scripts; what is copied from them must not grow old."""
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\|[^|]*\.py`[^|]*\|$", readme, flags=re.MULTILINE)
+    n_checked = 0
+    for row in rows:
+        pages = "".join((DOCS.parent / page).read_text(encoding="utf-8") for page in re.findall(r"\]\(([^)]+)\)", row))
+        for number in re.findall(r"\b\d+\.\d+\b(?!\.)", re.sub(r"\d+\.\d+\.\d+", "", row)):
+            assert number in pages, f"{number} is in the README, but not in the page that it names: {row}"
+            n_checked += 1
+    assert n_checked > 5
+
+
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", DOCS / "quickstart.md"], ids=lambda page: page.name)
+def test_code_of_the_first_pages_runs(page: Path, tmp_path: Path, monkeypatch):
+    """On fewer cells and with a shorter training than it says, so that it takes seconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(OTVelocityKernel, "fit_field", partialmethod(OTVelocityKernel.fit_field, n_steps=60))
+    for name in ("bifurcation", "birth_death"):
+        monkeypatch.setattr(datasets, name, partial(getattr(datasets, name), n_cells=300))
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block.replace("n_permutations=99", "n_permutations=2"), page.name, "exec"), names)
+    matplotlib.pyplot.close("all")
 
 
 @pytest.mark.parametrize(
