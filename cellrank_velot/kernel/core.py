@@ -88,6 +88,8 @@ class OTVelocityKernel(
     cluster_key
         Key in ``adata.obs`` of clusters that windows are made in, instead of KMeans in the basis. They overlap all the
         same, unless :meth:`compute_windows` is told ``overlap_clusters=1``.
+        They change the velocity: to name clusters in plots, tests and fates alone, hand them the key there, or call
+        the column ``"clusters"``.
     conn_key
         Key in ``adata.obsp`` of the neighbour graph.
     check_connectivity
