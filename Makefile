@@ -5,7 +5,7 @@
 #   make test PYTEST_ARGS="-k field"  arguments handed to pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants check format docs dist clean
+.PHONY: help demo test fuzz mutants check format docs notebooks dist clean
 .DELETE_ON_ERROR:
 
 # The first that runs and is new enough: a name on the PATH may be a shim for a Python that is not active.
@@ -59,6 +59,9 @@ docs: $(VENV)/.installed-docs  ## build the site into docs/_build/html, and chec
 	$(PY) -m sphinx -W --keep-going -q -b html -j 2 docs docs/_build/html
 	$(PY) docs/check_links.py docs/_build/html
 
+notebooks: $(VENV)/.installed-test  ## run the notebooks anew, and keep what they print
+	$(PY) notebooks/execute.py
+
 dist: $(VENV)/.installed-dev  ## build the wheel and the source archive into dist/, and try each in a new environment
 	rm -rf dist
 	$(PY) -m build
@@ -67,7 +70,7 @@ dist: $(VENV)/.installed-dev  ## build the wheel and the source archive into dis
 
 clean:  ## remove environments, builds, caches and the demo's results
 	rm -rf .venv .venv-3.* demo dist build mutants docs/_build docs/generated .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find cellrank_velot tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find cellrank_velot notebooks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per environment and one per extra: nothing is installed twice while pyproject.toml stays as it is.
 $(VENV)/.python-$(VERSION):

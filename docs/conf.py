@@ -124,7 +124,8 @@ def copy_notebooks(app: Any) -> None:
     """Copy the notebooks to where Sphinx looks for pages."""
     target = HERE / "generated" / "notebooks"
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(HERE.parent / "notebooks", target, ignore=shutil.ignore_patterns(".*", "*.h5ad"))
+    others = shutil.ignore_patterns(".*", "*.h5ad", "*.py", "__pycache__")
+    shutil.copytree(HERE.parent / "notebooks", target, ignore=others)
 
 
 def find_notebooks(app: Any, name: str, source: list[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import false_discovery_control
 
+from cellrank_velot import OTVelocityKernel
 from cellrank_velot.dynamics import simulate_flow
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.perturbation import (
@@ -557,6 +558,19 @@ def test_kernel_compares_fates(computed):
     )
     assert set(by_stage.groups) <= {"0", "1", "2", "3"}
     assert by_stage.n_null == 0
+
+
+def test_other_clusters_are_no_fate_in_real_time(adata):
+    kernel = OTVelocityKernel(adata, time_key="stage", time_kind="experimental", cluster_key="clusters")
+    kernel.compute_velocity(show_progress_bar=False).fit_field(hidden=(16, 16), n_steps=60, show_progress_bar=False)
+    options = {"source_cluster": "stem", "n_null": 0, "n_particles": 60, "show_progress_bar": False}
+    both = kernel.fate_shift({"gene_3": ("scale", 0.9)}, terminal_clusters=["left", "right"], **options)
+    left = kernel.fate_shift({"gene_3": ("scale", 0.9)}, terminal_clusters="left", **options)
+    assert both.before.sum() == pytest.approx(1)
+    assert 0.1 < both.before[0, 0] < 0.9
+    # Those that come to the right are then without a fate, and shares are of the others.
+    assert left.before.tolist() == [[1.0]]
+    assert left.no_fate[0, 0] == pytest.approx(1 - both.before[0, 0] * (1 - both.no_fate[0, 0]), abs=1e-9)
 
 
 def test_kernel_draws_other_genes_from_those_given(small):

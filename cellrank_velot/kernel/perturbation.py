@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cellrank_velot._device import resolve_device
 from cellrank_velot._validation import check_integer, check_known
 from cellrank_velot.cells import read_loadings
-from cellrank_velot.dynamics import NO_FATE, TimeFrom, labels_near, simulate_process
+from cellrank_velot.dynamics import TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.flow import check_flow_options
 from cellrank_velot.dynamics.motion import check_motion_options
 from cellrank_velot.dynamics.region import Region
@@ -315,8 +315,8 @@ class Perturbations(Parts):
         names = [str(name) for name in clusters.cat.categories]
         wanted = [terminal_clusters] if isinstance(terminal_clusters, str) else terminal_clusters
         lineages = names if wanted is None else [str(name) for name in wanted]
-        # Codes of the fates, in their order; other clusters are none.
-        fate = np.array([lineages.index(name) if name in lineages else NO_FATE for name in names])
+        # Codes of the fates, in their order; -1 for other clusters.
+        fate = np.array([lineages.index(name) if name in lineages else -1 for name in names])
         at_end = np.flatnonzero(time == last)
         labels = clusters.cat.codes.to_numpy()[at_end].astype(np.int64)
 
@@ -466,8 +466,8 @@ def _dense(values: Any) -> NDArray[np.float64]:
 def _report(shift: FateShift) -> None:
     if (shift.no_fate > 0.2).any():
         logger.warning(
-            "Up to %.0f %% of the particles came to no fate: shares are of the others. Raise `n_steps`, or take all "
-            "`terminal_clusters`",
+            "Up to %.0f %% of the particles came to no fate: shares are of the others. Take all `terminal_clusters`, "
+            "or in pseudotime raise `n_steps`",
             100 * shift.no_fate.max(),
         )
     if shift.changed.max() < 0.01:
