@@ -38,6 +38,8 @@ LAGS = 0.02 * 1.25 ** np.arange(9)
 LAG_WINDOWS = 1024
 # Lag without a graph to learn the noise from, about what the simulated and real sets at hand ask for.
 USUAL_LAG = 0.05
+# Share of cells in no window from which on it is a warning.
+MANY = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,7 +230,17 @@ def build_windows(
             "Lower `n_clusters`, `min_window_size` or `time_lag`."
         )
     if skipped:
-        logger.warning("Skipped %d of %d clusters with fewer than %d cells", skipped, len(groups), 2 * min_window_size)
+        n_without = len(time) - np.unique(np.concatenate(windows)).size
+        # Clusters overlap: the cells of a small one are mostly in windows of those next to it.
+        logger.log(
+            logging.WARNING if n_without > MANY * len(time) else logging.INFO,
+            "Made no windows in %d of %d spatial clusters with fewer than %d cells; %d of %d cells are in no window",
+            skipped,
+            len(groups),
+            2 * min_window_size,
+            n_without,
+            len(time),
+        )
     return _assemble(windows, np.concatenate(pairs), time, labels, skipped, lag)
 
 

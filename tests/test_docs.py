@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial, partialmethod
@@ -124,6 +125,18 @@ def test_comparison_is_one_and_its_tests_are_there():
         assert tested.get(question) or ours == "no", f"nothing tests: {question}"
     for file, name in [found for names in tested.values() for found in names]:
         assert f"def {name}(" in (Path(__file__).parent / file).read_text(encoding="utf-8"), name
+
+
+def test_every_file_names_the_same_version():
+    version = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    changes = (DOCS.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[([\d.]+)\] - (\d{4}-\d\d-\d\d)$", changes, flags=re.MULTILINE)[0]
+    citation = (DOCS / "CITATION.cff").read_text(encoding="utf-8")
+    assert released == (
+        re.findall(r"^version: (.*)$", citation, flags=re.MULTILINE)[0],
+        re.findall(r"^date-released: (.*)$", citation, flags=re.MULTILINE)[0],
+    )
+    assert version.startswith(released[0]) or "dev" in version
 
 
 def test_figures_of_the_readme_are_those_of_the_pages():

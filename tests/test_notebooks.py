@@ -1,18 +1,30 @@
 """Notebooks run as they are, and hold the results of one run from the top, without traces of a machine.
 
-They are run by ``notebooks/execute.py``, not by nbmake: the kernel is then the Python of the tests whatever kernels
-are registered, figures are drawn as in a notebook although tests draw without a screen, and a notebook whose data are
-missing is skipped with the reason.
+Their cells run in the process of the tests, which has loaded and compiled all that they need; a kernel of its own would
+take half of each one's time for that. ``make notebooks`` runs them in kernels and keeps the results, which the tests
+look at. A notebook whose data are missing is skipped with the reason.
 """
 
+import ast
+import base64
+import io
+import logging
+import os
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib.pyplot
 import nbformat
+import numpy as np
 import pytest
+import scanpy as sc
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -43,16 +55,47 @@ def code_of(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def run_cell(source: str, name: str, names: dict[str, Any]) -> Any:
+    """Run a cell, and return the value of an expression that it ends with."""
+    body = ast.parse(source).body
+    last = ast.Expression(body.pop().value) if body and isinstance(body[-1], ast.Expr) else None
+    exec(compile(ast.Module(body, []), name, "exec"), names)
+    return None if last is None else eval(compile(last, name, "eval"), names)
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Put back what a notebook may set for its process: styles, filters of warnings, levels of loggers, variables."""
+    levels = {name: logging.getLogger(name).level for name in ("cellrank_velot", "scvelo", "scanpy", "cellrank")}
+    scanpy_verbosity, environment = sc.settings.verbosity, dict(os.environ)
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+            sc.settings.verbosity = scanpy_verbosity
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
 @pytest.mark.slow
 @each
-def test_it_runs(path: Path):
+def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch):
     script, notebook = load(), read(path)
     missing = sorted(name for name in script.data_files(notebook) if not (script.data_folder() / name).is_file())
     if missing:
         pytest.skip(f"the real data are missing: no {missing} in {script.data_folder()} (set CELLRANK_VELOT_DATA)")
-    script.run(notebook, VARIABLES)
-    drawn = [output for cell in code_of(notebook) for output in cell.outputs if "image/png" in output.get("data", {})]
-    assert drawn
+    monkeypatch.chdir(FOLDER)
+    for name, value in {**VARIABLES, script.DATA_KEY: str(script.data_folder())}.items():
+        monkeypatch.setenv(name, value)
+    with as_it_was():
+        names: dict[str, Any] = {"__name__": "__main__"}
+        for number, cell in enumerate(code_of(notebook), 1):
+            shown = run_cell(cell.source, f"{path.name}, code cell {number}", names)
+            for kind in ("_repr_html_", "__repr__"):  # it can be shown
+                getattr(shown, kind, str)()
+            matplotlib.pyplot.close("all")
 
 
 @each
@@ -120,3 +163,18 @@ def test_what_is_of_one_run_goes():
     nbformat.validate(tidied)
     assert (tidied.cells[0].id, tidied.cells[0].metadata) == ("cell-00", {})
     assert "version" not in tidied.metadata.language_info
+
+
+def test_pictures_become_smaller_and_stay_what_they_are():
+    figure, ax = matplotlib.pyplot.subplots(dpi=70)
+    ax.scatter(*np.random.default_rng(0).normal(size=(2, 300)), c=np.arange(300))
+    figure.savefig(drawn := io.BytesIO())
+    matplotlib.pyplot.close(figure)
+    png = base64.b64encode(drawn.getvalue()).decode()
+    smaller = load().of_few_colors(png)
+    assert len(smaller) < 0.6 * len(png)
+    one, other = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"), dtype=int) for text in (png, smaller)
+    )
+    assert one.shape == other.shape
+    assert np.abs(one - other).mean() < 1

@@ -472,8 +472,16 @@ def test_small_clusters_are_skipped_and_counted(caplog):
     labels = np.repeat([0, 1, 2], [39, 40, 3])
     result = build_windows(np.zeros((82, 1)), np.arange(82.0), labels=labels, min_window_size=20, **REFERENCE)
     assert result.n_skipped == 2
-    assert "Skipped 2 of 3 clusters with fewer than 40 cells" in caplog.text
+    expected = "Made no windows in 2 of 3 spatial clusters with fewer than 40 cells; 42 of 82 cells are in no window"
+    assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", expected)]
     np.testing.assert_array_equal(np.unique(labels[result.indices]), [1])
+
+
+def test_few_cells_without_a_window_are_no_warning(caplog):
+    labels = np.repeat([0, 1], [3, 100])
+    with caplog.at_level("INFO", "cellrank_velot"):
+        build_windows(np.zeros((103, 1)), np.arange(103.0), labels=labels, min_window_size=20, **REFERENCE)
+    assert [record.levelname for record in caplog.records if "no windows" in record.message] == ["INFO"]
 
 
 def test_labels_may_leave_out_codes():
