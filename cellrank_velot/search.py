@@ -129,13 +129,12 @@ def gridsearch(
 
     Examples
     --------
-    >>> import cellrank_velot
-    >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
+    >>> from cellrank_velot import gridsearch
     >>> grid = {"epsilon": [0.02, 0.1], "lambda_smooth": [0.3, 1.0]}
-    >>> fixed = {"time_key": "true_time", "n_steps": 20}
-    >>> results = cellrank_velot.gridsearch(adata, grid, fixed_params=fixed, show_progress_bar=False)
-    >>> results.shape[0]
-    4
+    >>> results = gridsearch(adata, grid, [("Progenitor", "Transition")], fixed_params={"n_steps": 20})
+    >>> results.shape[0], int(results["error"].isna().sum())
+    (4, 4)
+    >>> best = results.loc[results["cross_boundary_cosine"].idxmax(), list(grid)]
     """
     plan = _Plan.of(param_grid, fixed_params or {})
     scoring = _Scoring.of(adata, cluster_key, cluster_edges, true_velocity_key)

@@ -138,6 +138,13 @@ def read_trajectories(adata: AnnData, key: str) -> Trajectories:
         If there are none.
     ValueError
         If they are of an unknown format, damaged or of other cells.
+
+    Examples
+    --------
+    >>> from cellrank_velot import read_trajectories
+    >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, n_steps=50)
+    >>> len(read_trajectories(adata, "velot_trajectories"))
+    5
     """
     check_known("adata.uns", key, adata.uns.keys(), "Compute them with `kernel.compute_trajectories()` or the like.")
     where = f"adata.uns[{key!r}]"

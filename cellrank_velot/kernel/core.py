@@ -109,11 +109,18 @@ class OTVelocityKernel(
 
     Examples
     --------
-    >>> import cellrank_velot
-    >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
-    >>> vk = cellrank_velot.OTVelocityKernel(adata).compute_transition_matrix(show_progress_bar=False)
+    >>> vk = OTVelocityKernel(adata, time_key="dpt_pseudotime", basis="X_pca").compute_transition_matrix()
     >>> vk.transition_matrix.shape
     (300, 300)
+
+    It combines with other kernels, and goes to CellRank's estimators:
+
+    >>> ck = cr.kernels.ConnectivityKernel(adata).compute_transition_matrix()
+    >>> g = cr.estimators.GPCCA(0.8 * vk + 0.2 * ck)
+    >>> _ = g.set_terminal_states(vk.suggest_terminal_states("clusters"))
+    >>> _ = g.compute_fate_probabilities(use_petsc=False, solver="direct")
+    >>> g.fate_probabilities.shape
+    (300, 2)
     """
 
     def __init__(
@@ -181,63 +188,137 @@ class OTVelocityKernel(
     # ------------------------------------------------------------------------------------------------- stages
     @property
     def cells(self) -> CellStates:
-        """Positions, time and clusters that the kernel has read."""
+        """Positions, time and clusters that the kernel has read.
+
+        Examples
+        --------
+        >>> vk.cells.x.shape, vk.cells.time_range
+        ((300, 20), (0.0, 1.0))
+        """
         return self._cells
 
     @property
     def windows(self) -> Windows | None:
-        """Windows of cells and their pairs; ``None`` before :meth:`compute_windows`."""
+        """Windows of cells and their pairs; ``None`` before :meth:`compute_windows`.
+
+        Examples
+        --------
+        >>> vk.windows.pairs.shape == (vk.windows.n_pairs, 2)
+        True
+        """
         return self._windows
 
     @property
     def transport(self) -> TransportVelocity | None:
-        """Velocity of each cell from transport; ``None`` before :meth:`compute_velocity`."""
+        """Velocity of each cell from transport; ``None`` before :meth:`compute_velocity`.
+
+        Examples
+        --------
+        >>> bool(vk.transport.has_estimate.all()), bool(vk.transport.converged.all())
+        (True, True)
+        """
         return self._transport
 
     @property
     def field(self) -> VelocityField | None:
-        """The velocity field; ``None`` before :meth:`fit_field`."""
+        """The velocity field; ``None`` before :meth:`fit_field`.
+
+        Examples
+        --------
+        >>> vk.field.n_dims, vk.field.has_heads
+        (20, False)
+        """
         return self._field
 
     @property
     def basis(self) -> str:
-        """Key in ``adata.obsm`` of the positions."""
+        """Key in ``adata.obsm`` of the positions.
+
+        Examples
+        --------
+        >>> OTVelocityKernel(adata, basis="pca").basis
+        'X_pca'
+        """
         return str(self._init_kwargs["basis"])
 
     @property
     def cluster_key(self) -> str | None:
-        """Key in ``adata.obs`` of the clusters that windows are made in, where one was given."""
+        """Key in ``adata.obs`` of the clusters that windows are made in, where one was given.
+
+        Examples
+        --------
+        >>> OTVelocityKernel(adata, cluster_key="clusters").cluster_key
+        'clusters'
+        """
         key = self._init_kwargs["cluster_key"]
         return None if key is None else str(key)
 
     @property
     def uncertainty(self) -> Uncertainty | None:
-        """How far the velocity of each cell may be off; ``None`` before :meth:`compute_uncertainty`."""
+        """How far the velocity of each cell may be off; ``None`` before :meth:`compute_uncertainty`.
+
+        Examples
+        --------
+        >>> vk.fit_field(n_steps=50).compute_uncertainty(n_members=2).uncertainty.std.shape
+        (300, 20)
+        """
         return self._uncertainty
 
     @property
     def velocity_uncertainty(self) -> NDArray[np.float64]:
-        """Angle in degrees within which the true direction lies in two of three cells, shape ``[n_cells]``."""
+        """Angle in degrees within which the true direction lies in two of three cells, shape ``[n_cells]``.
+
+        Examples
+        --------
+        >>> degrees = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2).velocity_uncertainty
+        >>> bool((degrees >= 0).all() and (degrees <= 180).all())
+        True
+        """
         return self._needed("uncertainty", "compute_uncertainty").angle()
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Parameters of each step that was run, by step; ``None`` stands for what it means there."""
+        """Parameters of each step that was run, by step; ``None`` stands for what it means there.
+
+        Examples
+        --------
+        >>> vk.settings["velocity"]["epsilon"], vk.settings["field"]["n_steps"]
+        (0.05, 300)
+        """
         return {step: dict(values) for step, values in self._settings.items()}
 
     @property
     def logits(self) -> sp.csr_matrix | None:
-        """Similarity of velocity and displacement along each edge, shape ``[n_cells, n_cells]``."""
+        """Similarity of velocity and displacement along each edge, shape ``[n_cells, n_cells]``.
+
+        Examples
+        --------
+        >>> vk.logits.shape, float(abs(vk.logits).max()) <= 1  # cosines
+        ((300, 300), True)
+        """
         return self._logits
 
     @property
     def condition_number(self) -> float | None:
-        """Estimated condition number, if :meth:`compute_transition_matrix` was asked for it."""
+        """Estimated condition number, if :meth:`compute_transition_matrix` was asked for it.
+
+        Examples
+        --------
+        >>> vk.compute_transition_matrix(compute_cond_num=True).condition_number > 1
+        True
+        """
         return self._condition_number
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """Confidence in each cell's transport velocity, in ``[0, 1]``, shape ``[n_cells]``."""
+        """Confidence in each cell's transport velocity, in ``[0, 1]``, shape ``[n_cells]``.
+
+        Examples
+        --------
+        >>> sure = vk.confidence > 0.5
+        >>> sure.shape
+        (300,)
+        """
         return self._needed("transport", "compute_velocity").confidence
 
     @property
@@ -245,6 +326,11 @@ class OTVelocityKernel(
         """Cells at an end of the process, which have no later window, shape ``[n_cells]``; backward at its beginning.
 
         See :func:`cellrank_velot.velocity.end_cells`.
+
+        Examples
+        --------
+        >>> float(vk.cells.time[vk.ends].min()) > 0.5  # late cells
+        True
         """
         transport = self._needed("transport", "compute_velocity")
         windows = self._needed("windows", "compute_windows")
@@ -252,12 +338,24 @@ class OTVelocityKernel(
 
     @property
     def raw_velocity(self) -> NDArray[np.float64]:
-        """Transport velocity in basis per time, NaN where there is none, shape ``[n_cells, n_dims]``."""
+        """Transport velocity in basis per time, NaN where there is none, shape ``[n_cells, n_dims]``.
+
+        Examples
+        --------
+        >>> vk.raw_velocity.shape
+        (300, 20)
+        """
         return self._needed("transport", "compute_velocity").velocity
 
     @property
     def velocity(self) -> NDArray[np.float64]:
-        """Velocity of the field at the cells, in basis per time, shape ``[n_cells, n_dims]``."""
+        """Velocity of the field at the cells, in basis per time, shape ``[n_cells, n_dims]``.
+
+        Examples
+        --------
+        >>> metrics.cosine_to_truth(vk.velocity, adata.obsm["true_velocity_pca"]) > 0.7
+        True
+        """
         return self._needed("field", "fit_field")(self.cells.x, self.cells.time)
 
     @all_or_nothing()
@@ -289,6 +387,13 @@ class OTVelocityKernel(
         ------
         ValueError
             If a parameter is out of range, there are too few cells, or both ``n_clusters`` and a ``cluster_key``.
+
+        Examples
+        --------
+        >>> vk.compute_windows(window_size=40, overlap=0.25).windows.sizes.shape == (vk.windows.n_windows,)
+        True
+        >>> sk.compute_windows(batch_size=50).windows.n_pairs  # four days of 100 cells each, in halves
+        6
         """
         settings = self._settings_for("windows", locals())
         if self.cells.is_series:
@@ -359,6 +464,16 @@ class OTVelocityKernel(
         ------
         ValueError
             If a parameter is out of range.
+
+        Examples
+        --------
+        >>> vk.compute_velocity(epsilon=0.02, relaxation=0).raw_velocity.shape
+        (300, 20)
+
+        Of a time series, ``mass`` says how the population grows, and so how cells do:
+
+        >>> bool(sk.compute_velocity(mass={0: 1.0, 1: 1.4, 2: 2.0, 3: 3.0}).growth.mean() > 0)
+        True
         """
         settings = self._settings_for("velocity", locals())
         resolve_device(device)
@@ -443,6 +558,13 @@ class OTVelocityKernel(
         ------
         ValueError
             If a parameter is out of range.
+
+        Examples
+        --------
+        >>> vk.fit_field(lambda_smooth=0.3, hidden=(64, 64), n_steps=100).velocity.shape
+        (300, 20)
+        >>> vk.field.best_step <= 100
+        True
         """
         settings = self._settings_for("field", locals())
         resolve_device(device)
@@ -516,6 +638,12 @@ class OTVelocityKernel(
             If the kernel has experimental time.
         ValueError
             If a parameter is out of range or there are too few cells.
+
+        Examples
+        --------
+        >>> degrees = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2).velocity_uncertainty
+        >>> degrees.shape
+        (300,)
         """
         settings = _settings(locals())
         if self.cells.is_series:
@@ -556,6 +684,12 @@ class OTVelocityKernel(
         ------
         RuntimeError
             Before :meth:`fit_field`.
+
+        Examples
+        --------
+        >>> current = vk.fit_field(n_steps=50).current_field()
+        >>> current(vk.cells.x, vk.cells.time).shape
+        (300, 20)
         """
         field, transport = self._needed("field", "fit_field"), self._needed("transport", "compute_velocity")
         if not transport.relaxation.any():
@@ -600,6 +734,14 @@ class OTVelocityKernel(
             Before :meth:`fit_field`.
         ValueError
             If a shape does not fit or a value is not finite.
+
+        Examples
+        --------
+        >>> between = (vk.cells.x[:5] + vk.cells.x[5:10]) / 2
+        >>> vk.query_velocity(between).shape
+        (5, 20)
+        >>> bool(np.allclose(vk.query_velocity(vk.cells.x, vk.cells.time), vk.velocity))
+        True
         """
         field = self._needed("field", "fit_field")
         positions = np.asarray(positions, dtype=np.float64)

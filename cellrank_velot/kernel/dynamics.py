@@ -130,12 +130,15 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
 
         Examples
         --------
-        >>> import cellrank_velot
-        >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
-        >>> vk = cellrank_velot.OTVelocityKernel(adata).fit_field(show_progress_bar=False)
-        >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, show_progress_bar=False)
-        >>> len(paths)
-        5
+        >>> paths = vk.compute_trajectories(
+        ...     start_cluster="Progenitor", target_cluster="Fate A", n_trajectories=5, step_size=0.01
+        ... )
+        >>> len(paths), set(paths.statuses)
+        (5, {'arrived'})
+        >>> late = {"dpt_pseudotime": [0.9, 1.0]}
+        >>> back = vk.compute_trajectories(late, direction="backward", n_trajectories=3, n_steps=50)
+        >>> bool((back.direction == -1).all())
+        True
         """
         direction = self._direction(direction)
         time_from = time_from or ("path" if self.cells.is_series else "cells")
@@ -241,6 +244,15 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             If a cell, column, cluster or the embedding is unknown.
         ValueError
             If no cell meets all conditions, or an option is out of range.
+
+        Examples
+        --------
+        >>> fates = ["Fate A", "Fate B"]
+        >>> flow = vk.simulate_flow(
+        ...     source_cluster="Progenitor", terminal_clusters=fates, n_particles=50, step_size=0.01
+        ... )
+        >>> flow.fates().index.tolist()
+        ['Fate A', 'Fate B', 'none']
         """
         direction = self._direction(direction)
         time_from = time_from or ("path" if self.cells.is_series else "cells")
@@ -333,6 +345,15 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             If the embedding is missing.
         RuntimeError
             If the transition matrix, or the field, was not computed.
+
+        Examples
+        --------
+        >>> vk.project_velocity("umap").shape
+        (300, 2)
+        >>> vk.project_velocity("umap", method="linear_map", key_added="velocity_map_umap")[0].shape
+        (2,)
+        >>> sorted(key for key in adata.obsm if key.startswith("velocity"))
+        ['velocity_map_umap', 'velocity_umap']
         """
         check_choice("method", method, Projection)
         check_choice("weighting", weighting, Weighting)

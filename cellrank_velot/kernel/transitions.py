@@ -137,6 +137,13 @@ class TransitionMatrix(Parts):
             If ``gene_subset`` is not in ``adata.var`` or the loadings are missing.
         ValueError
             If an option is unknown or out of range, or the graph is not connected and that was asked.
+
+        Examples
+        --------
+        >>> vk.compute_transition_matrix("correlation", softmax_scale=4, threshold=0.01).params
+        {'similarity': 'correlation', 'softmax_scale': 4.0, 'threshold': 0.01}
+        >>> bool(np.allclose(vk.transition_matrix.sum(axis=1), 1))
+        True
         """
         check_similarity(similarity, self.cells.n_dims)
         check_choice("backward_mode", backward_mode, BackwardMode)

@@ -79,6 +79,10 @@ def spatial_clusters(
         If the kernel has no windows.
     TypeError
         If ``data`` is something else.
+
+    Examples
+    --------
+    >>> ax = pl.spatial_clusters(vk, show=False)
     """
     kernel = kernel_of(data, key)
     x, name = positions(kernel.adata, basis)

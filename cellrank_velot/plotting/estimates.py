@@ -79,6 +79,15 @@ def confidence(
         If the embedding or the confidence is missing.
     RuntimeError
         If the kernel has no velocity.
+
+    Examples
+    --------
+    >>> ax = pl.confidence(vk, show=False)
+
+    What a kernel has written is drawn without it:
+
+    >>> vk.write_to_adata()
+    >>> ax = pl.confidence(adata, show=False)
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
@@ -137,6 +146,10 @@ def uncertainty(
         If the embedding or the uncertainty is missing.
     RuntimeError
         If the kernel has no uncertainty.
+
+    Examples
+    --------
+    >>> ax = pl.uncertainty(vk.fit_field(n_steps=50).compute_uncertainty(n_members=2), show=False)
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
@@ -208,6 +221,10 @@ def embedding(
     ------
     KeyError
         If the embedding or the colour is missing.
+
+    Examples
+    --------
+    >>> ax = pl.embedding(adata, "dpt_pseudotime", mark=adata.uns["iroot"], show=False)
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)

@@ -82,6 +82,10 @@ def training(
         If the kernel has no field.
     ValueError
         If a term is unknown.
+
+    Examples
+    --------
+    >>> ax = pl.training(vk, terms=["held_out", "fit", "smooth"], show=False)
     """
     for term in terms:
         check_choice("terms", term, tuple(_LINES))

@@ -162,6 +162,12 @@ def trajectories(
     ValueError
         If there is nothing to draw, the basis does not fit the trajectories, an option is unknown or out of range, or
         fates are asked for where there are no clusters.
+
+    Examples
+    --------
+    >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, n_steps=50)
+    >>> ax = pl.trajectories(vk, paths, color_by="status", show=False)
+    >>> ax = pl.trajectories(adata, ids=[0, 1], show=False)  # as they were written to it
     """
     check_choice("color_by", color_by, ColorBy)
     check_number("smooth", smooth, low=0, high=1)

@@ -117,6 +117,11 @@ def velocity_stream(
         If ``method`` or ``weighting`` needs the kernel itself and ``data`` is another or a combination.
     ValueError
         If an option is unknown or out of range.
+
+    Examples
+    --------
+    >>> pl.velocity_stream(vk, save="stream.png")  # in scanpy's folder of figures
+    >>> ax = pl.velocity_stream(vk, "umap", color="dpt_pseudotime", method="linear_map", show=False)
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
@@ -172,6 +177,10 @@ def velocity_grid(
     Returns
     -------
     The Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
+
+    Examples
+    --------
+    >>> ax = pl.velocity_grid(vk, n_grid=20, normalize=True, show=False)
     """
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
@@ -232,6 +241,10 @@ def velocity_quiver(
     Returns
     -------
     The Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
+
+    Examples
+    --------
+    >>> ax = pl.velocity_quiver(vk, method="linear_map", n_arrows=100, show=False)
     """
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
@@ -289,6 +302,10 @@ def velocity_comparison(
     Returns
     -------
     The two Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
+
+    Examples
+    --------
+    >>> raw, smooth = pl.velocity_comparison(vk, show=False)
     """
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
