@@ -61,6 +61,13 @@ class Genes:
     ------
     ValueError
         If there are not loadings or a decoder, or both, or numbers of genes do not agree.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import Genes
+    >>> genes = Genes(("FateA", "FateB"), loadings=adata.varm["PCs"][1:3].T)
+    >>> genes.loadings.shape
+    (20, 2)
     """
 
     names: tuple[str, ...]
@@ -81,7 +88,14 @@ class Genes:
 
 
 def has_growth(field: Any) -> bool:
-    """Return whether a field gives growth: it has ``growth_on``, and heads where it says whether it has them."""
+    """Return whether a field gives growth: it has ``growth_on``, and heads where it says whether it has them.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import has_growth
+    >>> has_growth(sk.field), has_growth(vk.field)
+    (True, False)
+    """
     return hasattr(field, "growth_on") and bool(getattr(field, "has_heads", True))
 
 
@@ -106,6 +120,12 @@ def jacobians(
     Derivatives of the drift in dimension ``i`` by the position in dimension ``j``, per unit of time, shape
     ``[n_points, n_dims, n_dims]``. It grows with the square of the dimensions: for means over many cells, see
     :func:`cellrank_velot.regulation.compute_regulation`, which keeps none of it.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import jacobians
+    >>> jacobians(vk.field, vk.cells.x[:3], vk.cells.time[:3]).shape
+    (3, 20, 20)
     """
     where = resolve_device(device)
     times = np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1])
@@ -119,7 +139,13 @@ def jacobians(
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is computed at each cell, and what is made of its means, between genes or dimensions."""
+    """What is computed at each cell, and what is made of its means, between genes or dimensions.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import Reading
+    >>> reading = Reading(["PC1", "PC2"], None)
+    """
 
     names: list[str]
     genes: Genes | None

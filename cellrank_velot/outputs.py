@@ -44,6 +44,14 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     ------
     OSError
         If the file cannot be written, naming it.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cellrank_velot.outputs import write_h5ad
+    >>> write_h5ad(adata, Path("cells.h5ad"))
+    >>> Path("cells.h5ad").is_file()
+    True
     """
     kept = {key: value for key, value in adata.obsm.items() if isinstance(value, Lineage)}
     try:
@@ -86,6 +94,16 @@ def write_results(
     ------
     OSError
         If one cannot be written, naming it; those before are complete.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cellrank_velot.outputs import write_results
+    >>> from cellrank_velot.pipeline import JobOptions, analyse, prepare_inputs
+    >>> options = JobOptions(cluster_key="clusters", terminal_states=("Fate A", "Fate B"))
+    >>> result = analyse(vk, prepare_inputs(adata, options))
+    >>> Path("results").mkdir()
+    >>> [path.name for path in write_results(result, Path("results"), source="simulated cells")]
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     written = _write_figures(result, folder / "figures")

@@ -52,6 +52,16 @@ class Regulation(Stage):
         Rates that were taken off, shape ``[n_genes]``.
     level
         Share of the replicates in the interval.
+
+    Examples
+    --------
+    >>> regulation = vk.compute_regulation(["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50)
+    >>> regulation.matrix("Transition").shape
+    (3, 3)
+    >>> len(regulation.edges(group="Transition", self_loops=False))
+    6
+    >>> regulation.contraction.shape  # of each group
+    (4,)
     """
 
     jacobian: NDArray[np.float64]
@@ -230,6 +240,17 @@ def compute_regulation(
         If shapes do not agree, an option is out of range, there are too many genes, or no group has enough cells.
     FloatingPointError
         If a derivative is not finite.
+
+    Examples
+    --------
+    >>> from cellrank_velot.regulation import compute_regulation
+    >>> rng = np.random.default_rng(0)
+    >>> class Decay:
+    ...     def on(self, device):  # two dimensions, of which the first drives the second
+    ...         return lambda x, time: torch.stack([-x[:, 0], 0.5 * x[:, 0] - x[:, 1]], dim=1)
+    >>> import torch
+    >>> found = compute_regulation(Decay(), rng.normal(size=(50, 2)), np.zeros(50), names=["A", "B"])
+    >>> found.matrix("all").round(6).values.tolist()  # targets by sources
     """
     reading = Reading(_names(x, genes, names), genes)
     rate = _rates(degradation, reading.names)
@@ -303,6 +324,15 @@ def compute_growth_genes(
         If the field has no growth.
     TypeError, ValueError, FloatingPointError
         As :func:`compute_regulation`.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import Genes
+    >>> from cellrank_velot.regulation import compute_growth_genes
+    >>> genes = Genes(("Gene1", "Gene2"), loadings=series.varm["PCs"][:2].T)
+    >>> table = compute_growth_genes(sk.field, sk.cells.x, sk.cells.time, genes=genes, n_bootstrap=50)
+    >>> sorted(table["gene"])
+    ['Gene1', 'Gene2']
     """
     reading = Reading(_names(x, genes, names), genes)
     bootstrap = _Bootstrap(n_bootstrap, level, random_state)
@@ -339,6 +369,11 @@ def bin_times(time: NDArray[np.float64], n_bins: int) -> pd.Categorical:
     ------
     ValueError
         If ``n_bins`` is below one.
+
+    Examples
+    --------
+    >>> from cellrank_velot.regulation import bin_times
+    >>> bin_times(np.linspace(0, 1, 9), 2).value_counts().to_dict()
     """
     check_integer("n_bins", n_bins, low=1)
     values, codes = np.unique(time, return_inverse=True)
@@ -350,7 +385,13 @@ def bin_times(time: NDArray[np.float64], n_bins: int) -> pd.Categorical:
 
 
 def name_intervals(ends: Sequence[float] | NDArray[np.float64]) -> list[str]:
-    """Return a name for each interval between two ends, with as few digits as tell them apart."""
+    """Return a name for each interval between two ends, with as few digits as tell them apart.
+
+    Examples
+    --------
+    >>> from cellrank_velot.regulation import name_intervals
+    >>> name_intervals([0.0, 0.25, 1.0])
+    """
     for digits in (3, 6, 12, 17):
         texts = [f"{end:.{digits}g}" for end in ends]
         if len(set(texts)) == len(texts):

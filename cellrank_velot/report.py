@@ -24,7 +24,13 @@ PACKAGES = ("cellrank_velot", "cellrank", "scanpy", "anndata", "torch", "numpy",
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture with its title, what a reader should see in it, and a text for those who cannot see it."""
+    """A picture with its title, what a reader should see in it, and a text for those who cannot see it.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Figure
+    >>> Figure("Velocity", "Streamlines of the velocity.", png=b"...").uri
+    """
 
     title: str
     caption: str
@@ -39,7 +45,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An entry of a table; ``share`` in ``[0, 1]`` is drawn as a bar behind it."""
+    """An entry of a table; ``share`` in ``[0, 1]`` is drawn as a bar behind it.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Cell
+    >>> Cell("70 %", share=0.7)
+    Cell(text='70 %', share=0.7)
+    """
 
     text: str
     share: float | None = None
@@ -47,7 +60,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with its title and caption; the first column holds the names of the rows."""
+    """A table with its title and caption; the first column holds the names of the rows.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Cell, Table
+    >>> table = Table("Fates", "Mean of all cells.", ["", "share"], [[Cell("Fate A"), Cell("70 %", 0.7)]])
+    """
 
     title: str
     caption: str
@@ -79,6 +98,13 @@ class Report:
         Name and version of each package.
     footer
         Last line, e.g. when and how the report was made.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Report, render
+    >>> report = Report("Pancreas", ["Two fates were found."], facts={"cells": "300"})
+    >>> "Two fates were found." in render(report)
+    True
     """
 
     title: str
@@ -93,7 +119,14 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """Return the report as HTML; every text in it is escaped."""
+    """Return the report as HTML; every text in it is escaped.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Report, render
+    >>> render(Report("A < B", ["One sentence."])).count("A &lt; B") > 0
+    True
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -105,7 +138,14 @@ def render(report: Report) -> str:
 
 
 def write_report(path: str | Path, report: Report) -> Path:
-    """Write the report to an HTML file and return its path; the folder must exist."""
+    """Write the report to an HTML file and return its path; the folder must exist.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Report, write_report
+    >>> write_report("report.html", Report("Pancreas", ["Two fates were found."])).name
+    'report.html'
+    """
     path = Path(path)
     with replacing(path) as temporary:
         temporary.write_text(render(report), encoding="utf-8")
@@ -113,7 +153,13 @@ def write_report(path: str | Path, report: Report) -> Path:
 
 
 def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of packages; those that are not installed are said to be so."""
+    """Return the versions of Python and of packages; those that are not installed are said to be so.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import package_versions
+    >>> list(package_versions(["numpy", "no_such_package"]))
+    """
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -32,6 +32,13 @@ def pancreas(path: str | Path | None = None) -> AnnData:
         If there is no file at `path`.
     ConnectionError
         If the download fails.
+
+    Examples
+    --------
+    >>> datasets.pancreas("pancreas.h5ad")
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: Expected an h5ad file at `pancreas.h5ad`, found none. Leave `path` out to download the data.
     """
     if path is not None:
         if not Path(path).is_file():

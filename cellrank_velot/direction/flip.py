@@ -31,6 +31,14 @@ class FlipTest(Stage):
         without a velocity. 1 where it reverses with time, -1 where it does not notice.
     labels
         Cluster of each cell, shape ``[n_cells]``, as text; ``None`` where no clusters were given.
+
+    Examples
+    --------
+    >>> test = direction.flip_test(vk.cells.x, vk.cells.time, vk.connectivities, adata.obs["clusters"])
+    >>> test.cosine.shape, 0 <= float(test.reversed_share) <= 1
+    ((300,), True)
+    >>> test.to_frame().index.tolist()
+    ['all', 'Fate A', 'Fate B', 'Progenitor', 'Transition']
     """
 
     cosine: NDArray[np.float64]
@@ -112,6 +120,15 @@ def flip_test(
     ------
     ValueError
         If shapes do not fit, values are not finite, or no windows can be built.
+
+    Examples
+    --------
+    >>> test = direction.flip_test(vk.cells.x, vk.cells.time, vk.connectivities, adata.obs["clusters"])
+    >>> bool(test.mean > 0.5)
+    True
+    >>> shuffled = np.random.default_rng(0).permutation(vk.cells.time)
+    >>> bool(direction.flip_test(vk.cells.x, shuffled, vk.connectivities).mean < 0)
+    True
     """
     x, time, graph = check_cells(x, time, graph)
     names = None if labels is None else check_labels(labels, time.size).astype(str)

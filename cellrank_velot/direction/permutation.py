@@ -54,6 +54,14 @@ class PermutationTest(Stage):
         do not touch.
     null_flow
         The same with shuffled time, shape ``[n_permutations, n_borders]``.
+
+    Examples
+    --------
+    >>> test = direction.permutation_test(vk.cells.x, vk.cells.time, vk.connectivities, n_permutations=39)
+    >>> test.null.shape, bool((test.observed > test.null).all())
+    ((39, 2), True)
+    >>> print(test)
+    Direction: more than chance, p = 0.025 of 39 permutations: ...
     """
 
     statistics: tuple[str, ...]
@@ -189,6 +197,13 @@ def permutation_test(
         If an option is of the wrong type.
     ValueError
         If shapes do not fit, values are not finite, a cluster is unknown, or no windows can be built.
+
+    Examples
+    --------
+    >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
+    >>> test = direction.permutation_test(x, time, graph, adata.obs["clusters"], n_permutations=9)
+    >>> float(test.p_value)
+    0.1
     """
     x, time, graph = check_cells(x, time, graph)
     check_integer("n_permutations", n_permutations, low=1)

@@ -27,7 +27,14 @@ EXPECTED_SIGN = {"experimental_time": 1, "cytotrace": -1, "increasing_marker": 1
 
 
 class Verdict(StrEnum):
-    """What a check says of the direction of time."""
+    """What a check says of the direction of time.
+
+    Examples
+    --------
+    >>> check = direction.root_check(1 - vk.cells.time, adata.obs["true_time"], n_bootstrap=100)
+    >>> check.direction == direction.Verdict.CONTRADICTED
+    True
+    """
 
     SUPPORTED = "supported"
     CONTRADICTED = "contradicted"
@@ -56,6 +63,13 @@ class RootCheck:
         Share of all cells that do.
     root
         Whether the earliest cells lie there.
+
+    Examples
+    --------
+    >>> stem = np.asarray(adata[:, "Stem"].X).ravel()
+    >>> check = direction.root_check(vk.cells.time, stem, "decreasing_marker", n_bootstrap=100)
+    >>> str(check.direction), check.interval[0] > 0.1, str(check.root)
+    ('supported', True, 'undecided')
     """
 
     kind: str
@@ -147,6 +161,14 @@ def root_check(
     ValueError
         If there is nothing to compare with, shapes do not fit, a value is not finite or constant, a cluster is
         unknown, or an option is out of range.
+
+    Examples
+    --------
+    >>> check = direction.root_check(
+    ...     vk.cells.time, adata.obs["true_time"], labels=adata.obs["clusters"], root="Progenitor", n_bootstrap=100
+    ... )
+    >>> str(check.direction), str(check.root)
+    ('supported', 'supported')
     """
     check_choice("kind", kind, ReferenceKind)
     check_number("min_correlation", min_correlation, low=0, high=1, open_high=True)

@@ -109,6 +109,16 @@ def simulate_flow(
         If a terminal cluster is not among the clusters.
     ValueError
         If there are no starts, an option is out of range, or terminal clusters come without clusters.
+
+    Examples
+    --------
+    >>> field = dynamics.Interpolated(vk.cells.x, vk.raw_velocity)
+    >>> early, clusters = np.flatnonzero(vk.cells.time < 0.1), adata.obs["clusters"].tolist()
+    >>> flow = dynamics.simulate_flow(
+    ...     field, vk.cells.x, vk.cells.time, early, clusters=clusters, n_particles=30, n_steps=50
+    ... )
+    >>> flow.fates().columns.tolist()
+    ['n_particles', 'share', 'probability', 'low', 'high']
     """
     check_flow_options(direction, n_particles, diffusion, noise_scale)
     check_motion_options(

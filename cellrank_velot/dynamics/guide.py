@@ -34,6 +34,15 @@ def drift_of(field: Field, current: Field | None, sign: int, device: torch.devic
     relaxation to the data, :math:`u = v - c`, which does not :cite:`nelson:66`: forward :math:`v`, backward
     :math:`u - c = v - 2c`. The velocity turned around, which is taken where the current is not given, drives particles
     away from the data as surely as the velocity holds them there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.dynamics.guide import drift_of
+    >>> x, time = torch.tensor(vk.cells.x[:3]), torch.tensor(vk.cells.time[:3])
+    >>> back = drift_of(vk.field, None, -1, "cpu")
+    >>> np.allclose(back(x, time, torch.arange(3)).detach(), -vk.velocity[:3], atol=1e-4)
+    True
     """
     velocity = field.on(device)
     if sign > 0:
@@ -74,6 +83,18 @@ def noisy(
     the noise is the one that keeps their density where the noise is the same all around. As it is smaller where cells
     are dense, particles keep somewhat closer together than cells: a Gaussian bundle of cells has a bundle of particles
     of 0.6 to 0.7 times its variance, an even one of the same.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.dynamics.guide import drift_of, noisy
+    >>> from cellrank_velot.dynamics.region import Companions
+    >>> companions = Companions(dynamics.Region.of(vk.cells.x, vk.cells.time), search_every=0.5)
+    >>> step = noisy(drift_of(vk.field, None, 1, "cpu"), companions, 1.0, 0.7, "cells", 0.005)
+    >>> x, time = torch.tensor(vk.cells.x[:3]), torch.tensor(vk.cells.time[:3])
+    >>> drift, spread = step(x, time, torch.arange(3))
+    >>> spread(torch.randn(3, 15)).shape
+    torch.Size([3, 20])
     """
     region = companions.region
 

@@ -80,6 +80,15 @@ class Region:
         Which cells they are, shape ``[n_landmarks]``.
     n_neighbors
         Number of cells around a point that are looked at, five at least.
+
+    Examples
+    --------
+    >>> import torch
+    >>> region = dynamics.Region.of(vk.cells.x, vk.cells.time)
+    >>> points = torch.tensor(vk.cells.x[:3])
+    >>> distance, cluster = region.look(points, region.nearest(points))
+    >>> bool((distance < 2.5).all())  # about 1 for a cell
+    True
     """
 
     cells: torch.Tensor
@@ -277,6 +286,14 @@ class Rescaled:
         Anything with ``on``, such as a :class:`cellrank_velot.field.VelocityField`.
     first, last
         The stretch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> field = dynamics.Rescaled(sk.field, *sk.cells.time_range)
+    >>> velocity = field.on("cpu")(torch.tensor(sk.cells.x[:3]), torch.full((3,), 0.5))
+    >>> np.allclose(velocity.detach(), 3 * sk.query_velocity(sk.cells.x[:3], 1.5), atol=1e-4)  # three days
+    True
     """
 
     def __init__(self, field: Any, first: float, last: float) -> None:
@@ -300,6 +317,13 @@ class Interpolated:
         Their velocities, shape ``[n_cells, n_dims]``; cells with NaN are left out.
     n_neighbors
         Number of nearest cells.
+
+    Examples
+    --------
+    >>> import torch
+    >>> field = dynamics.Interpolated(vk.cells.x, vk.raw_velocity, n_neighbors=10)
+    >>> field.on("cpu")(torch.tensor(vk.cells.x[:3]), torch.zeros(3)).shape
+    torch.Size([3, 20])
     """
 
     x: NDArray[np.float64]

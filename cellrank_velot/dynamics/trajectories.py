@@ -125,6 +125,14 @@ def compute_trajectories(
         If a target is not among the clusters.
     ValueError
         If there are no starts, an option is out of range, or a target comes without clusters.
+
+    Examples
+    --------
+    >>> x, time = vk.cells.x, vk.cells.time
+    >>> early = np.flatnonzero(time < 0.1)
+    >>> paths = dynamics.compute_trajectories(vk.field, x, time, early, n_trajectories=5, n_steps=50)
+    >>> len(paths), bool((paths.lengths <= 51).all())
+    (5, True)
     """
     check_trajectory_options(direction, n_trajectories, method, rtol, atol, max_attempts_factor)
     check_motion_options(

@@ -91,6 +91,13 @@ def fit_process(
     ------
     ValueError
         If an option is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.field import fit_process
+    >>> field = fit_process(sk.couplings, sk.cells.x, hidden=(32, 32), n_steps=100)
+    >>> field.growth(sk.cells.x, 0.5).shape, field.diffusion > 0
+    ((400,), True)
     """
     check_matching_options(diffusion, hidden, n_steps, batch_size, learning_rate, random_state)
     where = resolve_device(device)

@@ -55,6 +55,13 @@ class VelocityField(Stage):
         Diffusion :math:`\sigma` of the process, in basis per root time; 0 without heads.
     growth_scale, score_scale
         Units of the heads: rate per time, and one over the basis.
+
+    Examples
+    --------
+    >>> vk.field(vk.cells.x[:3], vk.cells.time[:3]).shape
+    (3, 20)
+    >>> sk.field.has_heads, sk.field.growth(sk.cells.x, 1.5).shape, sk.field.score(sk.cells.x, 1.5).shape
+    (True, (400,), (400, 10))
     """
 
     weights: Mapping[str, NDArray[np.float32]]

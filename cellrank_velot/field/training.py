@@ -174,6 +174,14 @@ def fit_field(
     ------
     ValueError
         If an option is out of range or fewer than ten cells have a velocity.
+
+    Examples
+    --------
+    >>> from cellrank_velot.field import fit_field
+    >>> x, time = vk.cells.x, vk.cells.time
+    >>> field = fit_field(x, time, vk.raw_velocity, vk.confidence, vk.connectivities, hidden=(32, 32), n_steps=100)
+    >>> field(x, time).shape, field.best_step <= 100
+    ((300, 20), True)
     """
     check_field_options(
         hidden, (lambda_smooth, lambda_curl, lambda_divergence), n_steps, batch_size, learning_rate, held_out, patience

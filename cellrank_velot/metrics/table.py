@@ -67,6 +67,13 @@ def summary(
         If the known velocity has another shape.
     RuntimeError
         If the kernel has no velocity field yet.
+
+    Examples
+    --------
+    >>> edges = [("Progenitor", "Transition")]
+    >>> table = metrics.summary(vk, "clusters", edges, truth_key="true_velocity_pca").set_index(["metric", "group"])
+    >>> bool(table.loc[("cosine_to_truth", "all"), "value"] > table.loc[("cosine_to_truth_raw", "all"), "value"])
+    True
     """
     adata = kernel.adata
     velocity = kernel.velocity

@@ -48,6 +48,14 @@ class Variants(Stage):
         Displacement of a unit change of each gene, shape ``[n_variants, n_genes, n_dims]``.
     effect
         ``"clamp"`` or ``"pulse"``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import Variants
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> variants = Variants(np.stack([0 * half.amounts, half.amounts]), np.stack([half.directions] * 2), "clamp")
+    >>> len(variants)  # nothing done, and half of the gene
+    2
     """
 
     amounts: FloatArray
@@ -100,6 +108,17 @@ def one_by_one(
         The unperturbed field.
     x
         Positions of the cells, shape ``[n_cells, n_dims]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import Variants, one_by_one
+    >>> def run(field, positions, start_ix, seed):
+    ...     return (field(positions, 0.5)[:, 0] > 0).astype(int), None  # in place of a simulation
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> variants = Variants(np.stack([0 * half.amounts, half.amounts]), np.stack([half.directions] * 2), "clamp")
+    >>> fates, weights = one_by_one(run, vk.field, vk.cells.x)(variants, np.arange(5), 0)
+    >>> fates.shape
+    (2, 5)
     """
 
     def fates(variants: Variants, start_ix: IndexArray, random_state: int) -> tuple[IndexArray, FloatArray | None]:
@@ -124,6 +143,18 @@ class FlowFates:
     """Fates by a flow through a velocity field; see :func:`cellrank_velot.dynamics.simulate_flow` for the options.
 
     All perturbations move as one crowd, and particles of the same number feel the same noise.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import FlowFates, Variants
+    >>> clusters = adata.obs["clusters"].tolist()
+    >>> simulate = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, ["Fate A", "Fate B"], n_steps=20)
+    >>> simulate.lineages
+    ['Fate A', 'Fate B']
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> fates, _ = simulate(Variants(half.amounts[None], half.directions[None], "clamp"), np.arange(10), 0)
+    >>> fates.shape  # -1 for particles on their way
+    (1, 10)
     """
 
     field: Field

@@ -49,6 +49,16 @@ class FateShift(Stage):
         Number of particles in each group.
     level
         Level of the interval.
+
+    Examples
+    --------
+    >>> fates = ["Fate A", "Fate B"]
+    >>> half = {"FateA": ("scale", 0.5)}
+    >>> shift = vk.fate_shift(half, terminal_clusters=fates, n_particles=20, n_null=2, step_size=0.02)
+    >>> shift.before.shape == shift.after.shape == shift.p_values.shape == (1, 2)
+    True
+    >>> bool(np.allclose(shift.delta, shift.after - shift.before))
+    True
     """
 
     name: str
@@ -184,6 +194,16 @@ def compute_fate_shift(
     ------
     ValueError
         If there are no starts or ``level`` is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import FlowFates, compute_fate_shift
+    >>> clusters = adata.obs["clusters"].tolist()
+    >>> fates = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, step_size=0.02)
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> shift = compute_fate_shift(half, fates, vk.cells.time < 0.1, fates.lineages, n_particles=20)
+    >>> shift.lineages.tolist()
+    ['Fate A', 'Fate B', 'Progenitor', 'Transition']
     """
     check_number("level", level, low=0, high=1, open_low=True, open_high=True)
     check_seed(random_state)
