@@ -72,6 +72,14 @@ class CellStates(Stage):
         Codes of the clusters given by the user, shape ``[n_cells]``; ``None`` where no ``cluster_key`` was given.
     time_kind
         ``"pseudotime"`` or ``"experimental"``.
+
+    Examples
+    --------
+    >>> cells = sk.cells
+    >>> cells.x.shape, cells.time_points.tolist(), cells.time_range
+    ((400, 10), [0.0, 1.0, 2.0, 3.0], (0.0, 3.0))
+    >>> float(cells.unit_time.max())
+    1.0
     """
 
     x: NDArray[np.float64]
@@ -124,6 +132,12 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
     """Return an AnnData that CellRank can read: itself, or for a lazy one a copy whose cells and graph are in memory.
 
     Expression and positions stay where they are.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import readable
+    >>> readable(adata, "connectivities") is adata  # nothing is lazy
+    True
     """
     if isinstance(adata.obs, pd.DataFrame):
         return adata
@@ -141,6 +155,12 @@ def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "p
     ------
     KeyError
         If there is none.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import find_time_key
+    >>> find_time_key(adata, None), find_time_key(series, None, "experimental")
+    ('dpt_pseudotime', 'day')
     """
     if time_key is not None:
         check_known("adata.obs", time_key, adata.obs.columns)
@@ -171,6 +191,12 @@ def find_basis(adata: AnnData, basis: str) -> str:
         If neither is there.
     TypeError
         If it is no name.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import find_basis
+    >>> find_basis(adata, "umap")
+    'X_umap'
     """
     if not isinstance(basis, str):
         raise TypeError(f"Expected `basis` to be a key of `adata.obsm`, found `{type(basis).__name__}`.")
@@ -215,6 +241,13 @@ def read_cells(
         If time or basis is not numeric.
     ValueError
         If a value is missing, infinite or constant, or experimental time changes from cell to cell.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import read_cells
+    >>> cells = read_cells(adata, time_key="dpt_pseudotime", basis="X_pca", cluster_key="clusters")
+    >>> cells.x.shape, int(cells.labels.max())
+    ((300, 20), 3)
     """
     check_choice("time_kind", time_kind, TimeKind)
     x = read_basis(adata, basis)
@@ -231,7 +264,14 @@ def read_cells(
 
 
 def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:
-    """Return the positions, dense and in double precision, shape ``[n_cells, n_dims]``."""
+    """Return the positions, dense and in double precision, shape ``[n_cells, n_dims]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import read_basis
+    >>> read_basis(adata, "X_umap").shape
+    (300, 2)
+    """
     x = _dense(adata.obsm[basis], f"adata.obsm[{basis!r}]")
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"Expected `adata.obsm[{basis!r}]` to have `2` dimensions, found the shape `{x.shape}`.")
@@ -246,7 +286,14 @@ def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:
 
 
 def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
-    """Return the time of each cell, finite and not constant, shape ``[n_cells]``."""
+    """Return the time of each cell, finite and not constant, shape ``[n_cells]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import read_time
+    >>> np.unique(read_time(series, "day")).tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
     column = adata.obs[time_key]
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
@@ -291,6 +338,13 @@ def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDA
         If the column is not boolean.
     ValueError
         If the loadings do not belong to the basis, or no gene is left.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import read_loadings
+    >>> loadings = read_loadings(adata, "X_pca", ["FateA", "FateB"])
+    >>> loadings.shape, (vk.velocity @ loadings).shape  # the velocity of two genes
+    ((20, 2), (300, 2))
     """
     if basis != "X_pca":
         raise ValueError(
@@ -368,6 +422,16 @@ def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[n
     ------
     ValueError
         If it is and ``strict`` holds.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from cellrank_velot.cells import warn_about_graph
+    >>> print(warn_about_graph(vk.connectivities))  # one piece
+    None
+    >>> pieces = sp.csr_matrix([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
+    >>> warn_about_graph(pieces).tolist()
+    [0, 0, 1, 1]
     """
     edges = sp.csr_matrix(graph)
     labels = connected_components(edges.indptr, edges.indices, edges.data)

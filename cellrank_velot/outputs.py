@@ -100,10 +100,11 @@ def write_results(
     >>> from pathlib import Path
     >>> from cellrank_velot.outputs import write_results
     >>> from cellrank_velot.pipeline import JobOptions, analyse, prepare_inputs
-    >>> options = JobOptions(cluster_key="clusters", terminal_states=("Fate A", "Fate B"))
-    >>> result = analyse(vk, prepare_inputs(adata, options))
-    >>> Path("results").mkdir()
-    >>> [path.name for path in write_results(result, Path("results"), source="simulated cells")]
+    >>> result = analyse(vk, prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B"))))
+    >>> folder = Path("results")
+    >>> folder.mkdir()
+    >>> write_results(result, folder, source="simulated cells")[-1].name
+    'report.html'
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     written = _write_figures(result, folder / "figures")

@@ -22,7 +22,14 @@ __all__ = ["PairBatch", "like_sized"]
 
 
 def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs of like size, as many as the bound on the elements allows, given their sizes ``[n_pairs, 2]``."""
+    """Yield pairs of like size, as many as the bound on the elements allows, given their sizes ``[n_pairs, 2]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pair_batches import like_sized
+    >>> [batch.tolist() for batch in like_sized(np.array([[20, 20], [60, 60], [20, 25]]), bound=2000)]
+    [[0, 2], [1]]
+    """
     order = np.lexsort((shape[:, 1], shape[:, 0]))
     shape = shape[order]
     start = 0
@@ -35,7 +42,19 @@ def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int6
 
 
 class PairBatch:
-    """Window pairs of like size, padded to one shape; padding has no weight."""
+    """Window pairs of like size, padded to one shape; padding has no weight.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.pair_batches import PairBatch
+    >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> batch = PairBatch.of(problem, np.arange(2), *problem.cells_on(torch.device("cpu")))
+    >>> bool(batch.couplings(costs).converged.all())
+    True
+    """
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class Figure:
     --------
     >>> from cellrank_velot.report import Figure
     >>> Figure("Velocity", "Streamlines of the velocity.", png=b"...").uri
+    'data:image/png;base64,Li4u'
     """
 
     title: str
@@ -64,8 +65,10 @@ class Table:
 
     Examples
     --------
-    >>> from cellrank_velot.report import Cell, Table
+    >>> from cellrank_velot.report import Cell, Report, Table, render
     >>> table = Table("Fates", "Mean of all cells.", ["", "share"], [[Cell("Fate A"), Cell("70 %", 0.7)]])
+    >>> "Mean of all cells." in render(Report("Pancreas", ["Two fates."], tables=[table]))
+    True
     """
 
     title: str
@@ -158,7 +161,8 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
     Examples
     --------
     >>> from cellrank_velot.report import package_versions
-    >>> list(package_versions(["numpy", "no_such_package"]))
+    >>> list(package_versions(["numpy", "cellrank"]))
+    ['python', 'numpy', 'cellrank']
     """
     found = {"python": platform.python_version()}
     for name in names:

@@ -41,6 +41,15 @@ def select_cells(adata: AnnData, selector: CellSelector | None) -> NDArray[np.bo
         If the selector is none of these.
     ValueError
         If a position is out of range, or an interval has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.selection import select_cells
+    >>> int(select_cells(adata, ["cell0", "cell7"]).sum())
+    2
+    >>> late = select_cells(adata, {"clusters": ["Fate A", "Fate B"], "dpt_pseudotime": [0.8, 1.0]})
+    >>> bool((vk.cells.time[late] >= 0.8).all())
+    True
     """
     if selector is None:
         return np.ones(adata.n_obs, dtype=bool)
@@ -98,6 +107,12 @@ def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool
     ------
     KeyError
         If the column or a cluster is unknown.
+
+    Examples
+    --------
+    >>> from cellrank_velot.selection import cells_in_cluster
+    >>> int(cells_in_cluster(adata, "clusters", ["Fate A", "Fate B"]).sum())
+    121
     """
     check_known("adata.obs", key, adata.obs.columns)
     values = adata.obs[key].astype(str)
@@ -116,6 +131,12 @@ def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) ->
     ------
     ValueError
         If it has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.selection import cells_in_time
+    >>> cells_in_time(np.array([0.0, 0.5, 1.0]), "time", (0.5, None)).tolist()
+    [False, True, True]
     """
     if isinstance(interval, str) or not isinstance(interval, Sequence | np.ndarray) or len(interval) != 2:
         raise ValueError(f"Expected the two ends of an interval of `{name}`, found `{interval!r}`.")
@@ -134,6 +155,12 @@ def cells_in_box(embedding: NDArray[np.float64], x_lim: Interval, y_lim: Interva
     ------
     ValueError
         If a limit has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.selection import cells_in_box
+    >>> cells_in_box(np.array([[0.0, 0.0], [2.0, 1.0]]), (1.0, None), (None, None)).tolist()
+    [False, True]
     """
     inside = cells_in_time(embedding[:, 0], "source_x_lim", x_lim)
     return inside & cells_in_time(embedding[:, 1], "source_y_lim", y_lim)

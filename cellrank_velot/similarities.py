@@ -61,6 +61,15 @@ def edge_similarities(
     Returns
     -------
     Similarities in the order of ``graph.data``, shape ``[n_edges]``.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from cellrank_velot.similarities import edge_similarities
+    >>> x, velocity = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]]), np.tile([1.0, 0.0], (3, 1))
+    >>> graph = sp.csr_matrix([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    >>> edge_similarities(x, velocity, graph).round(6).tolist()
+    [1.0, 0.0, -1.0, 0.0]
     """
     if not callable(similarity):
         check_choice("similarity", similarity, Similarity)
@@ -113,27 +122,59 @@ def check_similarity(similarity: Similarity | SimilarityFunction, n_dims: int) -
 
 
 def elements_at_a_time(device: torch.device) -> int:
-    """Return how many numbers of the displacements are held at a time on a device."""
+    """Return how many numbers of the displacements are held at a time on a device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.similarities import elements_at_a_time
+    >>> elements_at_a_time(torch.device("cpu")) > 1000
+    True
+    """
     return CHUNK_ELEMENTS["cpu" if device.type == "cpu" else "other"]
 
 
 def genes_on(
     loadings: NDArray[np.float64] | None, n_dims: int, device: str | torch.device
 ) -> tuple[torch.Tensor | None, int]:
-    """Return the loadings on the device, and the most numbers that a vector has before or after them."""
+    """Return the loadings on the device, and the most numbers that a vector has before or after them.
+
+    Examples
+    --------
+    >>> from cellrank_velot.similarities import genes_on
+    >>> genes, largest = genes_on(adata.varm["PCs"].T, 20, "cpu")
+    >>> genes.shape, largest
+    (torch.Size([20, 100]), 100)
+    """
     if loadings is None:
         return None, n_dims
     return as_tensor(loadings, torch.device(device)), max(loadings.shape)
 
 
 def transformed(a: torch.Tensor, genes: torch.Tensor | None, variance_stabilize: bool) -> torch.Tensor:
-    """Return vectors, in the last dimension, as they are compared."""
+    """Return vectors, in the last dimension, as they are compared.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.similarities import transformed
+    >>> transformed(torch.tensor([[4.0, -9.0]]), None, variance_stabilize=True).tolist()
+    [[2.0, -3.0]]
+    """
     a = a if genes is None else a @ genes
     return a.sign() * a.abs().sqrt() if variance_stabilize else a
 
 
 def unit_vectors(a: torch.Tensor, similarity: Similarity) -> torch.Tensor:
-    """Return vectors whose product is the similarity; zero vectors stay zero."""
+    """Return vectors whose product is the similarity; zero vectors stay zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.similarities import unit_vectors
+    >>> unit_vectors(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64), "cosine").tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+    """
     if similarity == "dot_product":
         return a
     if similarity == "correlation":

@@ -60,6 +60,14 @@ class Windows(Stage):
         Number of clusters too small for a pair of windows.
     time_lag
         Time that a target was looked for at; NaN where windows were paired otherwise.
+
+    Examples
+    --------
+    >>> windows = vk.windows
+    >>> source, target = windows.pairs[0]
+    >>> earlier, later = (vk.cells.time[windows.cells(window)].mean() for window in (source, target))
+    >>> bool(np.isclose(later - earlier, windows.dt[0]))
+    True
     """
 
     indices: NDArray[np.int64]
@@ -192,6 +200,19 @@ def build_windows(
     ------
     ValueError
         If a parameter is out of range or there are fewer cells than two windows.
+
+    Examples
+    --------
+    >>> from cellrank_velot.windows import build_windows
+    >>> windows = build_windows(vk.cells.x, vk.cells.time, graph=vk.connectivities, window_size=40)
+    >>> windows.n_cells, windows.pairs.shape == (windows.n_pairs, 2), bool((windows.dt > 0).all())
+    (300, True, True)
+
+    VelOT's own scheme:
+
+    >>> windows = build_windows(
+    ...     vk.cells.x, vk.cells.time, n_clusters=3, window_size=30, time_lag=None, overlap_clusters=1
+    ... )
     """
     check_seed(random_state)
     _check_options(x.shape[0], window_size, overlap, min_window_size, time_lag, overlap_clusters, tail, tail_threshold)
@@ -280,6 +301,12 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
     Returns
     -------
     Labels of shape ``[n_cells]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.windows import cluster_cells
+    >>> np.unique(cluster_cells(vk.cells.x, 4)).tolist()
+    [0, 1, 2, 3]
     """
     if n_clusters is None:
         # Fewer would overlap so much that a neighbourhood holds several branches, each with a time of its own.

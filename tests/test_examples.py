@@ -6,6 +6,7 @@ Examples start from the lines in the docstring of the package, which the pages o
 import doctest
 import importlib
 import inspect
+import logging
 import pickle
 import pkgutil
 from collections.abc import Iterator
@@ -50,6 +51,8 @@ def examples() -> dict[str, str]:
     return {name: text for name, text in sorted(found.items()) if ">>> " in text}
 
 
+# Public names without an example, and why.
+EXCEPTIONS: dict[str, str] = {}
 EXAMPLES = examples()
 
 
@@ -57,7 +60,12 @@ def run(name: str, text: str, namespace: dict[str, Any]) -> doctest.DocTest:
     """Run the examples of a text, and return them with the namespace that they leave behind."""
     test = PARSER.get_doctest(text, namespace, name, None, None)
     said: list[str] = []
-    doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=said.append, clear_globs=False)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # CellRank 2.3 writes its messages to where results are printed
+    try:
+        doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=said.append, clear_globs=False)
+    finally:
+        logging.disable(before)
     assert not said, "".join(said)
     return test
 
@@ -84,6 +92,17 @@ def test_example(
         run(name, EXAMPLES[name], {**modules, **pickle.loads(objects)})
     finally:
         plt.close("all")
+
+
+def needs_example(name: str, value: Any) -> bool:
+    """Return whether a public name is neither a constant or type nor a check of arguments."""
+    return called(value) and not getattr(value, "_is_protocol", False) and not name.startswith("check_")
+
+
+def test_every_public_name_has_an_example(listed: list[tuple[str, Any]]):
+    public = {name: value for name, value in listed if needs_example(name.rpartition(".")[2], value)}
+    without = [name for name, value in public.items() if "\nExamples\n--------\n" not in (inspect.getdoc(value) or "")]
+    assert sorted(without) == sorted(EXCEPTIONS)
 
 
 def test_examples_end_with_examples_and_references():

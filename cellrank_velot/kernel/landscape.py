@@ -142,8 +142,10 @@ class Landscapes(Parts):
 
         Examples
         --------
-        >>> sk.plot_landscape(times=[0, 3], save="landscape.png")
-        >>> vk.plot_landscape(basis="umap", kind="surface", save="surface.png")
+        >>> panels = sk.plot_landscape(times=[0, 3], show=False)
+        >>> len(panels)
+        2
+        >>> panels = vk.plot_landscape(basis="umap", kind="surface", show=False)
         """
         from cellrank_velot.plotting.landscape import potential_landscape
 
@@ -172,7 +174,7 @@ class Landscapes(Parts):
 
         Examples
         --------
-        >>> sk.animate_landscape(n_frames=4, save="landscape.gif")
+        >>> sk.animate_landscape(n_frames=3, save="landscape.gif")
         """
         from cellrank_velot.plotting.landscape import landscape_animation
 

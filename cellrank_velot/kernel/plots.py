@@ -39,7 +39,7 @@ class Plots(Parts):
 
         Examples
         --------
-        >>> vk.plot_velocity(save="velocity.png")
+        >>> vk.plot_velocity(style="grid", save="velocity.png")  # in scanpy's folder of figures
         >>> ax = vk.plot_velocity("pca", style="quiver", method="linear_map", show=False)
         """
         from cellrank_velot import plotting
@@ -156,7 +156,7 @@ class Plots(Parts):
         Examples
         --------
         >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
-        >>> vk.animate_flow(n_frames=4, save="flow.gif")
+        >>> vk.animate_flow(n_frames=3, save="flow.gif")
         """
         from cellrank_velot import plotting
 

@@ -52,12 +52,11 @@ class FateShift(Stage):
 
     Examples
     --------
-    >>> fates = ["Fate A", "Fate B"]
     >>> half = {"FateA": ("scale", 0.5)}
-    >>> shift = vk.fate_shift(half, terminal_clusters=fates, n_particles=20, n_null=2, step_size=0.02)
-    >>> shift.before.shape == shift.after.shape == shift.p_values.shape == (1, 2)
-    True
-    >>> bool(np.allclose(shift.delta, shift.after - shift.before))
+    >>> shift = vk.fate_shift(half, n_particles=20, n_null=2, n_steps=20)
+    >>> shift.lineages.tolist()
+    ['Progenitor', 'Transition', 'Fate A', 'Fate B']
+    >>> shift.delta.shape == shift.p_values.shape == (1, 4)
     True
     """
 
@@ -199,7 +198,7 @@ def compute_fate_shift(
     --------
     >>> from cellrank_velot.perturbation import FlowFates, compute_fate_shift
     >>> clusters = adata.obs["clusters"].tolist()
-    >>> fates = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, step_size=0.02)
+    >>> fates = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, n_steps=20)
     >>> half = vk.perturb({"FateA": ("scale", 0.5)})
     >>> shift = compute_fate_shift(half, fates, vk.cells.time < 0.1, fates.lineages, n_particles=20)
     >>> shift.lineages.tolist()

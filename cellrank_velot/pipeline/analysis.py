@@ -56,9 +56,10 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     Examples
     --------
     >>> from cellrank_velot.pipeline import JobOptions, analyse, prepare_inputs
-    >>> options = prepare_inputs(adata, JobOptions(cluster_key="clusters", terminal_states=("Fate A", "Fate B")))
+    >>> options = prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B")))
     >>> result = analyse(vk, options)
     >>> list(result.fates.columns), len(result.drivers)
+    (['Fate A', 'Fate B'], 100)
     """
     # On a busy machine two threads have taken much longer than one for the dense linear algebra of a few thousand
     # cells; and one gives the same digits everywhere.

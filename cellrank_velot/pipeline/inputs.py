@@ -52,6 +52,7 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     >>> from cellrank_velot.pipeline import JobOptions, prepare_inputs
     >>> options = prepare_inputs(adata, JobOptions())
     >>> options.time_key, options.basis, options.cluster_key
+    ('dpt_pseudotime', 'X_pca', 'clusters')
     """
     _make_names_unique(adata)
     options = replace(options, cluster_key=_find_clusters(adata, options))

@@ -116,7 +116,9 @@ def potential_landscape(
     --------
     >>> landscape = sk.compute_landscape([1, 3])
     >>> panels = pl.potential_landscape(sk, landscape, cells=True, show=False)
-    >>> pl.potential_landscape(sk, landscape, kind="surface", times=3, save="surface.png")
+    >>> len(panels)
+    2
+    >>> panels = pl.potential_landscape(sk, landscape, kind="surface", times=3, show=False)
     """
     check_integer("n_columns", n_columns, low=1)
     chosen = chosen_times(landscape, times)
@@ -189,7 +191,7 @@ def landscape_animation(
 
     Examples
     --------
-    >>> pl.landscape_animation(sk, sk.compute_landscape([0, 1, 2, 3]), fps=2, save="landscape.gif")
+    >>> pl.landscape_animation(sk, sk.compute_landscape([0, 1, 3]), fps=2, save="landscape.gif")
     """
     check_integer("fps", fps, low=1)
     check_number("dpi", dpi, low=0, open_low=True)

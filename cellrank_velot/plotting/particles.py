@@ -235,7 +235,7 @@ def flow_animation(
     Examples
     --------
     >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
-    >>> pl.flow_animation(vk, flow, n_frames=4, save="flow.gif")
+    >>> pl.flow_animation(vk, flow, n_frames=3, save="flow.gif")
     """
     check_integer("fps", fps, low=1)
     check_number("dpi", dpi, low=0, open_low=True)
