@@ -51,6 +51,13 @@ def test_every_public_name_is_listed_once(listed: list[tuple[str, Any]]):
     assert not [name for (name, _), n in found.items() if n > 1]
 
 
+def test_what_is_listed_is_public(listed: list[tuple[str, Any]]):
+    of_modules = [name.rpartition(".") for name, _ in listed if "OTVelocityKernel." not in name]
+    short = {"cellrank_velot.pl": "cellrank_velot.plotting", "cellrank_velot.pp": "cellrank_velot.preprocessing"}
+    modules = {module: importlib.import_module(short.get(module, module)) for module, _, _ in of_modules}
+    assert not [f"{module}.{name}" for module, _, name in of_modules if name not in modules[module].__all__]
+
+
 def test_every_method_of_the_kernel_is_listed(listed: list[tuple[str, Any]]):
     names = {name for name in dir(OTVelocityKernel) if name[0] != "_"}
     owners = {name: next(c for c in OTVelocityKernel.__mro__ if name in vars(c)) for name in names}
