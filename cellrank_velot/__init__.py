@@ -4,11 +4,13 @@ Examples start from here:
 
 >>> import cellrank as cr
 >>> import numpy as np
->>> from cellrank_velot import OTVelocityKernel, datasets, direction, dynamics, metrics, pl, pp
+>>> from cellrank_velot import OTVelocityKernel, datasets, direction, dynamics
+>>> from cellrank_velot import metrics, pl, pp
 >>> adata = datasets.bifurcation(n_cells=300)
 >>> vk = OTVelocityKernel(adata).compute_transition_matrix()
 >>> series = datasets.birth_death(n_cells=100)
->>> sk = OTVelocityKernel(series, time_kind="experimental").fit_field(n_steps=300).compute_transition_matrix()
+>>> sk = OTVelocityKernel(series, time_kind="experimental").fit_field(n_steps=300)
+>>> sk = sk.compute_transition_matrix()
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -132,9 +132,9 @@ def limited_slope(
     --------
     >>> import torch
     >>> from cellrank_velot.bridges import limited_slope
-    >>> before, after = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
-    >>> limited_slope(before, after, torch.ones(1, 1), torch.ones(1, 1)).abs().tolist()  # it turns around
-    [[0.0, 0.0]]
+    >>> before, after, length = torch.tensor([[1.0]]), torch.tensor([[-1.0]]), torch.ones(1, 1)
+    >>> limited_slope(before, after, length, length).abs().tolist()  # it turns around
+    [[0.0]]
     """
     slope = (before * time_after + after * time_before) / (time_before + time_after)
     length = before.norm(dim=1) * after.norm(dim=1)

@@ -245,7 +245,9 @@ def read_cells(
     Examples
     --------
     >>> from cellrank_velot.cells import read_cells
-    >>> cells = read_cells(adata, time_key="dpt_pseudotime", basis="X_pca", cluster_key="clusters")
+    >>> cells = read_cells(
+    ...     adata, time_key="dpt_pseudotime", basis="X_pca", cluster_key="clusters"
+    ... )
     >>> cells.x.shape, int(cells.labels.max())
     ((300, 20), 3)
     """

@@ -211,7 +211,9 @@ def couple_snapshots(
     >>> from cellrank_velot.couplings import couple_snapshots
     >>> from cellrank_velot.snapshots import build_snapshots
     >>> x, time = sk.cells.x, sk.cells.time
-    >>> couplings, velocity = couple_snapshots(x, time, build_snapshots(time), mass=np.array([1.0, 1.4, 2.0, 3.0]))
+    >>> couplings, velocity = couple_snapshots(
+    ...     x, time, build_snapshots(time), mass=np.array([1.0, 1.4, 2.0, 3.0])
+    ... )
     >>> couplings.n_intervals, velocity.growth.shape
     (3, (400,))
     """

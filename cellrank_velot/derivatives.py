@@ -146,7 +146,9 @@ class Reading:
     >>> import torch
     >>> from cellrank_velot.derivatives import Reading
     >>> reading, rate = Reading([f"PC{i + 1}" for i in range(20)], None), np.zeros(20)
-    >>> chunks = reading.of_drift(vk.field, vk.cells.x, vk.cells.time, rate, torch.device("cpu"))
+    >>> chunks = reading.of_drift(
+    ...     vk.field, vk.cells.x, vk.cells.time, rate, torch.device("cpu")
+    ... )
     >>> mean = np.concatenate(list(chunks)).mean(axis=0)
     >>> reading.jacobian(rate)(mean).shape  # a last row says what the basis holds
     (1, 21, 20)

@@ -67,13 +67,15 @@ def mean_probabilities(
     Examples
     --------
     >>> from cellrank_velot.monte_carlo import mean_probabilities
-    >>> certain, scale = vk.transition_matrix.data, vk.params["softmax_scale"]
+    >>> certain, std = vk.transition_matrix.data, np.ones(vk.velocity.shape)
+    >>> options = {"n_samples": 8, "random_state": 0, "transpose": False}
     >>> rest = {"variance_stabilize": False, "loadings": None, "device": "cpu", "n_jobs": 1}
-    >>> found = mean_probabilities(
-    ...     certain, vk.cells.x, vk.velocity, np.ones(vk.velocity.shape), vk.connectivities, scale, "cosine",
-    ...     n_samples=8, random_state=0, transpose=False, **rest
+    >>> cells, scale = (
+    ...     (vk.cells.x, vk.velocity, std, vk.connectivities),
+    ...     vk.params["softmax_scale"],
     ... )
-    >>> found.shape == certain.shape, bool(found.max() < certain.max())  # rows are flatter
+    >>> found = mean_probabilities(certain, *cells, scale, "cosine", **options, **rest)
+    >>> found.shape == certain.shape, bool(found.std() < certain.std())  # rows are flatter
     (True, True)
     """
     rng = np.random.default_rng(random_state)

@@ -100,7 +100,9 @@ def write_results(
     >>> from pathlib import Path
     >>> from cellrank_velot.outputs import write_results
     >>> from cellrank_velot.pipeline import JobOptions, analyse, prepare_inputs
-    >>> result = analyse(vk, prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B"))))
+    >>> result = analyse(
+    ...     vk, prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B")))
+    ... )
     >>> folder = Path("results")
     >>> folder.mkdir()
     >>> write_results(result, folder, source="simulated cells")[-1].name

@@ -27,7 +27,8 @@ def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int6
     Examples
     --------
     >>> from cellrank_velot.pair_batches import like_sized
-    >>> [batch.tolist() for batch in like_sized(np.array([[20, 20], [60, 60], [20, 25]]), bound=2000)]
+    >>> sizes = np.array([[20, 20], [60, 60], [20, 25]])
+    >>> [batch.tolist() for batch in like_sized(sizes, bound=2000)]
     [[0, 2], [1]]
     """
     order = np.lexsort((shape[:, 1], shape[:, 0]))

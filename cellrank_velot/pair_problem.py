@@ -62,7 +62,9 @@ class PairProblem:
     --------
     >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
     >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
-    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, vk.connectivities, costs)
+    >>> problem = PairProblem.of(
+    ...     vk.cells.x, vk.cells.time, vk.windows, vk.connectivities, costs
+    ... )
     >>> problem.graph is None  # no cost needs it
     True
     """

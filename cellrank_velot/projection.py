@@ -94,7 +94,9 @@ def project_by_transitions(
     Examples
     --------
     >>> from cellrank_velot.projection import project_by_transitions
-    >>> arrows = project_by_transitions(vk.transition_matrix, adata.obsm["X_umap"], weighting="distance")
+    >>> arrows = project_by_transitions(
+    ...     vk.transition_matrix, adata.obsm["X_umap"], weighting="distance"
+    ... )
     >>> arrows.shape, bool((np.linalg.norm(arrows, axis=1) <= 2).all())
     ((300, 2), True)
     """

@@ -55,7 +55,9 @@ class Regulation(Stage):
 
     Examples
     --------
-    >>> regulation = vk.compute_regulation(["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50)
+    >>> regulation = vk.compute_regulation(
+    ...     ["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50
+    ... )
     >>> regulation.matrix("Transition").shape
     (3, 3)
     >>> len(regulation.edges(group="Transition", self_loops=False))
@@ -331,7 +333,9 @@ def compute_growth_genes(
     >>> from cellrank_velot.derivatives import Genes
     >>> from cellrank_velot.regulation import compute_growth_genes
     >>> genes = Genes(("Gene1", "Gene2"), loadings=series.varm["PCs"][:2].T)
-    >>> table = compute_growth_genes(sk.field, sk.cells.x, sk.cells.time, genes=genes, n_bootstrap=50)
+    >>> table = compute_growth_genes(
+    ...     sk.field, sk.cells.x, sk.cells.time, genes=genes, n_bootstrap=50
+    ... )
     >>> sorted(table["gene"])
     ['Gene1', 'Gene2']
     """

@@ -66,7 +66,8 @@ class Table:
     Examples
     --------
     >>> from cellrank_velot.report import Cell, Report, Table, render
-    >>> table = Table("Fates", "Mean of all cells.", ["", "share"], [[Cell("Fate A"), Cell("70 %", 0.7)]])
+    >>> rows = [[Cell("Fate A"), Cell("70 %", share=0.7)]]
+    >>> table = Table("Fates", "Mean of all cells.", ["", "share"], rows)
     >>> "Mean of all cells." in render(Report("Pancreas", ["Two fates."], tables=[table]))
     True
     """

@@ -131,7 +131,9 @@ def gridsearch(
     --------
     >>> from cellrank_velot import gridsearch
     >>> grid = {"epsilon": [0.02, 0.1], "lambda_smooth": [0.3, 1.0]}
-    >>> results = gridsearch(adata, grid, [("Progenitor", "Transition")], fixed_params={"n_steps": 20})
+    >>> results = gridsearch(
+    ...     adata, grid, [("Progenitor", "Transition")], fixed_params={"n_steps": 20}
+    ... )
     >>> results.shape[0], int(results["error"].isna().sum())
     (4, 4)
     >>> best = results.loc[results["cross_boundary_cosine"].idxmax(), list(grid)]

@@ -47,7 +47,9 @@ def select_cells(adata: AnnData, selector: CellSelector | None) -> NDArray[np.bo
     >>> from cellrank_velot.selection import select_cells
     >>> int(select_cells(adata, ["cell0", "cell7"]).sum())
     2
-    >>> late = select_cells(adata, {"clusters": ["Fate A", "Fate B"], "dpt_pseudotime": [0.8, 1.0]})
+    >>> late = select_cells(
+    ...     adata, {"clusters": ["Fate A", "Fate B"], "dpt_pseudotime": [0.8, 1.0]}
+    ... )
     >>> bool((vk.cells.time[late] >= 0.8).all())
     True
     """

@@ -66,7 +66,8 @@ def edge_similarities(
     --------
     >>> import scipy.sparse as sp
     >>> from cellrank_velot.similarities import edge_similarities
-    >>> x, velocity = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]]), np.tile([1.0, 0.0], (3, 1))
+    >>> x = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    >>> velocity = np.tile([1.0, 0.0], (3, 1))
     >>> graph = sp.csr_matrix([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     >>> edge_similarities(x, velocity, graph).round(6).tolist()
     [1.0, 0.0, -1.0, 0.0]
@@ -172,7 +173,8 @@ def unit_vectors(a: torch.Tensor, similarity: Similarity) -> torch.Tensor:
     --------
     >>> import torch
     >>> from cellrank_velot.similarities import unit_vectors
-    >>> unit_vectors(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64), "cosine").tolist()
+    >>> vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
+    >>> unit_vectors(vectors, "cosine").tolist()
     [[0.6, 0.8], [0.0, 0.0]]
     """
     if similarity == "dot_product":

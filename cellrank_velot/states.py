@@ -218,7 +218,9 @@ def suggest_terminal_states(
     --------
     >>> from cellrank_velot.states import suggest_terminal_states
     >>> graph, names = vk.connectivities, adata.obs_names
-    >>> states = suggest_terminal_states(vk.transition_matrix, graph, vk.cells.time, names, adata.obs["clusters"])
+    >>> states = suggest_terminal_states(
+    ...     vk.transition_matrix, graph, vk.cells.time, names, adata.obs["clusters"]
+    ... )
     >>> sorted(states)
     ['Fate A', 'Fate B']
     """
@@ -270,7 +272,9 @@ def suggest_initial_states(
     --------
     >>> from cellrank_velot.states import suggest_initial_states
     >>> graph, names = vk.connectivities, adata.obs_names
-    >>> states = suggest_initial_states(vk.transition_matrix, graph, vk.cells.time, names, adata.obs["clusters"])
+    >>> states = suggest_initial_states(
+    ...     vk.transition_matrix, graph, vk.cells.time, names, adata.obs["clusters"]
+    ... )
     >>> list(states)
     ['Progenitor']
     """

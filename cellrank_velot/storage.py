@@ -173,7 +173,9 @@ def read_trajectories(adata: AnnData, key: str) -> Trajectories:
     Examples
     --------
     >>> from cellrank_velot import read_trajectories
-    >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, n_steps=50)
+    >>> paths = vk.compute_trajectories(
+    ...     start_cluster="Progenitor", n_trajectories=5, n_steps=50
+    ... )
     >>> len(read_trajectories(adata, "velot_trajectories"))
     5
     """
@@ -213,7 +215,8 @@ def same_digest(stored: Any, expected: str) -> bool:
     Examples
     --------
     >>> from cellrank_velot.storage import fingerprint, same_digest
-    >>> same_digest(fingerprint({"x": 1.0}), fingerprint({"x": 1.0})), same_digest(None, fingerprint({"x": 1.0}))
+    >>> digest = fingerprint({"x": 1.0})
+    >>> same_digest(digest, fingerprint({"x": 1.0})), same_digest(None, digest)
     (True, False)
     """
     return isinstance(stored, str) and stored == expected

@@ -177,7 +177,9 @@ def compute_transitions(
     Examples
     --------
     >>> from cellrank_velot.transitions import compute_transitions
-    >>> found = compute_transitions(vk.cells.x, vk.velocity, vk.connectivities, softmax_scale=4.0)
+    >>> found = compute_transitions(
+    ...     vk.cells.x, vk.velocity, vk.connectivities, softmax_scale=4.0
+    ... )
     >>> bool(np.allclose(found.matrix.sum(axis=1), 1))
     True
     """

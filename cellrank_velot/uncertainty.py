@@ -131,7 +131,13 @@ def compute_uncertainty(
     >>> from cellrank_velot.uncertainty import compute_uncertainty
     >>> cells, options = vk.cells, {"field": {"n_steps": 50}}
     >>> found = compute_uncertainty(
-    ...     cells.x, cells.time, vk.connectivities, vk.windows, vk.field, options=options, n_members=2
+    ...     cells.x,
+    ...     cells.time,
+    ...     vk.connectivities,
+    ...     vk.windows,
+    ...     vk.field,
+    ...     options=options,
+    ...     n_members=2,
     ... )
     >>> found.std.shape
     (300, 20)

@@ -217,7 +217,9 @@ def compute_velocity(
     Examples
     --------
     >>> from cellrank_velot.velocity import compute_velocity
-    >>> found = compute_velocity(vk.cells.x, vk.cells.time, vk.windows, vk.connectivities, epsilon=0.1)
+    >>> found = compute_velocity(
+    ...     vk.cells.x, vk.cells.time, vk.windows, vk.connectivities, epsilon=0.1
+    ... )
     >>> found.velocity.shape, bool(found.converged.all())
     ((300, 20), True)
     """
@@ -337,7 +339,9 @@ def end_cells(
     --------
     >>> from cellrank_velot.velocity import end_cells
     >>> last = end_cells(vk.transport, vk.windows, vk.cells.time, vk.connectivities)
-    >>> first = end_cells(vk.transport, vk.windows, vk.cells.time, vk.connectivities, backward=True)
+    >>> first = end_cells(
+    ...     vk.transport, vk.windows, vk.cells.time, vk.connectivities, backward=True
+    ... )
     >>> bool(vk.cells.time[first].max() < vk.cells.time[last].min())
     True
     """

@@ -175,7 +175,8 @@ def birth_death(
     >>> adata = datasets.birth_death(n_cells=100, times=[0, 1.5, 3], growth_contrast=2.0)
     >>> adata.obs["day"].value_counts(sort=False).to_dict()
     {0.0: 100, 1.5: 100, 3.0: 100}
-    >>> bool(adata.uns["birth_death"]["mass"][-1] > 1.2)  # the whole population has grown
+    >>> mass = adata.uns["birth_death"]["mass"]  # of the whole population
+    >>> bool(mass[-1] > 1.2)
     True
     >>> sk = OTVelocityKernel(adata, time_kind="experimental")
     """
@@ -212,8 +213,8 @@ def process_of(adata: AnnData) -> BirthDeath:
 
     Examples
     --------
-    >>> process = datasets.process_of(series)
-    >>> bool(np.allclose(process.drift(series.obsm["X_pca"]), series.obsm["true_velocity_pca"]))
+    >>> process, x = datasets.process_of(series), series.obsm["X_pca"]
+    >>> bool(np.allclose(process.drift(x), series.obsm["true_velocity_pca"]))
     True
     """
     check_known("adata.uns", "birth_death", adata.uns, "Simulate with `cellrank_velot.datasets.birth_death()`.")

@@ -147,7 +147,8 @@ def gaussian_blob(n_cells: int = 1000, n_dims: int = 10, *, random_state: int = 
     Examples
     --------
     >>> adata = datasets.gaussian_blob(n_cells=200)
-    >>> bool(abs(np.corrcoef(adata.obs["pseudotime"], adata.obsm["X_pca"].T)[0, 1:]).max() < 0.3)
+    >>> time, x = adata.obs["pseudotime"], adata.obsm["X_pca"]
+    >>> bool(abs(np.corrcoef(time, x.T)[0, 1:]).max() < 0.3)
     True
     """
     check_integer("n_cells", n_cells, low=10)

@@ -34,7 +34,9 @@ class FlipTest(Stage):
 
     Examples
     --------
-    >>> test = direction.flip_test(vk.cells.x, vk.cells.time, vk.connectivities, adata.obs["clusters"])
+    >>> test = direction.flip_test(
+    ...     vk.cells.x, vk.cells.time, vk.connectivities, adata.obs["clusters"]
+    ... )
     >>> test.cosine.shape, 0 <= float(test.reversed_share) <= 1
     ((300,), True)
     >>> test.to_frame().index.tolist()
@@ -123,7 +125,9 @@ def flip_test(
 
     Examples
     --------
-    >>> test = direction.flip_test(vk.cells.x, vk.cells.time, vk.connectivities, adata.obs["clusters"])
+    >>> test = direction.flip_test(
+    ...     vk.cells.x, vk.cells.time, vk.connectivities, adata.obs["clusters"]
+    ... )
     >>> bool(test.mean > 0.5)
     True
     >>> shuffled = np.random.default_rng(0).permutation(vk.cells.time)

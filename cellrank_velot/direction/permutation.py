@@ -57,7 +57,9 @@ class PermutationTest(Stage):
 
     Examples
     --------
-    >>> test = direction.permutation_test(vk.cells.x, vk.cells.time, vk.connectivities, n_permutations=39)
+    >>> test = direction.permutation_test(
+    ...     vk.cells.x, vk.cells.time, vk.connectivities, n_permutations=39
+    ... )
     >>> test.null.shape, bool((test.observed > test.null).all())
     ((39, 2), True)
     >>> print(test)
@@ -201,7 +203,9 @@ def permutation_test(
     Examples
     --------
     >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
-    >>> test = direction.permutation_test(x, time, graph, adata.obs["clusters"], n_permutations=9)
+    >>> test = direction.permutation_test(
+    ...     x, time, graph, adata.obs["clusters"], n_permutations=9
+    ... )
     >>> float(test.p_value)
     0.1
     """

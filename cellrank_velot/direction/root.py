@@ -164,9 +164,8 @@ def root_check(
 
     Examples
     --------
-    >>> check = direction.root_check(
-    ...     vk.cells.time, adata.obs["true_time"], labels=adata.obs["clusters"], root="Progenitor", n_bootstrap=100
-    ... )
+    >>> known, clusters = adata.obs["true_time"], adata.obs["clusters"]
+    >>> check = direction.root_check(vk.cells.time, known, labels=clusters, root="Progenitor")
     >>> str(check.direction), str(check.root)
     ('supported', 'supported')
     """

@@ -40,8 +40,10 @@ class ProcessFates:
     Examples
     --------
     >>> fates = sk.fate_probabilities(group_by="clusters", n_particles=5)
-    >>> bool((fates.low <= fates.table).all(axis=None)), fates.growth.index.tolist() == fates.table.index.tolist()
-    (True, True)
+    >>> bool((fates.low <= fates.table).all(axis=None))
+    True
+    >>> bool((fates.growth.index == fates.table.index).all())
+    True
     >>> fates.to_frame().columns.tolist()
     ['from', 'to', 'share', 'low', 'high']
     """
@@ -88,8 +90,8 @@ def labels_near(
 
     Examples
     --------
-    >>> x = np.array([[0.0], [1.0], [2.0], [3.0]])
-    >>> dynamics.labels_near(np.array([[0.9]]), x, np.array([0, 0, 1, 1]), n_labels=2, n_neighbors=4).tolist()
+    >>> x, labels = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    >>> dynamics.labels_near(np.array([[0.9]]), x, labels, n_labels=2, n_neighbors=4).tolist()
     [[0.5, 0.5]]
     """
     search = NearestNeighbors(n_neighbors=min(n_neighbors, x.shape[0])).fit(x)
@@ -133,7 +135,9 @@ def fate_table(
     Examples
     --------
     >>> shares = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
-    >>> fates = dynamics.fate_table(shares, np.array([1.0, 1.0, 3.0]), ["one", "one", "two"], ["A", "B"])
+    >>> fates = dynamics.fate_table(
+    ...     shares, np.array([1.0, 1.0, 3.0]), ["one", "one", "two"], ["A", "B"]
+    ... )
     >>> fates.table.loc["one"].tolist(), float(fates.growth["two"])
     ([0.75, 0.25], 3.0)
     """

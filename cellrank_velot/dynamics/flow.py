@@ -112,10 +112,11 @@ def simulate_flow(
 
     Examples
     --------
-    >>> field = dynamics.Interpolated(vk.cells.x, vk.raw_velocity)
-    >>> early, clusters = np.flatnonzero(vk.cells.time < 0.1), adata.obs["clusters"].tolist()
+    >>> x, time, early = vk.cells.x, vk.cells.time, np.flatnonzero(vk.cells.time < 0.1)
+    >>> clusters = adata.obs["clusters"].tolist()
+    >>> field = dynamics.Interpolated(x, vk.raw_velocity)
     >>> flow = dynamics.simulate_flow(
-    ...     field, vk.cells.x, vk.cells.time, early, clusters=clusters, n_particles=30, n_steps=50
+    ...     field, x, time, early, clusters=clusters, n_particles=30, n_steps=50
     ... )
     >>> flow.fates().columns.tolist()
     ['n_particles', 'share', 'probability', 'low', 'high']

@@ -30,7 +30,9 @@ class Status(IntEnum):
 
     Examples
     --------
-    >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, n_steps=10)
+    >>> paths = vk.compute_trajectories(
+    ...     start_cluster="Progenitor", n_trajectories=5, n_steps=10
+    ... )
     >>> dynamics.Status(paths.status[0]).message
     'ran out of steps'
     >>> late = paths.select(paths.status == dynamics.Status.OUT_OF_STEPS)
@@ -91,7 +93,9 @@ class Trajectories(Stage):
 
     Examples
     --------
-    >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, n_steps=50)
+    >>> paths = vk.compute_trajectories(
+    ...     start_cluster="Progenitor", n_trajectories=5, n_steps=50
+    ... )
     >>> len(paths), len(paths.paths), paths.ends.shape
     (5, 5, (5, 20))
     >>> table = paths.to_frame()  # a row for each trajectory

@@ -144,8 +144,10 @@ def simulate_process(
     --------
     >>> x, time = sk.cells.x[:10], sk.cells.time[:10]
     >>> paths = dynamics.simulate_process(sk.field, x, time, until=3.0, n_saved=5)
-    >>> paths.x.shape, bool((paths.weights > 0).all())  # each stands for so many descendants
-    ((6, 10, 10), True)
+    >>> paths.x.shape
+    (6, 10, 10)
+    >>> bool((paths.weights > 0).all())  # each stands for so many descendants
+    True
     """
     times = np.array(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))
     direction = _check_options(x, times, until, n_steps, n_saved, random_state)

@@ -290,9 +290,9 @@ class Rescaled:
     Examples
     --------
     >>> import torch
-    >>> field = dynamics.Rescaled(sk.field, *sk.cells.time_range)
-    >>> velocity = field.on("cpu")(torch.tensor(sk.cells.x[:3]), torch.full((3,), 0.5))
-    >>> np.allclose(velocity.detach(), 3 * sk.query_velocity(sk.cells.x[:3], 1.5), atol=1e-4)  # three days
+    >>> field, x = dynamics.Rescaled(sk.field, *sk.cells.time_range), sk.cells.x[:3]
+    >>> velocity = field.on("cpu")(torch.tensor(x), torch.full((3,), 0.5)).detach()
+    >>> np.allclose(velocity, 3 * sk.query_velocity(x, 1.5), atol=1e-4)  # of three days
     True
     """
 

@@ -130,7 +130,9 @@ def compute_trajectories(
     --------
     >>> x, time = vk.cells.x, vk.cells.time
     >>> early = np.flatnonzero(time < 0.1)
-    >>> paths = dynamics.compute_trajectories(vk.field, x, time, early, n_trajectories=5, n_steps=50)
+    >>> paths = dynamics.compute_trajectories(
+    ...     vk.field, x, time, early, n_trajectories=5, n_steps=50
+    ... )
     >>> len(paths), bool((paths.lengths <= 51).all())
     (5, True)
     """

@@ -95,7 +95,9 @@ def fit_process(
     Examples
     --------
     >>> from cellrank_velot.field import fit_process
-    >>> field = fit_process(sk.couplings, sk.cells.x, hidden=(16, 16), n_steps=50, batch_size=128)
+    >>> field = fit_process(
+    ...     sk.couplings, sk.cells.x, hidden=(16, 16), n_steps=50, batch_size=128
+    ... )
     >>> field.growth(sk.cells.x, 0.5).shape, field.diffusion > 0
     ((400,), True)
     """

@@ -60,7 +60,8 @@ class VelocityField(Stage):
     --------
     >>> vk.field(vk.cells.x[:3], vk.cells.time[:3]).shape
     (3, 20)
-    >>> sk.field.has_heads, sk.field.growth(sk.cells.x, 1.5).shape, sk.field.score(sk.cells.x, 1.5).shape
+    >>> field, x = sk.field, sk.cells.x
+    >>> field.has_heads, field.growth(x, 1.5).shape, field.score(x, 1.5).shape
     (True, (400,), (400, 10))
     """
 

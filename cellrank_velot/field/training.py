@@ -178,8 +178,9 @@ def fit_field(
     Examples
     --------
     >>> from cellrank_velot.field import fit_field
-    >>> x, time = vk.cells.x, vk.cells.time
-    >>> field = fit_field(x, time, vk.raw_velocity, vk.confidence, vk.connectivities, hidden=(32, 32), n_steps=100)
+    >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
+    >>> options = {"hidden": (32, 32), "n_steps": 100}
+    >>> field = fit_field(x, time, vk.raw_velocity, vk.confidence, graph, **options)
     >>> field(x, time).shape, field.best_step <= 100
     ((300, 20), True)
     """

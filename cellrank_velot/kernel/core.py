@@ -109,8 +109,8 @@ class OTVelocityKernel(
 
     Examples
     --------
-    >>> vk = OTVelocityKernel(adata, time_key="dpt_pseudotime", basis="X_pca").compute_transition_matrix()
-    >>> vk.transition_matrix.shape
+    >>> vk = OTVelocityKernel(adata, time_key="dpt_pseudotime", basis="X_pca")
+    >>> vk.compute_transition_matrix().transition_matrix.shape
     (300, 300)
 
     It combines with other kernels, and goes to CellRank's estimators:
@@ -203,8 +203,9 @@ class OTVelocityKernel(
 
         Examples
         --------
-        >>> vk.windows.pairs.shape == (vk.windows.n_pairs, 2)
-        True
+        >>> windows = vk.windows
+        >>> windows.sizes.shape == (windows.n_windows,), bool((windows.dt > 0).all())
+        (True, True)
         """
         return self._windows
 
@@ -390,9 +391,13 @@ class OTVelocityKernel(
 
         Examples
         --------
-        >>> vk.compute_windows(window_size=40, overlap=0.25).windows.sizes.shape == (vk.windows.n_windows,)
+        >>> windows = vk.compute_windows(window_size=40, overlap=0.25).windows
+        >>> windows.pairs.shape == (windows.n_pairs, 2)
         True
-        >>> sk.compute_windows(batch_size=50).windows.n_pairs  # four days of 100 cells each, in halves
+
+        Of a time series, windows are the time points, here four of 100 cells each, in halves:
+
+        >>> sk.compute_windows(batch_size=50).windows.n_pairs
         6
         """
         settings = self._settings_for("windows", locals())

@@ -222,7 +222,9 @@ class Perturbations(Parts):
         --------
         >>> fates = ["Fate A", "Fate B"]
         >>> half = {"FateA": ("scale", 0.5)}
-        >>> shift = vk.fate_shift(half, terminal_clusters=fates, n_particles=20, n_null=2, step_size=0.02)
+        >>> shift = vk.fate_shift(
+        ...     half, terminal_clusters=fates, n_particles=20, n_null=2, step_size=0.02
+        ... )
         >>> bool(shift.delta[0, 0] <= 0)  # no more of them come to fate A
         True
         >>> table = shift.to_frame()  # shares before and after, intervals and p-values
@@ -304,8 +306,10 @@ class Perturbations(Parts):
         Examples
         --------
         >>> changed = vk.perturbed_kernel({"FateA": ("scale", 0.5)})
-        >>> changed.transition_matrix.shape, changed.params["softmax_scale"] == vk.params["softmax_scale"]
-        ((300, 300), True)
+        >>> changed.transition_matrix.shape
+        (300, 300)
+        >>> changed.params["softmax_scale"] == vk.params["softmax_scale"]
+        True
         """
         field = self._needed("field", "fit_field")
         perturbation = self._perturbation(perturbation)

@@ -39,7 +39,7 @@ class Plots(Parts):
 
         Examples
         --------
-        >>> vk.plot_velocity(style="grid", save="velocity.png")  # in scanpy's folder of figures
+        >>> vk.plot_velocity(style="grid", save="velocity.png")  # in scanpy's `figdir`
         >>> ax = vk.plot_velocity("pca", style="quiver", method="linear_map", show=False)
         """
         from cellrank_velot import plotting
@@ -108,7 +108,8 @@ class Plots(Parts):
 
         Examples
         --------
-        >>> ax = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2).plot_uncertainty(show=False)
+        >>> vk = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2)
+        >>> ax = vk.plot_uncertainty(show=False)
         """
         from cellrank_velot import plotting
 
@@ -130,7 +131,9 @@ class Plots(Parts):
 
         Examples
         --------
-        >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, n_steps=100)
+        >>> paths = vk.compute_trajectories(
+        ...     start_cluster="Progenitor", n_trajectories=5, n_steps=100
+        ... )
         >>> ax = vk.plot_trajectories(color_by="time", show=False)
         """
         from cellrank_velot import plotting

@@ -122,7 +122,9 @@ class Regulation(Parts):
 
         Examples
         --------
-        >>> regulation = vk.compute_regulation(["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50)
+        >>> regulation = vk.compute_regulation(
+        ...     ["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50
+        ... )
         >>> regulation.jacobian.shape  # groups, targets, sources
         (4, 3, 3)
         >>> regulation.edges(n=2, group="Progenitor").columns.tolist()

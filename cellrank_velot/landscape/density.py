@@ -50,7 +50,9 @@ class PlaneCells(Stage):
     --------
     >>> from cellrank_velot.landscape import PlaneCells, compute_landscape
     >>> days = series.obs["day"].to_numpy()
-    >>> populations = [PlaneCells(series.obsm["X_state"][days == day], time=day) for day in (0.0, 3.0)]
+    >>> populations = [
+    ...     PlaneCells(series.obsm["X_state"][days == day], time=day) for day in (0.0, 3.0)
+    ... ]
     >>> compute_landscape(populations).times.tolist()
     [0.0, 3.0]
     """

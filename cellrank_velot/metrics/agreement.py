@@ -42,7 +42,9 @@ class HeldOutAgreement(Stage):
     Examples
     --------
     >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
-    >>> found = metrics.held_out_agreement(x, time, graph, windows={"n_clusters": 3}, field={"n_steps": 100})
+    >>> found = metrics.held_out_agreement(
+    ...     x, time, graph, windows={"n_clusters": 3}, field={"n_steps": 100}
+    ... )
     >>> found.predicted.shape, bool(found.cosine > 0.3)
     ((150, 20), True)
     """

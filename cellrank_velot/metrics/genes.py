@@ -145,7 +145,8 @@ def reconstructability_score(
     Examples
     --------
     >>> circuit = list(adata.var_names[adata.var["role"] == "circuit"])
-    >>> 0 < metrics.reconstructability_score(vk, circuit) < metrics.reconstructability_score(vk, adata.var_names)
+    >>> score = metrics.reconstructability_score(vk, circuit)
+    >>> 0 < score < metrics.reconstructability_score(vk, adata.var_names)
     True
     """
     params = dict(kernel.params)

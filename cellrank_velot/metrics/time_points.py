@@ -74,7 +74,9 @@ def held_out_time(
 
     Examples
     --------
-    >>> table = metrics.held_out_time(sk.cells.x, sk.cells.time, held_out=1.0, methods=["paths", "previous"])
+    >>> table = metrics.held_out_time(
+    ...     sk.cells.x, sk.cells.time, held_out=1.0, methods=["paths", "previous"]
+    ... )
     >>> table.set_index("method")["w1"].idxmin()
     'paths'
     """

@@ -53,8 +53,8 @@ class Variants(Stage):
     --------
     >>> from cellrank_velot.perturbation import Variants
     >>> half = vk.perturb({"FateA": ("scale", 0.5)})
-    >>> variants = Variants(np.stack([0 * half.amounts, half.amounts]), np.stack([half.directions] * 2), "clamp")
-    >>> len(variants)  # nothing done, and half of the gene
+    >>> amounts = np.stack([0 * half.amounts, half.amounts])  # nothing, and half of the gene
+    >>> len(Variants(amounts, np.stack([half.directions] * 2), "clamp"))
     2
     """
 
@@ -112,13 +112,13 @@ def one_by_one(
     Examples
     --------
     >>> from cellrank_velot.perturbation import Variants, one_by_one
-    >>> def run(field, positions, start_ix, seed):
-    ...     return (field(positions, 0.5)[:, 0] > 0).astype(int), None  # in place of a simulation
+    >>> def run(field, positions, start_ix, seed):  # in place of a simulation
+    ...     return (field(positions, 0.5)[:, 0] > 0).astype(int), None
     >>> half = vk.perturb({"FateA": ("scale", 0.5)})
-    >>> variants = Variants(np.stack([0 * half.amounts, half.amounts]), np.stack([half.directions] * 2), "clamp")
+    >>> variants = Variants(half.amounts[None], half.directions[None], "clamp")
     >>> fates, weights = one_by_one(run, vk.field, vk.cells.x)(variants, np.arange(5), 0)
     >>> fates.shape
-    (2, 5)
+    (1, 5)
     """
 
     def fates(variants: Variants, start_ix: IndexArray, random_state: int) -> tuple[IndexArray, FloatArray | None]:
@@ -147,13 +147,12 @@ class FlowFates:
     Examples
     --------
     >>> from cellrank_velot.perturbation import FlowFates, Variants
-    >>> clusters = adata.obs["clusters"].tolist()
-    >>> simulate = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, ["Fate A", "Fate B"], n_steps=20)
-    >>> simulate.lineages
-    ['Fate A', 'Fate B']
+    >>> clusters, fates = adata.obs["clusters"].tolist(), ["Fate A", "Fate B"]
+    >>> simulate = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, fates, n_steps=20)
     >>> half = vk.perturb({"FateA": ("scale", 0.5)})
-    >>> fates, _ = simulate(Variants(half.amounts[None], half.directions[None], "clamp"), np.arange(10), 0)
-    >>> fates.shape  # -1 for particles on their way
+    >>> variants = Variants(half.amounts[None], half.directions[None], "clamp")
+    >>> found, _ = simulate(variants, np.arange(10), 0)
+    >>> found.shape  # positions in `simulate.lineages`, -1 for particles on their way
     (1, 10)
     """
 

@@ -71,7 +71,9 @@ def draw_matched(
     >>> from cellrank_velot.perturbation import draw_matched
     >>> half = vk.perturb({"FateA": ("scale", 0.5)})
     >>> others = adata.var_names != "FateA"
-    >>> variants, drawn = draw_matched(half, adata[:, others].X, adata.varm["PCs"][others].T, n_null=5)
+    >>> variants, drawn = draw_matched(
+    ...     half, adata[:, others].X, adata.varm["PCs"][others].T, n_null=5
+    ... )
     >>> len(variants), drawn.shape
     (5, (5, 1))
     """

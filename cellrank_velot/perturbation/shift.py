@@ -200,7 +200,9 @@ def compute_fate_shift(
     >>> clusters = adata.obs["clusters"].tolist()
     >>> fates = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, n_steps=20)
     >>> half = vk.perturb({"FateA": ("scale", 0.5)})
-    >>> shift = compute_fate_shift(half, fates, vk.cells.time < 0.1, fates.lineages, n_particles=20)
+    >>> shift = compute_fate_shift(
+    ...     half, fates, vk.cells.time < 0.1, fates.lineages, n_particles=20
+    ... )
     >>> shift.lineages.tolist()
     ['Fate A', 'Fate B', 'Progenitor', 'Transition']
     """

@@ -227,7 +227,8 @@ def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel:
     Examples
     --------
     >>> from cellrank_velot.pipeline import JobOptions, build_kernel, prepare_inputs
-    >>> build_kernel(adata, prepare_inputs(adata, JobOptions(n_steps=50))).transition_matrix.shape
+    >>> options = prepare_inputs(adata, JobOptions(n_steps=50))
+    >>> build_kernel(adata, options).transition_matrix.shape
     (300, 300)
     """
     bar = options.show_progress_bar

@@ -101,7 +101,9 @@ class JobResult:
     Examples
     --------
     >>> from cellrank_velot.pipeline import JobOptions, analyse, prepare_inputs
-    >>> result = analyse(vk, prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B"))))
+    >>> result = analyse(
+    ...     vk, prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B")))
+    ... )
     >>> result.fates.shape, result.adata is adata
     ((300, 2), True)
     """

@@ -149,7 +149,8 @@ def uncertainty(
 
     Examples
     --------
-    >>> ax = pl.uncertainty(vk.fit_field(n_steps=50).compute_uncertainty(n_members=2), show=False)
+    >>> vk = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2)
+    >>> ax = pl.uncertainty(vk, show=False)
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)

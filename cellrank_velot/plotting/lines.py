@@ -165,7 +165,9 @@ def trajectories(
 
     Examples
     --------
-    >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, n_steps=50)
+    >>> paths = vk.compute_trajectories(
+    ...     start_cluster="Progenitor", n_trajectories=5, n_steps=50
+    ... )
     >>> ax = pl.trajectories(vk, paths, color_by="status", show=False)
     >>> ax = pl.trajectories(adata, ids=[0, 1], show=False)  # as they were written to it
     """

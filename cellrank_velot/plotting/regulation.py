@@ -100,7 +100,9 @@ def regulation_heatmap(
 
     Examples
     --------
-    >>> regulation = vk.compute_regulation(["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50)
+    >>> regulation = vk.compute_regulation(
+    ...     ["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50
+    ... )
     >>> panels = pl.regulation_heatmap(regulation, ["Progenitor", "Transition"], show=False)
     """
     chosen = _groups(regulation, groups)

@@ -108,7 +108,9 @@ def gridsearch_heatmap(
     >>> from cellrank_velot import gridsearch
     >>> grid = {"epsilon": [0.02, 0.1], "lambda_smooth": [0.3, 1.0]}
     >>> results = gridsearch(adata, grid, fixed_params={"n_steps": 20})
-    >>> ax = pl.gridsearch_heatmap(results, "epsilon", "lambda_smooth", score="step_forward", show=False)
+    >>> ax = pl.gridsearch_heatmap(
+    ...     results, "epsilon", "lambda_smooth", score="step_forward", show=False
+    ... )
     """
     others = _other_parameters(results, x, y, score)
     grid = _mean_over_others(results, x, y, score)

@@ -120,8 +120,10 @@ def velocity_stream(
 
     Examples
     --------
-    >>> pl.velocity_stream(vk, color="dpt_pseudotime", density=1.0, save="stream.png")  # in scanpy's folder of figures
-    >>> ax = pl.velocity_stream(vk, "pca", method="linear_map", density=1.0, show=False)
+    >>> pl.velocity_stream(vk, density=1.0, save="stream.png")  # in scanpy's `figdir`
+    >>> ax = pl.velocity_stream(
+    ...     vk, "pca", "dpt_pseudotime", method="linear_map", density=1.0, show=False
+    ... )
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
