@@ -185,6 +185,13 @@ def checked(entry: str, values: Any, table: Table, sizes: dict[str, int]) -> dic
 def damaged(entry: str, expected: str) -> NoReturn:
     """Say that an entry is not as it was written.
 
+    Parameters
+    ----------
+    entry
+        Where it is.
+    expected
+        What it should be, and what was found.
+
     Raises
     ------
     ValueError
@@ -206,6 +213,11 @@ def damaged(entry: str, expected: str) -> NoReturn:
 
 def plain(value: Any) -> Any:
     """Return numpy scalars as Python's own, also inside dictionaries: files give the former, users read the latter.
+
+    Parameters
+    ----------
+    value
+        Anything.
 
     Examples
     --------

@@ -133,6 +133,13 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
 
     Expression and positions stay where they are.
 
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    conn_key
+        Key in ``adata.obsp`` of the neighbour graph.
+
     Examples
     --------
     >>> from cellrank_velot.cells import readable
@@ -150,6 +157,15 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
 
 def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "pseudotime") -> str:
     """Return ``time_key``, or the first of :data:`TIME_KEYS`, of a series of ``SERIES_KEYS``, in ``adata.obs``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    time_key
+        Key in ``adata.obs``, returned as it is; looked for where ``None``.
+    time_kind
+        ``"pseudotime"``, or ``"experimental"`` for a series.
 
     Raises
     ------
@@ -184,6 +200,13 @@ def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "p
 
 def find_basis(adata: AnnData, basis: str) -> str:
     """Return the key of ``basis`` in ``adata.obsm``, given with or without ``X_``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    basis
+        Key in ``adata.obsm``, with or without ``X_``.
 
     Raises
     ------
@@ -233,6 +256,10 @@ def read_cells(
     time_kind
         ``"pseudotime"``, or ``"experimental"`` for snapshots at real time points.
 
+    Returns
+    -------
+    Positions, time and codes of clusters, as arrays of their own.
+
     Raises
     ------
     KeyError
@@ -268,6 +295,20 @@ def read_cells(
 def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:
     """Return the positions, dense and in double precision, shape ``[n_cells, n_dims]``.
 
+    Parameters
+    ----------
+    adata
+        Annotated data; positions may be sparse, a data frame or a dask array.
+    basis
+        Key in ``adata.obsm``.
+
+    Raises
+    ------
+    TypeError
+        If the positions are not numeric.
+    ValueError
+        If they have not two dimensions, or NaN or infinite values.
+
     Examples
     --------
     >>> from cellrank_velot.cells import read_basis
@@ -289,6 +330,20 @@ def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:
 
 def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
     """Return the time of each cell, finite and not constant, shape ``[n_cells]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    time_key
+        Key in ``adata.obs``.
+
+    Raises
+    ------
+    TypeError
+        If the time is not numeric.
+    ValueError
+        If there are no cells, or the time has NaN or infinite values or is constant.
 
     Examples
     --------
@@ -415,6 +470,13 @@ def check_graph(adata: AnnData, conn_key: str) -> None:
 
 def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[np.int64] | None:
     """Say whether the neighbour graph is in pieces, and how large they are.
+
+    Parameters
+    ----------
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``.
+    strict
+        Whether a graph in pieces is an error; a warning in the log otherwise.
 
     Returns
     -------

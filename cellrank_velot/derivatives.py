@@ -90,6 +90,11 @@ class Genes:
 def has_growth(field: Any) -> bool:
     """Return whether a field gives growth: it has ``growth_on``, and heads where it says whether it has them.
 
+    Parameters
+    ----------
+    field
+        Any field.
+
     Examples
     --------
     >>> from cellrank_velot.derivatives import has_growth
@@ -140,6 +145,13 @@ def jacobians(
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What is computed at each cell, and what is made of its means, between genes or dimensions.
+
+    Attributes
+    ----------
+    names
+        Names of the dimensions of the basis, or of the genes.
+    genes
+        How genes are read; ``None`` for dimensions of the basis.
 
     Examples
     --------

@@ -25,6 +25,11 @@ BLOCK_EDGES = 2**19
 def row_blocks(indptr: NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
     """Return successive rows of about as many edges each, as the first and the one after the last.
 
+    Parameters
+    ----------
+    indptr
+        Where the edges of each row start, and the end, shape ``[n_rows + 1]``.
+
     Examples
     --------
     >>> from cellrank_velot.edge_rows import row_blocks
@@ -41,6 +46,15 @@ def joined(
     parts: Generator[NDArray[np.float64], None, None], rows: Sequence[tuple[int, int]], indptr: NDArray[np.integer[Any]]
 ) -> NDArray[np.float64]:
     """Return the values of all edges from those of successive rows.
+
+    Parameters
+    ----------
+    parts
+        Values of the edges of some rows at a time.
+    rows
+        First row of each part and the one after its last, see :func:`row_blocks`.
+    indptr
+        Where the edges of each row start, and the end, shape ``[n_rows + 1]``.
 
     Examples
     --------
@@ -62,6 +76,17 @@ def softmax(
 ) -> NDArray[np.float64]:
     """Return the softmax of each row.
 
+    Parameters
+    ----------
+    values
+        Values of the edges, shape ``[n_edges]``.
+    indptr
+        Where the edges of each row start, and the end, shape ``[n_rows + 1]``.
+    scale
+        What values are multiplied by.
+    n_jobs
+        Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`.
+
     Examples
     --------
     >>> from cellrank_velot.edge_rows import softmax
@@ -74,6 +99,17 @@ def softmax(
 
 def normalized(values: NDArray[np.float64], degree: NDArray[np.int64]) -> NDArray[np.float64]:
     """Divide the values of each row by their sum.
+
+    Parameters
+    ----------
+    values
+        Values of the edges, shape ``[n_edges]``, with a positive sum in each row that has any.
+    degree
+        Number of edges of each row, shape ``[n_rows]``.
+
+    Returns
+    -------
+    Shares of shape ``[n_edges]``.
 
     Examples
     --------

@@ -74,6 +74,10 @@ def velocity_on_grid(
         Density of cells below which a point has no velocity, as a share of the 95th percentile over the points near
         cells.
 
+    Returns
+    -------
+    The grid, with NaN where there are too few cells.
+
     Raises
     ------
     ValueError

@@ -204,6 +204,13 @@ def score_genes(
     `adata` is only read, and expression is not copied but for the genes of the set and those of comparison. Parameters
     and errors are those of :func:`cellrank_velot.pp.score_growth`.
 
+    Parameters
+    ----------
+    adata, organism, layer, random_state
+        As for :func:`cellrank_velot.pp.score_growth`.
+    genes
+        Names of genes, of which at least 5, or all where they are fewer, must be among the variables.
+
     Returns
     -------
     Mean log expression of the genes minus that of genes expressed alike, shape ``[n_cells]``.

@@ -40,6 +40,13 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     HDF5 does not bear a disk that is full: it cannot close the file, and crashes when the process ends. It is therefore
     given memory to write to, as much as the compressed file takes.
 
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    path
+        File to write; one that is there is replaced once the new one is complete.
+
     Raises
     ------
     OSError

@@ -24,6 +24,13 @@ __all__ = ["PairBatch", "like_sized"]
 def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int64]]:
     """Yield pairs of like size, as many as the bound on the elements allows, given their sizes ``[n_pairs, 2]``.
 
+    Parameters
+    ----------
+    shape
+        Number of source and of target cells of each pair, shape ``[n_pairs, 2]``.
+    bound
+        Largest number of elements of the plans of a batch, with their padding.
+
     Examples
     --------
     >>> from cellrank_velot.pair_batches import like_sized

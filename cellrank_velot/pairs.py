@@ -104,6 +104,10 @@ def sum_pairs(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The sums, of all cells.
+
     Examples
     --------
     >>> import torch

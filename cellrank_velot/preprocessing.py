@@ -338,6 +338,17 @@ def set_pseudotime(work: AnnData, roots: Sequence[int]) -> None:
 
     Needs the diffusion map of scanpy. Source: :cite:`haghverdi:16`.
 
+    Parameters
+    ----------
+    work
+        With a diffusion map of scanpy, ``obsm["X_diffmap"]`` and ``uns["diffmap_evals"]``.
+    roots
+        Positions of the cells where the process begins.
+
+    Returns
+    -------
+    Nothing. Writes ``uns["iroot"]``, the first root, and ``obs["dpt_pseudotime"]``.
+
     Examples
     --------
     >>> pp.set_pseudotime(adata, [0])

@@ -393,6 +393,11 @@ def bin_times(time: NDArray[np.float64], n_bins: int) -> pd.Categorical:
 def name_intervals(ends: Sequence[float] | NDArray[np.float64]) -> list[str]:
     """Return a name for each interval between two ends, with as few digits as tell them apart.
 
+    Parameters
+    ----------
+    ends
+        Ends of the intervals, rising, shape ``[n_intervals + 1]``.
+
     Examples
     --------
     >>> from cellrank_velot.regulation import name_intervals

@@ -26,6 +26,17 @@ PACKAGES = ("cellrank_velot", "cellrank", "scanpy", "anndata", "torch", "numpy",
 class Figure:
     """A picture with its title, what a reader should see in it, and a text for those who cannot see it.
 
+    Attributes
+    ----------
+    title
+        Heading.
+    caption
+        What a reader should see in it.
+    png
+        The picture, a file of PNG.
+    wide
+        Whether it takes the whole width of the page.
+
     Examples
     --------
     >>> from cellrank_velot.report import Figure
@@ -48,6 +59,13 @@ class Figure:
 class Cell:
     """An entry of a table; ``share`` in ``[0, 1]`` is drawn as a bar behind it.
 
+    Attributes
+    ----------
+    text
+        What is written.
+    share
+        Length of the bar, in ``[0, 1]``; none where ``None``.
+
     Examples
     --------
     >>> from cellrank_velot.report import Cell
@@ -62,6 +80,17 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table with its title and caption; the first column holds the names of the rows.
+
+    Attributes
+    ----------
+    title
+        Heading.
+    caption
+        What a reader should see in it.
+    columns
+        Names of the columns.
+    rows
+        Entries of each row, as many as there are columns.
 
     Examples
     --------
@@ -125,6 +154,11 @@ class Report:
 def render(report: Report) -> str:
     """Return the report as HTML; every text in it is escaped.
 
+    Parameters
+    ----------
+    report
+        What it says.
+
     Examples
     --------
     >>> from cellrank_velot.report import Report, render
@@ -144,6 +178,18 @@ def render(report: Report) -> str:
 def write_report(path: str | Path, report: Report) -> Path:
     """Write the report to an HTML file and return its path; the folder must exist.
 
+    Parameters
+    ----------
+    path
+        File to write.
+    report
+        What it says.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, naming it.
+
     Examples
     --------
     >>> from cellrank_velot.report import Report, write_report
@@ -158,6 +204,11 @@ def write_report(path: str | Path, report: Report) -> Path:
 
 def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python and of packages; those that are not installed are said to be so.
+
+    Parameters
+    ----------
+    names
+        Names of packages; those that a result depends on where not given.
 
     Examples
     --------

@@ -105,6 +105,15 @@ def _by_column(adata: AnnData, key: str, value: Any) -> NDArray[np.bool_]:
 def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool_]:
     """Return which cells are in a cluster, or in one of several, of ``adata.obs[key]``.
 
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        Key in ``adata.obs``.
+    clusters
+        A category, or several.
+
     Raises
     ------
     KeyError
@@ -129,6 +138,15 @@ def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool
 def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) -> NDArray[np.bool_]:
     """Return which values lie in an interval, its ends included.
 
+    Parameters
+    ----------
+    values
+        Numbers, shape ``[n_cells]``; NaN lies in no interval.
+    name
+        What messages call them.
+    interval
+        Lowest and highest value; ``None`` for no bound.
+
     Raises
     ------
     ValueError
@@ -152,6 +170,13 @@ def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) ->
 
 def cells_in_box(embedding: NDArray[np.float64], x_lim: Interval, y_lim: Interval) -> NDArray[np.bool_]:
     """Return which cells lie in a box of the first two dimensions of an embedding.
+
+    Parameters
+    ----------
+    embedding
+        Positions of shape ``[n_cells, n_dims]``.
+    x_lim, y_lim
+        Ends of the box along both dimensions; ``None`` for no bound.
 
     Raises
     ------

@@ -125,6 +125,11 @@ def check_similarity(similarity: Similarity | SimilarityFunction, n_dims: int) -
 def elements_at_a_time(device: torch.device) -> int:
     """Return how many numbers of the displacements are held at a time on a device.
 
+    Parameters
+    ----------
+    device
+        Torch device.
+
     Examples
     --------
     >>> import torch
@@ -139,6 +144,15 @@ def genes_on(
     loadings: NDArray[np.float64] | None, n_dims: int, device: str | torch.device
 ) -> tuple[torch.Tensor | None, int]:
     """Return the loadings on the device, and the most numbers that a vector has before or after them.
+
+    Parameters
+    ----------
+    loadings
+        Loadings of shape ``[n_dims, n_genes]``, or ``None``.
+    n_dims
+        Number of dimensions of the basis.
+    device
+        Torch device.
 
     Examples
     --------
@@ -155,6 +169,15 @@ def genes_on(
 def transformed(a: torch.Tensor, genes: torch.Tensor | None, variance_stabilize: bool) -> torch.Tensor:
     """Return vectors, in the last dimension, as they are compared.
 
+    Parameters
+    ----------
+    a
+        Vectors of shape ``[..., n_dims]``.
+    genes
+        Loadings of shape ``[n_dims, n_genes]`` that they are multiplied with, or ``None``.
+    variance_stabilize
+        Whether to take the signed square root of each component.
+
     Examples
     --------
     >>> import torch
@@ -168,6 +191,14 @@ def transformed(a: torch.Tensor, genes: torch.Tensor | None, variance_stabilize:
 
 def unit_vectors(a: torch.Tensor, similarity: Similarity) -> torch.Tensor:
     """Return vectors whose product is the similarity; zero vectors stay zero.
+
+    Parameters
+    ----------
+    a
+        Vectors of shape ``[..., n_dims]``.
+    similarity
+        ``"cosine"`` for length one, ``"correlation"`` for the same after centring, ``"dot_product"`` for vectors as
+        they are.
 
     Examples
     --------

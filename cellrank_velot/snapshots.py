@@ -114,6 +114,13 @@ def build_snapshots(time: NDArray[np.float64], *, batch_size: int = BATCH_SIZE, 
 def next_time(points: NDArray[np.float64], time: float) -> int:
     """Return the number of the interval that a time is in, from zero; the last time is in the last interval.
 
+    Parameters
+    ----------
+    points
+        Time points, rising, shape ``[n_times]``.
+    time
+        A time.
+
     Raises
     ------
     ValueError

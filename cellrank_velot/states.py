@@ -130,6 +130,10 @@ def find_sinks(
     n_steps
         Number of steps S; twice as many as time from beginning to end takes, at most 2000, where not given.
 
+    Returns
+    -------
+    The sinks, the most distinct first.
+
     Raises
     ------
     TypeError

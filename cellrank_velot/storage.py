@@ -55,6 +55,11 @@ STAGES: dict[str, type[Stage]] = {
 def pack(stages: dict[str, Stage | None]) -> dict[str, Any]:
     """Return stages as nested dictionaries of arrays and numbers, which h5ad can hold; missing ones are left out.
 
+    Parameters
+    ----------
+    stages
+        Results by name, ``None`` where a step was not run.
+
     Examples
     --------
     >>> from cellrank_velot.storage import pack
@@ -70,6 +75,11 @@ def pack(stages: dict[str, Stage | None]) -> dict[str, Any]:
 
 def sealed(packed: dict[str, Any]) -> dict[str, Any]:
     """Return an entry with its checksum, which tells later whether anything in it has changed.
+
+    Parameters
+    ----------
+    packed
+        What :func:`pack` returned.
 
     Examples
     --------
@@ -91,6 +101,10 @@ def unpack(packed: Any, where: str = "packed", sizes: dict[str, int] | None = No
         Where it lies, for messages.
     sizes
         Numbers of cells and dimensions, ``n_cells`` and ``n_dims``, that the stages must have, where they are known.
+
+    Returns
+    -------
+    The stages by name.
 
     Raises
     ------
@@ -146,6 +160,15 @@ def check_entry(packed: Any, where: str) -> None:
 def write_trajectories(adata: AnnData, key: str, trajectories: Trajectories) -> None:
     """Write trajectories to ``adata.uns[key]``, as arrays that h5ad can hold.
 
+    Parameters
+    ----------
+    adata
+        Annotated data of the cells that they start from.
+    key
+        Key in ``adata.uns``; what is there is replaced.
+    trajectories
+        What to write.
+
     Examples
     --------
     >>> from cellrank_velot import read_trajectories
@@ -162,6 +185,14 @@ def write_trajectories(adata: AnnData, key: str, trajectories: Trajectories) -> 
 
 def read_trajectories(adata: AnnData, key: str) -> Trajectories:
     """Return trajectories that were written to ``adata.uns[key]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data of the same cells.
+    key
+        Key in ``adata.uns``, that is ``key_added`` of :meth:`~cellrank_velot.OTVelocityKernel.compute_trajectories` or
+        :meth:`~cellrank_velot.OTVelocityKernel.simulate_flow`.
 
     Raises
     ------
@@ -212,6 +243,13 @@ def check_plain(entry: str, value: Any) -> None:
 def same_digest(stored: Any, expected: str) -> bool:
     """Return whether a digest is the one that is expected; what a file holds in its place may be anything.
 
+    Parameters
+    ----------
+    stored
+        What was read.
+    expected
+        What :func:`fingerprint` gives now.
+
     Examples
     --------
     >>> from cellrank_velot.storage import fingerprint, same_digest
@@ -258,6 +296,11 @@ def _names_of(adata: AnnData) -> str:
 
 def fingerprint(packed: dict[str, Any]) -> str:
     """Return a digest of packed stages, to tell whether they belong to a transition matrix.
+
+    Parameters
+    ----------
+    packed
+        Arrays, numbers and texts, also in dictionaries; their order does not matter.
 
     Examples
     --------

@@ -159,6 +159,10 @@ def compute_transitions(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The matrix, and what it was made from.
+
     Raises
     ------
     MemoryError
@@ -279,6 +283,11 @@ def check_transition_options(
 
 def effective_neighbors(matrix: sp.csr_matrix) -> NDArray[np.float64]:
     """Return the effective number of targets of each cell, the exponential of its entropy, shape ``[n_cells]``.
+
+    Parameters
+    ----------
+    matrix
+        Transition matrix of shape ``[n_cells, n_cells]``.
 
     Examples
     --------

@@ -121,6 +121,10 @@ def compute_uncertainty(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The spread of the fields, and the error of each velocity that follows from it.
+
     Raises
     ------
     ValueError

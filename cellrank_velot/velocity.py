@@ -207,6 +207,10 @@ def compute_velocity(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The velocity of each cell, and what it rests on.
+
     Raises
     ------
     MemoryError
@@ -520,6 +524,13 @@ def _kept_share(
 
 def report_convergence(converged: NDArray[np.bool_], error: NDArray[np.float64]) -> None:
     """Say how many couplings did not converge, if any, and how far they are off.
+
+    Parameters
+    ----------
+    converged
+        Whether each coupling did, shape ``[n_pairs]``.
+    error
+        How far each is from its marginal, shape ``[n_pairs]``.
 
     Examples
     --------

@@ -196,6 +196,10 @@ def build_windows(
     random_state
         Seed of KMeans.
 
+    Returns
+    -------
+    The windows and their pairs.
+
     Raises
     ------
     ValueError
@@ -301,6 +305,11 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
     Returns
     -------
     Labels of shape ``[n_cells]``.
+
+    Raises
+    ------
+    ValueError
+        If there are more clusters than cells, or a number is out of range.
 
     Examples
     --------

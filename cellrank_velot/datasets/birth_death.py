@@ -206,6 +206,11 @@ def birth_death(
 def process_of(adata: AnnData) -> BirthDeath:
     """Return the process that :func:`birth_death` has simulated, to evaluate its drift and growth anywhere.
 
+    Parameters
+    ----------
+    adata
+        What :func:`birth_death` returned, also when it comes from a file.
+
     Raises
     ------
     KeyError

@@ -118,6 +118,10 @@ def flip_test(
     random_state
         Seed of KMeans.
 
+    Returns
+    -------
+    The cosine of each cell, with means by cluster.
+
     Raises
     ------
     ValueError

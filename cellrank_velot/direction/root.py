@@ -154,6 +154,10 @@ def root_check(
     random_state
         Seed of these.
 
+    Returns
+    -------
+    Correlation with its interval, share of the earliest cells in the root, and a verdict on each.
+
     Raises
     ------
     TypeError

@@ -35,6 +35,21 @@ def drift_of(field: Field, current: Field | None, sign: int, device: torch.devic
     :math:`u - c = v - 2c`. The velocity turned around, which is taken where the current is not given, drives particles
     away from the data as surely as the velocity holds them there.
 
+    Parameters
+    ----------
+    field
+        The velocity.
+    current
+        The part of it that changes its sign when time is reversed; all of it where ``None``. Used backward only.
+    sign
+        ``1`` for forward in time, ``-1`` for backward.
+    device
+        Torch device.
+
+    Returns
+    -------
+    A function of positions ``[n, n_dims]``, times ``[n]`` and numbers of particles ``[n]``, which it does not use.
+
     Examples
     --------
     >>> import torch
@@ -83,6 +98,25 @@ def noisy(
     the noise is the one that keeps their density where the noise is the same all around. As it is smaller where cells
     are dense, particles keep somewhat closer together than cells: a Gaussian bundle of cells has a bundle of particles
     of 0.6 to 0.7 times its variance, an even one of the same.
+
+    Parameters
+    ----------
+    drift
+        The drift of particles without the noise, see :func:`drift_of`.
+    companions
+        The cells near each particle.
+    diffusion, confine
+        Strength of the noise and of the way back to the data, see :func:`cellrank_velot.dynamics.simulate_flow`.
+    time_from
+        Where ``"cells"``, the drift is asked at the mean time of the cells around.
+    step_size
+        Time of one step.
+
+    Returns
+    -------
+    A function of positions, times and numbers of particles that returns the drift, shape ``[n, n_dims]``, and another
+    function, which multiplies increments of noise, shape ``[n, n_neighbors]``, by
+    :math:`\sqrt{2 \kappa} \, \Sigma^{1/2}`.
 
     Examples
     --------

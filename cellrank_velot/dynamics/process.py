@@ -133,6 +133,10 @@ def simulate_process(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The paths, with ``n_saved + 1`` points each.
+
     Raises
     ------
     ValueError

@@ -119,6 +119,10 @@ def compute_trajectories(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The trajectories, at most ``n_trajectories`` in each direction.
+
     Raises
     ------
     KeyError

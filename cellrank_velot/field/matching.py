@@ -87,6 +87,10 @@ def fit_process(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The field, which has growth and score besides the velocity.
+
     Raises
     ------
     ValueError

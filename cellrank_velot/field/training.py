@@ -170,6 +170,10 @@ def fit_field(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The field, with the weights of the step that was best on the held-out cells.
+
     Raises
     ------
     ValueError

@@ -633,6 +633,17 @@ class OTVelocityKernel(
         Parameters are those of :func:`cellrank_velot.uncertainty.compute_uncertainty`. Each member goes through the
         steps with the parameters that they were run with; runs them with default parameters where they were not.
 
+        Parameters
+        ----------
+        n_members
+            Number of fields, even: both halves of the cells are used.
+        random_state
+            Seed of the halves, of the clusters and of training.
+        n_jobs
+            Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`. The result is the same.
+        show_progress_bar
+            Whether to show a progress bar.
+
         Returns
         -------
         Self, with :attr:`uncertainty`. The transition matrix stays.
@@ -684,6 +695,17 @@ class OTVelocityKernel(
 
         Fitted at the first call, with the parameters of :meth:`fit_field`, and not saved. It is needed to go back in
         time, see :func:`cellrank_velot.dynamics.compute_trajectories`.
+
+        Parameters
+        ----------
+        device
+            Torch device, or ``"auto"``.
+        show_progress_bar
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        The field; where there is no relaxation, that of :attr:`field` itself.
 
         Raises
         ------

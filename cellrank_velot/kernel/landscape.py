@@ -140,6 +140,10 @@ class Landscapes(Parts):
         **kwargs
             Passed on to :func:`cellrank_velot.pl.potential_landscape`, e.g. ``kind="surface"``.
 
+        Returns
+        -------
+        The list of Axes where ``show=False``, nothing otherwise. Errors are those of that function.
+
         Examples
         --------
         >>> panels = sk.plot_landscape(times=[0, 3], show=False)
@@ -171,6 +175,10 @@ class Landscapes(Parts):
             Number of frames, without a ``landscape``.
         **kwargs
             Passed on to :func:`cellrank_velot.pl.landscape_animation`.
+
+        Returns
+        -------
+        The animation, as that function returns it. Errors are those of that function.
 
         Examples
         --------

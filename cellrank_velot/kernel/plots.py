@@ -37,6 +37,10 @@ class Plots(Parts):
             Passed on to :func:`cellrank_velot.pl.velocity_stream`, :func:`cellrank_velot.pl.velocity_grid` or
             :func:`cellrank_velot.pl.velocity_quiver`.
 
+        Returns
+        -------
+        The Axes where ``show=False``, nothing otherwise. Errors are those of that function.
+
         Examples
         --------
         >>> vk.plot_velocity(style="grid", save="velocity.png")  # in scanpy's `figdir`
@@ -50,6 +54,8 @@ class Plots(Parts):
     def plot_comparison(self, basis: str = "umap", **kwargs: Any) -> Any:
         """Draw the velocities of transport and of the field, see :func:`cellrank_velot.pl.velocity_comparison`.
 
+        Parameters, result and errors are those of that function.
+
         Examples
         --------
         >>> raw, smooth = vk.plot_comparison(show=False)
@@ -60,6 +66,8 @@ class Plots(Parts):
 
     def plot_windows(self, basis: str = "umap", pairs: Sequence[int] | None = None, **kwargs: Any) -> Any:
         """Draw pairs of windows, see :func:`cellrank_velot.pl.windows`.
+
+        Parameters, result and errors are those of that function.
 
         Examples
         --------
@@ -73,6 +81,8 @@ class Plots(Parts):
     def plot_window_transport(self, pair: int, basis: str = "umap", **kwargs: Any) -> Any:
         """Draw one pair of windows with its transport plan, see :func:`cellrank_velot.pl.window_transport`.
 
+        Parameters, result and errors are those of that function.
+
         Examples
         --------
         >>> ax = vk.plot_window_transport(vk.windows.n_pairs // 2, show=False)
@@ -83,6 +93,8 @@ class Plots(Parts):
 
     def plot_spatial_clusters(self, basis: str = "umap", **kwargs: Any) -> Any:
         """Draw the clusters that windows are made in, see :func:`cellrank_velot.pl.spatial_clusters`.
+
+        Parameters, result and errors are those of that function.
 
         Examples
         --------
@@ -95,6 +107,8 @@ class Plots(Parts):
     def plot_confidence(self, basis: str = "umap", **kwargs: Any) -> Any:
         """Draw the confidence in the velocity of transport, see :func:`cellrank_velot.pl.confidence`.
 
+        Parameters, result and errors are those of that function.
+
         Examples
         --------
         >>> ax = vk.plot_confidence(show=False)
@@ -105,6 +119,8 @@ class Plots(Parts):
 
     def plot_uncertainty(self, basis: str = "umap", **kwargs: Any) -> Any:
         """Draw how far velocities may be off, see :func:`cellrank_velot.pl.uncertainty`.
+
+        Parameters, result and errors are those of that function. Call :meth:`compute_uncertainty` before.
 
         Examples
         --------
@@ -118,6 +134,8 @@ class Plots(Parts):
     def plot_training(self, **kwargs: Any) -> Any:
         """Draw the losses of the training of the field, see :func:`cellrank_velot.pl.training`.
 
+        Parameters, result and errors are those of that function.
+
         Examples
         --------
         >>> ax = vk.plot_training(show=False)
@@ -128,6 +146,8 @@ class Plots(Parts):
 
     def plot_trajectories(self, trajectories: Trajectories | None = None, basis: str = "umap", **kwargs: Any) -> Any:
         """Draw trajectories, see :func:`cellrank_velot.pl.trajectories`; the last computed where not given.
+
+        Parameters, result and errors are those of that function.
 
         Examples
         --------
@@ -143,6 +163,8 @@ class Plots(Parts):
     def plot_flow(self, trajectories: Trajectories | None = None, basis: str = "umap", **kwargs: Any) -> Any:
         """Draw particles of a flow at several times, see :func:`cellrank_velot.pl.flow`; the last where not given.
 
+        Parameters, result and errors are those of that function.
+
         Examples
         --------
         >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
@@ -155,6 +177,8 @@ class Plots(Parts):
 
     def animate_flow(self, trajectories: Trajectories | None = None, basis: str = "umap", **kwargs: Any) -> Any:
         """Animate the particles of a flow, see :func:`cellrank_velot.pl.flow_animation`; the last where not given.
+
+        Parameters, result and errors are those of that function.
 
         Examples
         --------
@@ -189,6 +213,10 @@ class Plots(Parts):
         **kwargs
             Passed on to the plot.
 
+        Returns
+        -------
+        What the plot returns: Axes where ``show=False``, nothing otherwise.
+
         Examples
         --------
         >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
@@ -219,6 +247,10 @@ class Plots(Parts):
         style, cluster_key, **kwargs
             As in :meth:`plot_fates`.
 
+        Returns
+        -------
+        What the plot returns: Axes where ``show=False``, nothing otherwise.
+
         Examples
         --------
         >>> panels = sk.plot_ancestry(show=False)
@@ -238,6 +270,10 @@ class Plots(Parts):
         **kwargs
             Passed on to the plot.
 
+        Returns
+        -------
+        The Axes where ``show=False``, nothing otherwise. Errors are those of that function.
+
         Examples
         --------
         >>> ax = sk.plot_process(sk.simulate_process("Progenitor A", n_particles=100), show=False)
@@ -249,6 +285,8 @@ class Plots(Parts):
 
     def plot_growth(self, basis: str | None = None, **kwargs: Any) -> Any:
         """Draw the growth rate of the cells of a time series, see :func:`cellrank_velot.pl.growth_map`.
+
+        Parameters, result and errors are those of that function.
 
         Examples
         --------
@@ -263,6 +301,8 @@ class Plots(Parts):
         self, times: Population | float | Sequence[Population | float], basis: str | None = None, **kwargs: Any
     ) -> Any:
         """Draw populations between time points next to the snapshots, see :func:`cellrank_velot.pl.population`.
+
+        Parameters, result and errors are those of that function.
 
         Examples
         --------

@@ -233,6 +233,10 @@ device
         **kwargs
             Passed on to :func:`cellrank_velot.pl.regulation_heatmap` or :func:`cellrank_velot.pl.regulation_network`.
 
+        Returns
+        -------
+        The Axes where ``show=False``, a list of them for several groups; nothing otherwise.
+
         Raises
         ------
         RuntimeError

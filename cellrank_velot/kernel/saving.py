@@ -106,6 +106,10 @@ class Saving(Parts):
         copy
             Whether to copy the transition matrix.
 
+        Returns
+        -------
+        The kernel.
+
         Raises
         ------
         KeyError

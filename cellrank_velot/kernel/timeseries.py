@@ -275,6 +275,8 @@ class TimeSeries(Parts):
         Particles follow the reversed process. Parameters, result and errors are those of :meth:`fate_probabilities`,
         from the last time point to the first where not given.
 
+        ``initial_clusters`` are the clusters to tell apart, and ``until`` is the earlier time.
+
         Examples
         --------
         >>> share = sk.ancestry(group_by="clusters", until=1).table["Progenitor B"]

@@ -78,6 +78,10 @@ def compute_landscape(
     basis, dims, window
         What is said of the positions, see :class:`Landscape`.
 
+    Returns
+    -------
+    The landscape at the times of the populations, rising.
+
     Raises
     ------
     ValueError

@@ -204,6 +204,10 @@ def compute_perturbation(
     layer, gene_scale
         Where values and scale are from, to be kept.
 
+    Returns
+    -------
+    The perturbation, with the change of each gene in each cell.
+
     Raises
     ------
     TypeError, ValueError

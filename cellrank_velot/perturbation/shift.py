@@ -189,6 +189,10 @@ def compute_fate_shift(
     random_state
         Seed of the starts and of the noise.
 
+    Returns
+    -------
+    The shares before and after, with intervals, and those of the other perturbations.
+
     Raises
     ------
     ValueError

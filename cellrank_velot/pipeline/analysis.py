@@ -48,6 +48,10 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     options
         Options as :func:`prepare_inputs` returns them.
 
+    Returns
+    -------
+    What was found; also written to the AnnData of the kernel, as CellRank writes it.
+
     Raises
     ------
     RuntimeError

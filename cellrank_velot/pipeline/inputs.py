@@ -38,6 +38,10 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     options
         What the user asks for.
 
+    Returns
+    -------
+    The options with all keys that were found or written.
+
     Raises
     ------
     KeyError
@@ -218,6 +222,10 @@ def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel:
         Annotated data.
     options
         Options as :func:`prepare_inputs` returns them.
+
+    Returns
+    -------
+    The kernel with its transition matrix.
 
     Raises
     ------
