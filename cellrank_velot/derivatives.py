@@ -55,7 +55,7 @@ class Genes:
     chosen
         Which outputs of the decoder the genes are, shape ``[n_genes]``; all where ``None``.
     n_known
-        Number of outputs of the decoder, where ``chosen`` is given, to check it.
+        Number of outputs of the decoder, where ``chosen`` is given, to check it; not checked where ``None``.
 
     Raises
     ------

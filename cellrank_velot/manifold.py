@@ -36,7 +36,7 @@ def residuals(
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
     cells
-        Cells to return it for; all of them where not given.
+        Positions of the cells to return it for, shape ``[n]``; all of them where not given.
     n_jobs
         Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`.
 

@@ -43,7 +43,7 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     Parameters
     ----------
     adata
-        Annotated data.
+        Annotated data. Its columns of text become categories, as ``AnnData.write_h5ad`` makes them.
     path
         File to write; one that is there is replaced once the new one is complete.
 

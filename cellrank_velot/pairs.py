@@ -92,7 +92,7 @@ def sum_pairs(
     problem
         Cells and windows.
     use
-        Pairs to take.
+        Rows of ``windows.pairs`` to take, shape ``[n_used]``.
     limit, reach
         Squared displacement up to which one counts in full, and that in units of the typical one.
     device

@@ -58,7 +58,7 @@ def prepare(
         Category of ``obs[cluster_key]`` where the process begins; :func:`choose_root_cell` finds the cell. Several
         categories give one root each, see Notes.
     root_cell
-        Name or position of the cell where the process begins, or several of them.
+        Name or position of the cell where the process begins, or several of them; not used where not given.
     pseudotime_key
         Numeric column of `obs`, used in place of a diffusion pseudotime. It is checked and stays where it is: give the
         same name to the kernel as ``time_key``.

@@ -77,7 +77,8 @@ def project_by_transitions(
         - ``"confidence"``: :math:`(c_i + c_j) / 2`. A sure cell trusts its own transitions, an unsure one those that
           lead to sure cells. The product of the two would lose :math:`c_i`, which cancels.
     confidence
-        Confidence of each cell in ``[0, 1]``, shape ``[n_cells]``, for ``weighting="confidence"``.
+        Confidence of each cell in ``[0, 1]``, shape ``[n_cells]``, for ``weighting="confidence"``; not given for
+        others.
 
     Returns
     -------

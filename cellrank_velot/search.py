@@ -94,7 +94,7 @@ def gridsearch(
         Key in ``adata.obs`` of the clusters that the scores are for. That of the kernel, in which windows are made, is
         the parameter ``"cluster_key"``.
     fixed_params
-        One value for each of other parameters, named in the same way.
+        One value for each of other parameters, named in the same way; default values where not given.
     true_velocity_key
         Key in ``adata.obsm`` of a known velocity in the basis of the kernel; no ``cosine_to_truth`` without.
     n_jobs

@@ -197,7 +197,7 @@ def suggest_terminal_states(
     names
         Names of the cells, shape ``[n_cells]``.
     clusters
-        Cluster of each cell, shape ``[n_cells]``, which names the states.
+        Cluster of each cell, shape ``[n_cells]``, which names the states; none where not given.
     n_cells
         Cells of each state; a hundredth of all, at least 10, where not given.
     backward

@@ -100,7 +100,8 @@ def unpack(packed: Any, where: str = "packed", sizes: dict[str, int] | None = No
     where
         Where it lies, for messages.
     sizes
-        Numbers of cells and dimensions, ``n_cells`` and ``n_dims``, that the stages must have, where they are known.
+        Numbers of cells and dimensions, ``n_cells`` and ``n_dims``, that the stages must have, where they are known;
+        not checked where not given.
 
     Returns
     -------

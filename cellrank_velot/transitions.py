@@ -134,12 +134,13 @@ def compute_transitions(
         ``None`` for the forward process; ``"transpose"`` compares the displacement from the neighbour with the
         neighbour's velocity, ``"negate"`` turns the velocities around.
     threshold
-        Probabilities below are dropped, the largest of each cell excepted.
+        Probabilities below are dropped, the largest of each cell excepted; nothing where not given.
     ends
-        Cells at which the process ends, shape ``[n_cells]``: nine of ten of their steps lead, by the weights of
-        the graph, to neighbours that are such cells, too, where there are any.
+        Cells at which the process ends, shape ``[n_cells]``: nine of ten of their steps lead, by the weights of the
+        graph, to neighbours that are such cells, too, where there are any. None where not given.
     loadings
-        Matrix of shape ``[n_dims, n_genes]`` that takes both vectors to genes before they are compared.
+        Matrix of shape ``[n_dims, n_genes]`` that takes both vectors to genes before they are compared; they are
+        compared in the basis where not given.
     model
         ``"deterministic"``, or ``"monte_carlo"`` for the mean over sampled velocities, at the softmax scale of the
         given ones.

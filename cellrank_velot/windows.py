@@ -164,7 +164,8 @@ def build_windows(
     time
         Time of each cell, shape ``[n_cells]``.
     graph
-        Neighbour graph of shape ``[n_cells, n_cells]``, which tells the noise for ``time_lag="auto"``.
+        Neighbour graph of shape ``[n_cells, n_cells]``, which tells the noise for ``time_lag="auto"``; a fixed lag is
+        taken without.
     labels
         Cluster of each cell, shape ``[n_cells]``, codes from zero. KMeans in ``x`` where not given.
     n_clusters
@@ -185,7 +186,8 @@ def build_windows(
         Number of clusters that each cell belongs to, its own and those with the nearest centres; where not given, 3,
         but at most half of the clusters, or neighbourhoods would be much the same.
     components
-        Connected component of each cell in the neighbour graph, shape ``[n_cells]``; no window has cells of two.
+        Connected component of each cell in the neighbour graph, shape ``[n_cells]``; no window has cells of two; one
+        for all where not given.
     tail
         What happens to the last cells of a cluster where they don't fill a window: ``"force"`` takes a last full
         window that ends with them, ``"drop"`` does so only for at least ``tail_threshold`` cells, ``"split"``

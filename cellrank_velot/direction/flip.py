@@ -105,7 +105,7 @@ def flip_test(
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
     labels
-        Cluster of each cell, shape ``[n_cells]``, to report by.
+        Cluster of each cell, shape ``[n_cells]``, to report by; not by cluster where not given.
     smooth
         Whether to average velocities over each cell and its neighbours before they are compared.
     neighborhoods

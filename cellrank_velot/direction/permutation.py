@@ -167,7 +167,8 @@ def permutation_test(
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
     labels
-        Cluster of each cell, shape ``[n_cells]``, to test the flow across borders of clusters.
+        Cluster of each cell, shape ``[n_cells]``, to test the flow across borders of clusters; no borders are tested
+        where not given.
     edges
         Source and target cluster of each border to test; all clusters that touch, either way, where not given.
     n_permutations

@@ -134,15 +134,16 @@ def root_check(
     time
         Pseudotime of each cell, shape ``[n_cells]``.
     reference
-        Number for each cell, shape ``[n_cells]``; cells where it is missing (NaN) are left out.
+        Number for each cell, shape ``[n_cells]``; cells where it is missing (NaN) are left out. Without one, ``labels``
+        and ``root`` are needed.
     kind
         What the reference is, which says what correlation to expect: ``"experimental_time"`` and
         ``"increasing_marker"`` a positive one; ``"cytotrace"``, the CytoTRACE score that is high in cells that are not
         differentiated, and ``"decreasing_marker"`` a negative one. CellRank's ``ct_pseudotime`` is a time.
     labels
-        Cluster of each cell, shape ``[n_cells]``.
+        Cluster of each cell, shape ``[n_cells]``; needed for ``root``, and not used without.
     root
-        Cluster, or clusters, where the process is expected to begin.
+        Cluster, or clusters, where the process is expected to begin; not looked at where not given.
     min_correlation
         Correlation that means something, in ``[0, 1)``.
     earliest

@@ -67,9 +67,9 @@ def simulate_flow(
     x, time
         Positions and times of the cells, shapes ``[n_cells, n_dims]`` and ``[n_cells]``, times in ``[0, 1]``.
     starts
-        Cells to start from; particles are spread over them evenly.
+        Positions of the cells to start from, shape ``[n_starts]``; particles are spread over them evenly.
     clusters
-        Cluster of each cell, of length ``n_cells``.
+        Cluster of each cell, of length ``n_cells``; particles have no fates where not given.
     terminal_clusters
         Fates: a particle that comes to one ends at its last point before it leaves it, as in a chain that is absorbed
         there. Without them its fate is the cluster where it ends.

@@ -119,7 +119,8 @@ def simulate_process(
     until
         Time at which they end: later for descendants, earlier for ancestors.
     start_ix
-        Cell that each starts from, kept with the paths, shape ``[n_particles]``.
+        Cell that each starts from, kept with the paths, shape ``[n_particles]``; the number of the particle where not
+        given.
     noise
         Whether to follow the process. Otherwise particles follow the velocity, which moves the population alike.
     n_steps

@@ -35,7 +35,7 @@ class VelocityField(Stage):
     Attributes
     ----------
     weights
-        Weights and biases by name, float32.
+        Weights ``[n_out, n_in]`` and biases ``[n_out]`` of the layers by name, float32.
     centre
         Mean position of the cells, shape ``[n_dims]``.
     x_scale

@@ -94,8 +94,8 @@ class OTVelocityKernel(
         Whether a graph that is not connected is an error; it is a warning otherwise.
     time_kind
         ``"pseudotime"``, or ``"experimental"`` where ``time_key`` holds real time points: cells are then transported
-        from each to the next, and may grow in number and die. ``time_key`` is ``day``, ``time``, ``hours`` or ``age``
-        where not given.
+        from each to the next, and may grow in number and die. ``time_key`` is ``day``, ``time``, ``hours``, ``age`` or
+        ``experimental_time`` where not given.
 
     Raises
     ------
@@ -630,8 +630,8 @@ class OTVelocityKernel(
     ) -> Self:
         """Estimate how far the velocity of each cell may be off, from fields that are fitted to halves of the cells.
 
-        Parameters are those of :func:`cellrank_velot.uncertainty.compute_uncertainty`. Each member goes through the
-        steps with the parameters that they were run with; runs them with default parameters where they were not.
+        See :func:`cellrank_velot.uncertainty.compute_uncertainty`. Each member goes through the steps with the
+        parameters that they were run with; runs them with default parameters where they were not.
 
         Parameters
         ----------

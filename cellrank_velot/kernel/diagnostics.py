@@ -30,7 +30,7 @@ class Diagnostics(Parts):
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of clusters, whose borders are tested, too.
+            Key in ``adata.obs`` of clusters, whose borders are tested, too; no borders where not given.
         cluster_edges
             Pairs of clusters to test; all that touch where not given.
         **kwargs
@@ -64,7 +64,7 @@ class Diagnostics(Parts):
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of clusters to say it for.
+            Key in ``adata.obs`` of clusters to say it for; for all cells alone where not given.
         **kwargs
             Passed on to :func:`cellrank_velot.direction.flip_test`.
 
@@ -96,7 +96,7 @@ class Diagnostics(Parts):
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of the clusters that name the states.
+            Key in ``adata.obs`` of the clusters that name the states; they are called ``terminal`` where not given.
         **kwargs
             Passed on to :func:`cellrank_velot.states.suggest_terminal_states`, e.g. ``n_cells``.
 

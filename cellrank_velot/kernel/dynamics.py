@@ -96,10 +96,11 @@ class Dynamics(Parts):
             Cells to start from: positions, names or a mask, or CellRank's selector such as
             ``{"clusters": "Ngn3 low EP"}`` or ``{"dpt_pseudotime": [0, 0.1]}``; all cells where not given.
         start_cluster
-            Cluster, or several, that the starts are in.
+            Cluster, or several, that the starts are in; any where not given.
         target_cluster
             Cluster, or several, to arrive at: only trajectories that come to one are kept. As many as
-            ``n_trajectories * max_attempts_factor`` starts are tried; a message says how many arrived.
+            ``n_trajectories * max_attempts_factor`` starts are tried; a message says how many arrived. All
+            trajectories are kept where not given.
         start_time
             From which time to which time the starts are, of the kernel's time; ``None`` for no bound.
             Cells must meet all conditions that are given.

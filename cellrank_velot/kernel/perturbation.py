@@ -103,7 +103,8 @@ class Perturbations(Parts):
             Layer of the expression, ``adata.X`` where not given. It must be what the PCA was computed from, such as
             log-normalised values, which is checked; before they were scaled, if they were.
         gene_scale
-            Column of ``adata.var`` that the PCA's values were divided by, such as ``"std"`` after scanpy's ``scale``.
+            Column of ``adata.var`` that the PCA's values were divided by, such as ``"std"`` after scanpy's ``scale``;
+            genes were not scaled where not given.
 
         Returns
         -------

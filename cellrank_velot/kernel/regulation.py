@@ -89,11 +89,13 @@ class Regulation(Parts):
             Names of the dimensions of the basis, without ``genes``, such as ``["X", "Y"]``.
         decoder
             Differentiable function from positions in the basis, a tensor ``[n, n_dims]``, to genes, ``[n, n_known]``.
+            Loadings are used where not given.
         decoder_genes
             Names of all genes that the decoder gives, in its order; those of ``adata.var`` where not given. Without
             ``genes``, edges are between all of them.
         n_bins
-            Number of bins of time to average over, with as many cells each, in place of ``groups``.
+            Number of bins of time to average over, with as many cells each, in place of ``groups``; no bins where not
+            given.
         trajectories
             Average along these in place of cells: each gives its point in the middle of each of ``n_bins`` bins of
             time, five where not given, and the bootstrap draws trajectories.
@@ -101,7 +103,7 @@ class Regulation(Parts):
             Degradation rate per unit of the kernel's time, one or by name, which is taken off the diagonal.
         fields
             Fields to average over in place of the kernel's own, such as those of kernels of half the cells each: the
-            interval then holds what they differ in.
+            interval then holds what they differ in. The field of the kernel where not given.
         n_bootstrap, level, min_cells, random_state, device
             See :func:`cellrank_velot.regulation.compute_regulation`.
 

@@ -137,7 +137,7 @@ class TimeSeries(Parts):
         until
             Time at which particles end; the last time point where not given.
         cluster_key
-            Key in ``adata.obs`` of the clusters.
+            Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
         n_particles
             Number of particles, spread evenly over the cells.
         n_saved

@@ -101,9 +101,10 @@ class TransitionMatrix(Parts):
         variance_stabilize
             Whether to compare the signed square roots of the components.
         threshold
-            Drop probabilities below it; each cell keeps its largest.
+            Drop probabilities below it; each cell keeps its largest. Nothing is dropped where not given.
         gene_subset
-            Names of genes, or a boolean column of ``adata.var``, to compare in, through the PCA loadings.
+            Names of genes, or a boolean column of ``adata.var``, to compare in, through the PCA loadings; in the basis
+            where not given.
         model
             ``"deterministic"``, or ``"monte_carlo"`` for the mean over velocities drawn within their error, which makes
             the rows of uncertain cells flatter. The error is that of :meth:`compute_uncertainty`, or with

@@ -110,7 +110,7 @@ def held_out_agreement(
         :func:`~cellrank_velot.velocity.compute_velocity` and of :func:`~cellrank_velot.field.fit_field`.
     fit
         Another method to judge in place of the three stages: takes positions, time and graph of the cells that are
-        kept, returns a function from positions and time to velocities.
+        kept, returns a function from positions and time to velocities. The three stages where not given.
     random_state
         Seed that chooses the cells.
 

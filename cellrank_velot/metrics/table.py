@@ -42,9 +42,9 @@ def summary(
     cluster_key
         Key in ``adata.obs`` of the clusters.
     edges
-        Pairs of clusters, from and to, that cells are known to move along.
+        Pairs of clusters, from and to, that cells are known to move along; no scores of borders where not given.
     truth_key
-        Key in ``adata.obsm`` of a known velocity in the basis of the kernel.
+        Key in ``adata.obsm`` of a known velocity in the basis of the kernel; no ``cosine_to_truth`` where not given.
 
     Returns
     -------

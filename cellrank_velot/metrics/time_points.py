@@ -120,6 +120,11 @@ def wasserstein(
     weights
         Weights of ``x``, shape ``[n]``, scaled to sum to one; even where not given.
 
+    Returns
+    -------
+    Both distances, in units of the positions: the mean length of the ways of the mass, and the root of the mean squared
+    length, each of the plan for which it is least.
+
     Examples
     --------
     >>> w1, w2 = metrics.wasserstein(np.zeros((2, 1)), np.array([[1.0], [3.0]]))

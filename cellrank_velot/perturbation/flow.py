@@ -144,6 +144,19 @@ class FlowFates:
 
     All perturbations move as one crowd, and particles of the same number feel the same noise.
 
+    Attributes
+    ----------
+    field
+        The unperturbed field.
+    x, time
+        Positions and times of the cells, shapes ``[n_cells, n_dims]`` and ``[n_cells]``.
+    clusters
+        Cluster of each cell, of length ``n_cells``.
+    terminal_clusters
+        Clusters that are fates; all where not given.
+    n_steps, step_size, diffusion, time_from, confine, max_distance, min_speed, n_neighbors, device, show_progress_bar
+        As for the flow.
+
     Examples
     --------
     >>> from cellrank_velot.perturbation import FlowFates, Variants

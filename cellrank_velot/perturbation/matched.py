@@ -53,7 +53,7 @@ def draw_matched(
     n_null
         How many to draw for each gene.
     scale
-        What the PCA divided each by, shape ``[n_candidates]``.
+        What the PCA divided each by, shape ``[n_candidates]``; nothing where not given.
     random_state
         Seed.
 

@@ -21,7 +21,7 @@ class JobOptions:
     Attributes
     ----------
     time_key
-        Column of ``obs`` with a pseudotime.
+        Column of ``obs`` with a pseudotime; the first of the usual names where ``None`` and no root is given.
     basis
         Key of ``obsm`` with the positions.
     embedding

@@ -147,7 +147,7 @@ def fate_heatmap(
     legend
         Whether to draw the colour bar.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show
         As in :func:`fate_bars`.
     ax

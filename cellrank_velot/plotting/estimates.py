@@ -61,11 +61,11 @@ def confidence(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     cmap
         Colours of the confidence, from 0 to 1.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show, ax
         As in :func:`~cellrank_velot.plotting.velocity_stream`.
 
@@ -128,11 +128,12 @@ def uncertainty(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     cmap
-        Colours of the angle from 0 to 90 degrees; what is larger has the last colour.
+        Colours of the angle from 0 to 90 degrees; what is larger has the last colour. Those of :func:`confidence`,
+        reversed, where not given.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show, ax
         As in :func:`~cellrank_velot.plotting.velocity_stream`.
 
@@ -202,15 +203,15 @@ def embedding(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     mark
-        Name or position of a cell to point out, such as the root.
+        Name or position of a cell to point out, such as the root; none where not given.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     cmap
         Colours of numbers.
     legend
         Whether to draw the legend or colour bar.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show, ax
         As in :func:`~cellrank_velot.plotting.velocity_stream`.
 

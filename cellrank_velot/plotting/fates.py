@@ -61,9 +61,9 @@ def macrostates(
     backward
         Direction of the process; that of the estimator, or forward, where not given.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -134,7 +134,7 @@ def fate_map(
     n_columns
         Number of panels in a row, at most; 3 where not given, or 2 for four lineages.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     cmap
         Colours of the probability.
     figsize, dpi, save, show

@@ -58,7 +58,7 @@ def training(
     key
         Key under which the kernel was written, for an AnnData.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi

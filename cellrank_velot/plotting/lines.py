@@ -131,11 +131,11 @@ def trajectories(
     cmap
         Colours of time.
     size, alpha
-        Area and opacity of the cells.
+        Area of the cells in square points, by default smaller the more there are, and their opacity.
     legend
         Whether to draw the legend, or the colour bar of time. More than 20 numbers of trajectories get none.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -147,7 +147,8 @@ def trajectories(
     ax
         Axes to draw into.
     line_kwargs
-        Passed on to :class:`matplotlib.collections.LineCollection`, e.g. ``{"linestyle": "--"}`` or ``{"color": "k"}``.
+        Passed on to :class:`matplotlib.collections.LineCollection`, e.g. ``{"linestyle": "--"}`` or ``{"color": "k"}``;
+        nothing where not given.
 
     Returns
     -------

@@ -75,7 +75,8 @@ def windows(
     key
         Key under which the kernel was written, for an AnnData.
     size
-        Area of the cells in the windows; the others have half of it.
+        Area of the cells in the windows in square points, by default smaller the more there are; the others have half
+        of it.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -184,7 +185,7 @@ def window_transport(
     key
         Key under which the kernel was written, for an AnnData.
     size
-        Area of the cells in the windows; the others have half of it.
+        Area of the cells in the windows in square points, 42 where not given; the others have half of it.
     title
         Title of the Axes; by default the pair and the mass that its arcs carry.
     figsize, dpi, save, show

@@ -107,7 +107,7 @@ def flow(
     cmap
         Colours of time.
     size
-        Area of the particles.
+        Area of the particles in square points, by default smaller the more there are.
     legend
         Whether to draw the legend, or the colour bar of time.
     figsize
@@ -317,11 +317,11 @@ def fate_summary(
         Level of Wilson's confidence interval, see :meth:`cellrank_velot.dynamics.Trajectories.fates`.
     compare
         Other probabilities of fates to mark beside, by cluster, such as the mean of CellRank's over the cells of the
-        source. The legend has the name of a :class:`pandas.Series`.
+        source. The legend has the name of a :class:`pandas.Series`. None where not given.
     cluster_key
         Column of ``adata.obs`` whose colours the fates have, as in :func:`flow`.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show
         As in :func:`flow`.
     ax

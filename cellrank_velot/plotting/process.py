@@ -89,11 +89,11 @@ def process_paths(
     cmap
         Colours of time.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     legend
         Whether to draw the legend, or the colour bar of time.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -182,7 +182,7 @@ def fate_cells(
     cmap
         Colours of the shares, from 0 to 1.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     legend
         Whether to draw the colour bar.
     figsize, dpi, save, show

@@ -73,7 +73,7 @@ def regulation_heatmap(
     n_columns
         Number of panels beside each other at most.
     title
-        Title of the Axes, in place of the groups' names.
+        Title of each panel; the name of its group where not given.
     figsize
         Width and height of the figure in inches.
     dpi

@@ -86,7 +86,7 @@ def growth_map(
     cmap
         Colours of the rates, zero in the middle.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     legend
         Whether to draw the colour bar.
     title
@@ -190,7 +190,7 @@ def population(
     cmap
         Colours of the density.
     size
-        Area of the dots.
+        Area of the dots in square points, by default smaller the more there are.
     legend
         Whether to draw the colour bar.
     figsize, dpi, save, show

@@ -85,11 +85,11 @@ def velocity_stream(
     density
         Closeness of the streamlines.
     size, alpha
-        Area and opacity of the cells.
+        Area of the cells in square points, by default smaller the more there are, and their opacity.
     legend
         Whether to draw the legend or colour bar of ``color``.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
