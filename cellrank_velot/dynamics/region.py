@@ -254,6 +254,14 @@ class Companions:
         The cells.
     search_every
         Share of the spacing of the cells by which a particle moves before the cells near it are searched for again.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.dynamics.region import Companions
+    >>> companions = Companions(dynamics.Region.of(vk.cells.x), search_every=0.5)
+    >>> companions.of(torch.tensor(vk.cells.x[:3]), torch.arange(3)).shape
+    torch.Size([3, 15])
     """
 
     def __init__(self, region: Region, search_every: float) -> None:
