@@ -49,7 +49,7 @@ class Uncertainty(Stage):
 
     Examples
     --------
-    >>> found = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2).uncertainty
+    >>> found = vk.uncertainty
     >>> bool((found.angle(0.5) <= found.angle(0.9)).all()), found.n_members
     (True, 2)
     """

@@ -260,8 +260,8 @@ class OTVelocityKernel(
 
         Examples
         --------
-        >>> vk.fit_field(n_steps=50).compute_uncertainty(n_members=2).uncertainty.std.shape
-        (300, 20)
+        >>> vk.uncertainty.std.shape, vk.uncertainty.n_members
+        ((300, 20), 2)
         """
         return self._uncertainty
 
@@ -271,7 +271,7 @@ class OTVelocityKernel(
 
         Examples
         --------
-        >>> degrees = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2).velocity_uncertainty
+        >>> degrees = vk.velocity_uncertainty
         >>> bool((degrees >= 0).all() and (degrees <= 180).all())
         True
         """
@@ -657,8 +657,8 @@ class OTVelocityKernel(
 
         Examples
         --------
-        >>> degrees = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2).velocity_uncertainty
-        >>> degrees.shape
+        >>> vk = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2)
+        >>> vk.velocity_uncertainty.shape
         (300,)
         """
         settings = _settings(locals())

@@ -132,10 +132,10 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
         Examples
         --------
         >>> paths = vk.compute_trajectories(
-        ...     start_cluster="Progenitor", target_cluster="Fate A", n_trajectories=3, step_size=0.02
+        ...     start_cluster="Progenitor", target_cluster="Fate A", n_trajectories=2, step_size=0.03
         ... )
         >>> len(paths), set(paths.statuses)
-        (3, {'arrived'})
+        (2, {'arrived'})
         >>> late = {"dpt_pseudotime": [0.9, 1.0]}
         >>> back = vk.compute_trajectories(late, direction="backward", n_trajectories=3, n_steps=20)
         >>> bool((back.direction == -1).all())
@@ -250,7 +250,7 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         --------
         >>> fates = ["Fate A", "Fate B"]
         >>> flow = vk.simulate_flow(
-        ...     source_cluster="Progenitor", terminal_clusters=fates, n_particles=50, step_size=0.02
+        ...     source_cluster="Progenitor", terminal_clusters=fates, n_particles=30, step_size=0.02
         ... )
         >>> flow.fates().index.tolist()
         ['Fate A', 'Fate B', 'none']

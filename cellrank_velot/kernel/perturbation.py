@@ -224,7 +224,7 @@ class Perturbations(Parts):
         >>> fates = ["Fate A", "Fate B"]
         >>> half = {"FateA": ("scale", 0.5)}
         >>> shift = vk.fate_shift(
-        ...     half, terminal_clusters=fates, n_particles=20, n_null=2, step_size=0.02
+        ...     half, terminal_clusters=fates, n_particles=20, n_null=2, step_size=0.03
         ... )
         >>> bool(shift.delta[0, 0] <= 0)  # no more of them come to fate A
         True

@@ -124,7 +124,6 @@ class Plots(Parts):
 
         Examples
         --------
-        >>> vk = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2)
         >>> ax = vk.plot_uncertainty(show=False)
         """
         from cellrank_velot import plotting

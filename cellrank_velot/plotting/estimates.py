@@ -150,7 +150,6 @@ def uncertainty(
 
     Examples
     --------
-    >>> vk = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2)
     >>> ax = pl.uncertainty(vk, show=False)
     """
     adata = adata_of(data)
