@@ -35,10 +35,9 @@ def pancreas(path: str | Path | None = None) -> AnnData:
 
     Examples
     --------
-    >>> datasets.pancreas("pancreas.h5ad")
-    Traceback (most recent call last):
-        ...
-    FileNotFoundError: Expected an h5ad file at `pancreas.h5ad`, found none. Leave `path` out to download the data.
+    >>> adata.write_h5ad("cells.h5ad")  # a file of one's own, here other cells
+    >>> datasets.pancreas("cells.h5ad").shape  # without a path, CellRank downloads the data
+    (300, 100)
     """
     if path is not None:
         if not Path(path).is_file():
