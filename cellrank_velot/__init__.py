@@ -1,4 +1,18 @@
-"""Optimal-transport velocity for CellRank: a direction for single cells without splicing."""
+"""Optimal-transport velocity for CellRank: a direction for single cells without splicing.
+
+Examples start from here:
+
+>>> import cellrank as cr
+>>> import numpy as np
+>>> from cellrank_velot import OTVelocityKernel, datasets, direction, dynamics
+>>> from cellrank_velot import metrics, pl, pp
+>>> adata = datasets.bifurcation(n_cells=300)
+>>> vk = OTVelocityKernel(adata).compute_transition_matrix()
+>>> vk = vk.compute_uncertainty(n_members=2)
+>>> series = datasets.birth_death(n_cells=100)
+>>> sk = OTVelocityKernel(series, time_kind="experimental").fit_field(n_steps=300)
+>>> sk = sk.compute_transition_matrix()
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -185,10 +185,25 @@ def checked(entry: str, values: Any, table: Table, sizes: dict[str, int]) -> dic
 def damaged(entry: str, expected: str) -> NoReturn:
     """Say that an entry is not as it was written.
 
+    Parameters
+    ----------
+    entry
+        Where it is.
+    expected
+        What it should be, and what was found.
+
     Raises
     ------
     ValueError
         Always.
+
+    Examples
+    --------
+    >>> from cellrank_velot.storage import damaged
+    >>> damaged("adata.uns['velot']", "to be a dictionary, found `list`")
+    Traceback (most recent call last):
+        ...
+    ValueError: Expected `adata.uns['velot']` to be a dictionary, found `list`: the entry is damaged, ...
     """
     raise ValueError(
         f"Expected `{entry}` {expected}: the entry is damaged, or was changed. Compute it again, or read a copy of the "
@@ -197,7 +212,19 @@ def damaged(entry: str, expected: str) -> NoReturn:
 
 
 def plain(value: Any) -> Any:
-    """Return numpy scalars as Python's own, also inside dictionaries: files give the former, users read the latter."""
+    """Return numpy scalars as Python's own, also inside dictionaries: files give the former, users read the latter.
+
+    Parameters
+    ----------
+    value
+        Anything.
+
+    Examples
+    --------
+    >>> from cellrank_velot.storage import plain
+    >>> plain({"n_steps": np.int64(300), "name": np.array("umap")})
+    {'n_steps': 300, 'name': 'umap'}
+    """
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.generic):

@@ -35,6 +35,15 @@ class Bridges:
         Torch device.
     straight
         Whether pairs move straight in any case.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.bridges import Bridges
+    >>> bridges = Bridges(sk.couplings, sk.cells.x)
+    >>> positions, velocities = bridges.move(torch.arange(3), torch.zeros(3))
+    >>> np.allclose(positions, sk.cells.x[sk.couplings.source[:3]])  # where pairs start
+    True
     """
 
     def __init__(
@@ -118,6 +127,14 @@ def limited_slope(
         Velocities along the secants, shape ``[n, n_dims]``.
     time_before, time_after
         Times that they take, that broadcast.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.bridges import limited_slope
+    >>> before, after, length = torch.tensor([[1.0]]), torch.tensor([[-1.0]]), torch.ones(1, 1)
+    >>> limited_slope(before, after, length, length).abs().tolist()  # it turns around
+    [[0.0]]
     """
     slope = (before * time_after + after * time_before) / (time_before + time_after)
     length = before.norm(dim=1) * after.norm(dim=1)

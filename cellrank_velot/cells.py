@@ -72,6 +72,14 @@ class CellStates(Stage):
         Codes of the clusters given by the user, shape ``[n_cells]``; ``None`` where no ``cluster_key`` was given.
     time_kind
         ``"pseudotime"`` or ``"experimental"``.
+
+    Examples
+    --------
+    >>> cells = sk.cells
+    >>> cells.x.shape, cells.time_points.tolist(), cells.time_range
+    ((400, 10), [0.0, 1.0, 2.0, 3.0], (0.0, 3.0))
+    >>> float(cells.unit_time.max())
+    1.0
     """
 
     x: NDArray[np.float64]
@@ -124,6 +132,19 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
     """Return an AnnData that CellRank can read: itself, or for a lazy one a copy whose cells and graph are in memory.
 
     Expression and positions stay where they are.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    conn_key
+        Key in ``adata.obsp`` of the neighbour graph.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import readable
+    >>> readable(adata, "connectivities") is adata  # nothing is lazy
+    True
     """
     if isinstance(adata.obs, pd.DataFrame):
         return adata
@@ -137,10 +158,25 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
 def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "pseudotime") -> str:
     """Return ``time_key``, or the first of :data:`TIME_KEYS`, of a series of ``SERIES_KEYS``, in ``adata.obs``.
 
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    time_key
+        Key in ``adata.obs``, returned as it is; looked for where ``None``.
+    time_kind
+        ``"pseudotime"``, or ``"experimental"`` for a series.
+
     Raises
     ------
     KeyError
         If there is none.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import find_time_key
+    >>> find_time_key(adata, None), find_time_key(series, None, "experimental")
+    ('dpt_pseudotime', 'day')
     """
     if time_key is not None:
         check_known("adata.obs", time_key, adata.obs.columns)
@@ -165,12 +201,25 @@ def find_time_key(adata: AnnData, time_key: str | None, time_kind: TimeKind = "p
 def find_basis(adata: AnnData, basis: str) -> str:
     """Return the key of ``basis`` in ``adata.obsm``, given with or without ``X_``.
 
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    basis
+        Key in ``adata.obsm``, with or without ``X_``.
+
     Raises
     ------
     KeyError
         If neither is there.
     TypeError
         If it is no name.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import find_basis
+    >>> find_basis(adata, "umap")
+    'X_umap'
     """
     if not isinstance(basis, str):
         raise TypeError(f"Expected `basis` to be a key of `adata.obsm`, found `{type(basis).__name__}`.")
@@ -207,6 +256,10 @@ def read_cells(
     time_kind
         ``"pseudotime"``, or ``"experimental"`` for snapshots at real time points.
 
+    Returns
+    -------
+    Positions, time and codes of clusters, as arrays of their own.
+
     Raises
     ------
     KeyError
@@ -215,6 +268,15 @@ def read_cells(
         If time or basis is not numeric.
     ValueError
         If a value is missing, infinite or constant, or experimental time changes from cell to cell.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import read_cells
+    >>> cells = read_cells(
+    ...     adata, time_key="dpt_pseudotime", basis="X_pca", cluster_key="clusters"
+    ... )
+    >>> cells.x.shape, int(cells.labels.max())
+    ((300, 20), 3)
     """
     check_choice("time_kind", time_kind, TimeKind)
     x = read_basis(adata, basis)
@@ -231,7 +293,28 @@ def read_cells(
 
 
 def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:
-    """Return the positions, dense and in double precision, shape ``[n_cells, n_dims]``."""
+    """Return the positions, dense and in double precision, shape ``[n_cells, n_dims]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data; positions may be sparse, a data frame or a dask array.
+    basis
+        Key in ``adata.obsm``.
+
+    Raises
+    ------
+    TypeError
+        If the positions are not numeric.
+    ValueError
+        If they have not two dimensions, or NaN or infinite values.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import read_basis
+    >>> read_basis(adata, "X_umap").shape
+    (300, 2)
+    """
     x = _dense(adata.obsm[basis], f"adata.obsm[{basis!r}]")
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"Expected `adata.obsm[{basis!r}]` to have `2` dimensions, found the shape `{x.shape}`.")
@@ -246,7 +329,28 @@ def read_basis(adata: AnnData, basis: str) -> NDArray[np.float64]:
 
 
 def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
-    """Return the time of each cell, finite and not constant, shape ``[n_cells]``."""
+    """Return the time of each cell, finite and not constant, shape ``[n_cells]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    time_key
+        Key in ``adata.obs``.
+
+    Raises
+    ------
+    TypeError
+        If the time is not numeric.
+    ValueError
+        If there are no cells, or the time has NaN or infinite values or is constant.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import read_time
+    >>> np.unique(read_time(series, "day")).tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
     column = adata.obs[time_key]
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
@@ -291,6 +395,13 @@ def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDA
         If the column is not boolean.
     ValueError
         If the loadings do not belong to the basis, or no gene is left.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells import read_loadings
+    >>> loadings = read_loadings(adata, "X_pca", ["FateA", "FateB"])
+    >>> loadings.shape, (vk.velocity @ loadings).shape  # the velocity of two genes
+    ((20, 2), (300, 2))
     """
     if basis != "X_pca":
         raise ValueError(
@@ -360,6 +471,13 @@ def check_graph(adata: AnnData, conn_key: str) -> None:
 def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[np.int64] | None:
     """Say whether the neighbour graph is in pieces, and how large they are.
 
+    Parameters
+    ----------
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``.
+    strict
+        Whether a graph in pieces is an error; a warning in the log otherwise.
+
     Returns
     -------
     The component of each cell, shape ``[n_cells]``; ``None`` for a connected graph.
@@ -368,6 +486,16 @@ def warn_about_graph(graph: sp.csr_matrix, *, strict: bool = False) -> NDArray[n
     ------
     ValueError
         If it is and ``strict`` holds.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from cellrank_velot.cells import warn_about_graph
+    >>> print(warn_about_graph(vk.connectivities))  # one piece
+    None
+    >>> pieces = sp.csr_matrix([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
+    >>> warn_about_graph(pieces).tolist()
+    [0, 0, 1, 1]
     """
     edges = sp.csr_matrix(graph)
     labels = connected_components(edges.indptr, edges.indices, edges.data)

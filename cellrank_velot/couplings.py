@@ -60,6 +60,15 @@ class SnapshotCouplings(Stage):
         Mean squared distance between the cells of two time points, of each interval, shape ``[n_times - 1]``.
     epsilon, tau
         What the couplings were made with: see :func:`couple_snapshots`.
+
+    Examples
+    --------
+    >>> couplings = sk.couplings
+    >>> first = couplings.pairs(0)  # pairs of days 0 and 1
+    >>> np.unique(sk.cells.time[couplings.target[first]]).tolist()
+    [1.0]
+    >>> round(float(couplings.start[first].sum()), 6), couplings.matrix(0, 400).shape
+    (1.0, (400, 400))
     """
 
     source: NDArray[np.int64]
@@ -196,6 +205,17 @@ def couple_snapshots(
     ------
     ValueError
         If an option is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.couplings import couple_snapshots
+    >>> from cellrank_velot.snapshots import build_snapshots
+    >>> x, time = sk.cells.x, sk.cells.time
+    >>> couplings, velocity = couple_snapshots(
+    ...     x, time, build_snapshots(time), mass=np.array([1.0, 1.4, 2.0, 3.0])
+    ... )
+    >>> couplings.n_intervals, velocity.growth.shape
+    (3, (400,))
     """
     check_seed(random_state)
     strictness = check_coupling_options(epsilon, tau, n_passes, n_draws, tol, max_iter)

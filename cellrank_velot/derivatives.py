@@ -55,12 +55,19 @@ class Genes:
     chosen
         Which outputs of the decoder the genes are, shape ``[n_genes]``; all where ``None``.
     n_known
-        Number of outputs of the decoder, where ``chosen`` is given, to check it.
+        Number of outputs of the decoder, where ``chosen`` is given, to check it; not checked where ``None``.
 
     Raises
     ------
     ValueError
         If there are not loadings or a decoder, or both, or numbers of genes do not agree.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import Genes
+    >>> genes = Genes(("FateA", "FateB"), loadings=adata.varm["PCs"][1:3].T)
+    >>> genes.loadings.shape
+    (20, 2)
     """
 
     names: tuple[str, ...]
@@ -81,7 +88,19 @@ class Genes:
 
 
 def has_growth(field: Any) -> bool:
-    """Return whether a field gives growth: it has ``growth_on``, and heads where it says whether it has them."""
+    """Return whether a field gives growth: it has ``growth_on``, and heads where it says whether it has them.
+
+    Parameters
+    ----------
+    field
+        Any field.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import has_growth
+    >>> has_growth(sk.field), has_growth(vk.field)
+    (True, False)
+    """
     return hasattr(field, "growth_on") and bool(getattr(field, "has_heads", True))
 
 
@@ -106,6 +125,12 @@ def jacobians(
     Derivatives of the drift in dimension ``i`` by the position in dimension ``j``, per unit of time, shape
     ``[n_points, n_dims, n_dims]``. It grows with the square of the dimensions: for means over many cells, see
     :func:`cellrank_velot.regulation.compute_regulation`, which keeps none of it.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import jacobians
+    >>> jacobians(vk.field, vk.cells.x[:3], vk.cells.time[:3]).shape
+    (3, 20, 20)
     """
     where = resolve_device(device)
     times = np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1])
@@ -119,7 +144,27 @@ def jacobians(
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is computed at each cell, and what is made of its means, between genes or dimensions."""
+    """What is computed at each cell, and what is made of its means, between genes or dimensions.
+
+    Attributes
+    ----------
+    names
+        Names of the dimensions of the basis, or of the genes.
+    genes
+        How genes are read; ``None`` for dimensions of the basis.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.derivatives import Reading
+    >>> reading, rate = Reading([f"PC{i + 1}" for i in range(20)], None), np.zeros(20)
+    >>> chunks = reading.of_drift(
+    ...     vk.field, vk.cells.x, vk.cells.time, rate, torch.device("cpu")
+    ... )
+    >>> mean = np.concatenate(list(chunks)).mean(axis=0)
+    >>> reading.jacobian(rate)(mean).shape  # a last row says what the basis holds
+    (1, 21, 20)
+    """
 
     names: list[str]
     genes: Genes | None

@@ -31,6 +31,13 @@ class VelocityGrid(Stage):
         Positions of the columns and rows, shapes ``[n_x]`` and ``[n_y]``.
     velocity
         Velocity at each point, shape ``[n_y, n_x, 2]``; NaN where there are too few cells.
+
+    Examples
+    --------
+    >>> from cellrank_velot.grid import velocity_on_grid
+    >>> grid = velocity_on_grid(vk.cells.x[:, :2], vk.velocity[:, :2], n_grid=20)
+    >>> bool(np.isnan(grid.speed).any())  # points without cells around
+    True
     """
 
     x: FloatArray
@@ -67,10 +74,21 @@ def velocity_on_grid(
         Density of cells below which a point has no velocity, as a share of the 95th percentile over the points near
         cells.
 
+    Returns
+    -------
+    The grid, with NaN where there are too few cells.
+
     Raises
     ------
     ValueError
         If an option is out of range or no cell has a velocity.
+
+    Examples
+    --------
+    >>> from cellrank_velot.grid import velocity_on_grid
+    >>> grid = velocity_on_grid(vk.cells.x[:, :2], vk.velocity[:, :2], n_grid=20)
+    >>> grid.velocity.shape
+    (20, 20, 2)
     """
     check_integer("n_grid", n_grid, low=2)
     check_number("smooth", smooth, low=0, open_low=True)

@@ -142,6 +142,22 @@ def score_growth(
     ValueError
         If an option is out of range; if fewer than 5 genes of a list are found; if the expression has NaN or infinite
         values or is not logarithmic; if `adata` is a view or backed by a file.
+
+    Examples
+    --------
+    >>> from cellrank_velot.growth import APOPTOSIS_GENES, PROLIFERATION_GENES
+    >>> genes = [*PROLIFERATION_GENES[:10], *APOPTOSIS_GENES[:10]]
+    >>> adata.var_names = genes + [f"Other{i}" for i in range(80)]
+    >>> pp.score_growth(adata, "human", time_unit="hour")
+    >>> bool(abs(adata.obs["growth_rate"]).max() < 2 / 24)
+    True
+
+    The kernel of a time series takes it:
+
+    >>> series.obs["growth_rate"] = series.obs["true_growth"]  # in place of a guess
+    >>> sk = OTVelocityKernel(series, time_kind="experimental")
+    >>> bool(np.isfinite(sk.compute_velocity(growth_key="growth_rate").growth).all())
+    True
     """
     check_choice("organism", organism, Organism)
     check_choice("time_unit", time_unit, TimeUnit)
@@ -188,9 +204,25 @@ def score_genes(
     `adata` is only read, and expression is not copied but for the genes of the set and those of comparison. Parameters
     and errors are those of :func:`cellrank_velot.pp.score_growth`.
 
+    Parameters
+    ----------
+    adata, organism, layer, random_state
+        As for :func:`cellrank_velot.pp.score_growth`.
+    genes
+        Names of genes, of which at least 5, or all where they are fewer, must be among the variables.
+
     Returns
     -------
     Mean log expression of the genes minus that of genes expressed alike, shape ``[n_cells]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.growth import score_genes
+    >>> targets = [name for name in adata.var_names if name.startswith("FateATarget")]
+    >>> score = score_genes(adata, targets)
+    >>> fate = adata.obs["clusters"] == "Fate A"
+    >>> bool(score[fate].mean() > score[~fate].mean())
+    True
     """
     check_choice("organism", organism, Organism)
     check_seed(random_state)
@@ -233,6 +265,14 @@ def growth_rate(
     ------
     ValueError
         If scores differ in shape or are not finite, or if rates are negative or the lowest exceeds the highest.
+
+    Examples
+    --------
+    >>> from cellrank_velot.growth import growth_rate
+    >>> proliferation, apoptosis = np.linspace(-1, 1, 5), np.linspace(1, -1, 5)
+    >>> rate = growth_rate(proliferation, apoptosis)
+    >>> bool((np.diff(rate) > 0).all()), bool(abs(rate).max() < 1.4)  # per day
+    (True, True)
     """
     check_choice("time_unit", time_unit, TimeUnit)
     p, a = (np.asarray(score, dtype=np.float64) for score in (proliferation, apoptosis))

@@ -34,6 +34,12 @@ class Population(Stage):
         The time.
     source
         Cell that each particle starts from, shape ``[n_particles]``.
+
+    Examples
+    --------
+    >>> population = sk.interpolate(1.5)
+    >>> population.time, population.mean.shape, population.sample(100).shape
+    (1.5, (10,), (100, 10))
     """
 
     x: NDArray[np.float64]
@@ -88,6 +94,13 @@ def interpolate_paths(
     ------
     ValueError
         If the time is outside.
+
+    Examples
+    --------
+    >>> from cellrank_velot.interpolation import interpolate_paths
+    >>> found = interpolate_paths(sk.couplings, sk.cells.x, 0.5)
+    >>> found.x.shape[1], round(float(found.weights.sum()), 6)
+    (10, 1.0)
     """
     k = next_time(couplings.times, time)
     share = (time - couplings.times[k]) / (couplings.times[k + 1] - couplings.times[k])

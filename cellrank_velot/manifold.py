@@ -36,13 +36,21 @@ def residuals(
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
     cells
-        Cells to return it for; all of them where not given.
+        Positions of the cells to return it for, shape ``[n]``; all of them where not given.
     n_jobs
         Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`.
 
     Returns
     -------
     Displacements of shape ``[n_cells, n_dims]``; zero for a cell without neighbours.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from cellrank_velot.manifold import residuals
+    >>> line = sp.csr_matrix([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    >>> residuals(np.array([[0.0], [3.0], [2.0]]), line).tolist()
+    [[3.0], [-2.0], [1.0]]
     """
     rows = np.arange(x.shape[0]) if cells is None else cells
     x = np.ascontiguousarray(x, dtype=np.float64)
@@ -75,6 +83,14 @@ def structured_share(residual: NDArray[np.float64]) -> float:
     Returns
     -------
     The share; zero where no cell deviates.
+
+    Examples
+    --------
+    >>> from cellrank_velot.manifold import structured_share
+    >>> noise = np.random.default_rng(0).normal(size=(500, 10))
+    >>> more = np.array([5.0] * 3 + [1.0] * 7)  # than noise, in three directions
+    >>> structured_share(noise) < 0.2 < structured_share(noise * more)
+    True
     """
     variance = np.linalg.eigvalsh(residual.T @ residual / residual.shape[0])
     variance = variance[variance > variance.size * np.finfo(np.float64).eps * variance.max()]

@@ -40,10 +40,25 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     HDF5 does not bear a disk that is full: it cannot close the file, and crashes when the process ends. It is therefore
     given memory to write to, as much as the compressed file takes.
 
+    Parameters
+    ----------
+    adata
+        Annotated data. Its columns of text become categories, as ``AnnData.write_h5ad`` makes them.
+    path
+        File to write; one that is there is replaced once the new one is complete.
+
     Raises
     ------
     OSError
         If the file cannot be written, naming it.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cellrank_velot.outputs import write_h5ad
+    >>> write_h5ad(adata, Path("cells.h5ad"))
+    >>> Path("cells.h5ad").is_file()
+    True
     """
     kept = {key: value for key, value in adata.obsm.items() if isinstance(value, Lineage)}
     try:
@@ -86,6 +101,19 @@ def write_results(
     ------
     OSError
         If one cannot be written, naming it; those before are complete.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cellrank_velot.outputs import write_results
+    >>> from cellrank_velot.pipeline import JobOptions, analyse, prepare_inputs
+    >>> result = analyse(
+    ...     vk, prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B")))
+    ... )
+    >>> folder = Path("results")
+    >>> folder.mkdir()
+    >>> write_results(result, folder, source="simulated cells")[-1].name
+    'report.html'
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     written = _write_figures(result, folder / "figures")

@@ -22,7 +22,22 @@ __all__ = ["PairBatch", "like_sized"]
 
 
 def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs of like size, as many as the bound on the elements allows, given their sizes ``[n_pairs, 2]``."""
+    """Yield pairs of like size, as many as the bound on the elements allows, given their sizes ``[n_pairs, 2]``.
+
+    Parameters
+    ----------
+    shape
+        Number of source and of target cells of each pair, shape ``[n_pairs, 2]``.
+    bound
+        Largest number of elements of the plans of a batch, with their padding.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pair_batches import like_sized
+    >>> sizes = np.array([[20, 20], [60, 60], [20, 25]])
+    >>> [batch.tolist() for batch in like_sized(sizes, bound=2000)]
+    [[0, 2], [1]]
+    """
     order = np.lexsort((shape[:, 1], shape[:, 0]))
     shape = shape[order]
     start = 0
@@ -35,7 +50,19 @@ def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int6
 
 
 class PairBatch:
-    """Window pairs of like size, padded to one shape; padding has no weight."""
+    """Window pairs of like size, padded to one shape; padding has no weight.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.pair_batches import PairBatch
+    >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> batch = PairBatch.of(problem, np.arange(2), *problem.cells_on(torch.device("cpu")))
+    >>> bool(batch.couplings(costs).converged.all())
+    True
+    """
 
     def __init__(
         self,

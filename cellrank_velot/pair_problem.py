@@ -28,6 +28,12 @@ class PairCosts:
         Regularisation, and what going back in time or to no neighbour costs.
     tol, max_iter
         Tolerance and bound on the iterations.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pair_problem import PairCosts
+    >>> PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500).epsilon
+    0.05
     """
 
     epsilon: float
@@ -51,6 +57,16 @@ class PairProblem:
         Neighbour graph, where ``lambda_knn`` is above zero.
     costs
         Costs and options of the solver; ``lambda_knn`` is zero where there is no graph.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(
+    ...     vk.cells.x, vk.cells.time, vk.windows, vk.connectivities, costs
+    ... )
+    >>> problem.graph is None  # no cost needs it
+    True
     """
 
     x: NDArray[np.float64]

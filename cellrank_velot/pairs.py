@@ -53,6 +53,19 @@ class PairSums:
         Whether the coupling of each pair converged, shape ``[n_pairs]``.
     marginal_error
         Deviation of each coupling from its marginal, shape ``[n_pairs]``; NaN where the pair was left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
+    >>> from cellrank_velot.pairs import sum_pairs
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> sums = sum_pairs(problem, np.arange(3), np.inf, np.inf, torch.device("cpu"))
+    >>> bool(sums.converged[:3].all())
+    True
+    >>> bool(np.isnan(sums.marginal_error[3:]).all())  # others were left out
+    True
     """
 
     cells: NDArray[np.int64]
@@ -79,7 +92,7 @@ def sum_pairs(
     problem
         Cells and windows.
     use
-        Pairs to take.
+        Rows of ``windows.pairs`` to take, shape ``[n_used]``.
     limit, reach
         Squared displacement up to which one counts in full, and that in units of the typical one.
     device
@@ -90,6 +103,22 @@ def sum_pairs(
         Whether to wait with tasks until the sums of those before are added.
     show_progress_bar
         Whether to show a progress bar.
+
+    Returns
+    -------
+    The sums, of all cells.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
+    >>> from cellrank_velot.pairs import sum_pairs, typical_square
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> use, cpu = np.arange(vk.windows.n_pairs), torch.device("cpu")
+    >>> limit = 2 * typical_square(problem, use, cpu)
+    >>> sum_pairs(problem, use, limit, 2.0, cpu).total.shape  # forward and backward
+    (2, 300, 45)
     """
     if device.type == "cpu":
         return _sum_in_loops(problem, use, limit, reach, n_jobs, few_at_a_time, show_progress_bar)
@@ -97,7 +126,18 @@ def sum_pairs(
 
 
 def memory_of_sums(problem: PairProblem, use: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the bytes that :func:`sum_pairs` takes on the CPU in any case, and those of one job."""
+    """Return the bytes that :func:`sum_pairs` takes on the CPU in any case, and those of one job.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
+    >>> from cellrank_velot.pairs import memory_of_sums
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> in_any_case, per_job = memory_of_sums(problem, np.arange(vk.windows.n_pairs))
+    >>> in_any_case > 300 * 2 * 45 * 8  # the sums themselves
+    True
+    """
     windows, graph = problem.windows, problem.graph
     n_cells, n_dims = problem.x.shape
     row = 2 * 8 * (2 * n_dims + 5)
@@ -109,7 +149,18 @@ def memory_of_sums(problem: PairProblem, use: NDArray[np.int64]) -> tuple[float,
 
 
 def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.device) -> float:
-    """Return the median squared displacement over some pairs, spread over all; parameters are as in `sum_pairs`."""
+    """Return the median squared displacement over some pairs, spread over all; parameters are as in `sum_pairs`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
+    >>> from cellrank_velot.pairs import typical_square
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> typical_square(problem, np.arange(vk.windows.n_pairs), torch.device("cpu")) > 0
+    True
+    """
     windows = problem.windows
     pilot = use[:: max(1, use.size // PILOT_PAIRS)]
     rough = replace(problem.costs, tol=PILOT_TOL)
@@ -129,7 +180,19 @@ def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.d
 
 
 def pair_plan(problem: PairProblem, pair: int, device: torch.device) -> NDArray[np.float64]:
-    """Return the plan of one pair, shape ``[n_source, n_target]``; parameters are as in `sum_pairs`."""
+    """Return the plan of one pair, shape ``[n_source, n_target]``; parameters are as in `sum_pairs`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.pair_problem import PairCosts, PairProblem
+    >>> from cellrank_velot.pairs import pair_plan
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> plan = pair_plan(problem, 0, torch.device("cpu"))
+    >>> plan.shape == tuple(vk.windows.sizes[vk.windows.pairs[0]]), round(float(plan.sum()), 6)
+    (True, 1.0)
+    """
     batch = PairBatch.of(problem, np.array([pair]), *problem.cells_on(device))
     with single_thread(device):
         plan = batch.couplings(problem.costs).plan[0]

@@ -58,7 +58,7 @@ def prepare(
         Category of ``obs[cluster_key]`` where the process begins; :func:`choose_root_cell` finds the cell. Several
         categories give one root each, see Notes.
     root_cell
-        Name or position of the cell where the process begins, or several of them.
+        Name or position of the cell where the process begins, or several of them; not used where not given.
     pseudotime_key
         Numeric column of `obs`, used in place of a diffusion pseudotime. It is checked and stays where it is: give the
         same name to the kernel as ``time_key``.
@@ -105,6 +105,14 @@ def prepare(
 
     With several roots, the pseudotime of a cell is the smallest of its diffusion pseudotimes from each of them, over
     the largest such value: how far the nearest root is.
+
+    Examples
+    --------
+    >>> adata = datasets.bifurcation(n_cells=100, preprocess=False)
+    >>> pp.prepare(adata, root_cluster="Progenitor", n_pcs=10, n_neighbors=15, normalize=False)
+    >>> adata.obsm["X_pca"].shape, "dpt_pseudotime" in adata.obs
+    ((100, 10), True)
+    >>> vk = OTVelocityKernel(adata)
     """
     _check_options(adata, n_pcs=n_pcs, n_neighbors=n_neighbors, n_hvg=n_hvg, normalize=normalize, copy=copy)
     check_seed(random_state)
@@ -160,6 +168,14 @@ def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clus
         If `cluster_key`, the diffusion map or the neighbours are missing.
     ValueError
         If `root_cluster` is unknown or holds every cell.
+
+    Examples
+    --------
+    >>> root = pp.choose_root_cell(adata, "Progenitor")
+    >>> adata.obs["clusters"].iloc[root]
+    'Progenitor'
+    >>> root == adata.uns["iroot"]  # the one that `prepare` has chosen
+    True
     """
     (name,) = _known_clusters(adata, root_cluster, cluster_key)
     check_known("adata.obsm", "X_diffmap", adata.obsm.keys(), "Call `scanpy.tl.diffmap(adata)` first.")
@@ -321,6 +337,23 @@ def set_pseudotime(work: AnnData, roots: Sequence[int]) -> None:
     """Write the diffusion pseudotime from the nearest root, in [0, 1], to ``obs["dpt_pseudotime"]``.
 
     Needs the diffusion map of scanpy. Source: :cite:`haghverdi:16`.
+
+    Parameters
+    ----------
+    work
+        With a diffusion map of scanpy, ``obsm["X_diffmap"]`` and ``uns["diffmap_evals"]``.
+    roots
+        Positions of the cells where the process begins.
+
+    Returns
+    -------
+    Nothing. Writes ``uns["iroot"]``, the first root, and ``obs["dpt_pseudotime"]``.
+
+    Examples
+    --------
+    >>> pp.set_pseudotime(adata, [0])
+    >>> float(adata.obs["dpt_pseudotime"].iloc[0])
+    0.0
     """
     position = _diffusion_position(work)
     scaled = []

@@ -77,7 +77,8 @@ def project_by_transitions(
         - ``"confidence"``: :math:`(c_i + c_j) / 2`. A sure cell trusts its own transitions, an unsure one those that
           lead to sure cells. The product of the two would lose :math:`c_i`, which cancels.
     confidence
-        Confidence of each cell in ``[0, 1]``, shape ``[n_cells]``, for ``weighting="confidence"``.
+        Confidence of each cell in ``[0, 1]``, shape ``[n_cells]``, for ``weighting="confidence"``; not given for
+        others.
 
     Returns
     -------
@@ -90,6 +91,15 @@ def project_by_transitions(
     ValueError
         If the shapes do not fit, a position is not finite, ``weighting`` is unknown, or ``confidence`` is missing, not
         needed or outside ``[0, 1]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.projection import project_by_transitions
+    >>> arrows = project_by_transitions(
+    ...     vk.transition_matrix, adata.obsm["X_umap"], weighting="distance"
+    ... )
+    >>> arrows.shape, bool((np.linalg.norm(arrows, axis=1) <= 2).all())
+    ((300, 2), True)
     """
     check_choice("weighting", weighting, Weighting)
     embedding = _checked("embedding", embedding)
@@ -196,6 +206,14 @@ def project_by_linear_map(
         If an option is not a number.
     ValueError
         If the shapes do not fit, a position is not finite, or an option is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.projection import project_by_linear_map
+    >>> x, plane = vk.cells.x, vk.cells.x[:, :2]  # a plane of the basis itself
+    >>> arrows = project_by_linear_map(x, vk.velocity, plane, vk.connectivities, ridge=1e-6)
+    >>> metrics.cosine_to_truth(arrows, vk.velocity[:, :2]) > 0.99
+    True
     """
     check_integer("n_neighbors", n_neighbors, low=1)
     check_number("ridge", ridge, low=0, open_low=True)
@@ -296,6 +314,13 @@ def embed_points(points: FloatArray, x: FloatArray, embedding: FloatArray, *, n_
         If ``n_neighbors`` is not an integer.
     ValueError
         If the shapes do not fit, a position of a cell is not finite, or ``n_neighbors`` is not positive.
+
+    Examples
+    --------
+    >>> from cellrank_velot.projection import embed_points
+    >>> middle = (vk.cells.x[:5] + vk.cells.x[5:10]) / 2
+    >>> embed_points(middle, vk.cells.x, adata.obsm["X_umap"]).shape
+    (5, 2)
     """
     check_integer("n_neighbors", n_neighbors, low=1)
     x, embedding = _checked("x", x), _checked("embedding", embedding)

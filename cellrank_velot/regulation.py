@@ -52,6 +52,18 @@ class Regulation(Stage):
         Rates that were taken off, shape ``[n_genes]``.
     level
         Share of the replicates in the interval.
+
+    Examples
+    --------
+    >>> regulation = vk.compute_regulation(
+    ...     ["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50
+    ... )
+    >>> regulation.matrix("Transition").shape
+    (3, 3)
+    >>> len(regulation.edges(group="Transition", self_loops=False))
+    6
+    >>> regulation.contraction.shape  # of each group
+    (4,)
     """
 
     jacobian: NDArray[np.float64]
@@ -230,6 +242,18 @@ def compute_regulation(
         If shapes do not agree, an option is out of range, there are too many genes, or no group has enough cells.
     FloatingPointError
         If a derivative is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.regulation import compute_regulation
+    >>> class Chain:  # A drives B
+    ...     def on(self, device):
+    ...         return lambda x, time: torch.stack([-x[:, 0], 0.5 * x[:, 0] - x[:, 1]], dim=1)
+    >>> x = np.random.default_rng(0).normal(size=(50, 2))
+    >>> found = compute_regulation(Chain(), x, np.zeros(50), names=["A", "B"])
+    >>> round(float(found.matrix("all").loc["B", "A"]), 6)  # targets by sources
+    0.5
     """
     reading = Reading(_names(x, genes, names), genes)
     rate = _rates(degradation, reading.names)
@@ -303,6 +327,17 @@ def compute_growth_genes(
         If the field has no growth.
     TypeError, ValueError, FloatingPointError
         As :func:`compute_regulation`.
+
+    Examples
+    --------
+    >>> from cellrank_velot.derivatives import Genes
+    >>> from cellrank_velot.regulation import compute_growth_genes
+    >>> genes = Genes(("Gene1", "Gene2"), loadings=series.varm["PCs"][:2].T)
+    >>> table = compute_growth_genes(
+    ...     sk.field, sk.cells.x, sk.cells.time, genes=genes, n_bootstrap=50
+    ... )
+    >>> sorted(table["gene"])
+    ['Gene1', 'Gene2']
     """
     reading = Reading(_names(x, genes, names), genes)
     bootstrap = _Bootstrap(n_bootstrap, level, random_state)
@@ -339,6 +374,12 @@ def bin_times(time: NDArray[np.float64], n_bins: int) -> pd.Categorical:
     ------
     ValueError
         If ``n_bins`` is below one.
+
+    Examples
+    --------
+    >>> from cellrank_velot.regulation import bin_times
+    >>> bin_times(np.linspace(0, 1, 9), 2).value_counts().to_dict()
+    {'0 to 0.5': 5, '0.5 to 1': 4}
     """
     check_integer("n_bins", n_bins, low=1)
     values, codes = np.unique(time, return_inverse=True)
@@ -350,7 +391,19 @@ def bin_times(time: NDArray[np.float64], n_bins: int) -> pd.Categorical:
 
 
 def name_intervals(ends: Sequence[float] | NDArray[np.float64]) -> list[str]:
-    """Return a name for each interval between two ends, with as few digits as tell them apart."""
+    """Return a name for each interval between two ends, with as few digits as tell them apart.
+
+    Parameters
+    ----------
+    ends
+        Ends of the intervals, rising, shape ``[n_intervals + 1]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.regulation import name_intervals
+    >>> name_intervals([0.0, 0.25, 1.0])
+    ['0 to 0.25', '0.25 to 1']
+    """
     for digits in (3, 6, 12, 17):
         texts = [f"{end:.{digits}g}" for end in ends]
         if len(set(texts)) == len(texts):

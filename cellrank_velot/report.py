@@ -24,7 +24,25 @@ PACKAGES = ("cellrank_velot", "cellrank", "scanpy", "anndata", "torch", "numpy",
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture with its title, what a reader should see in it, and a text for those who cannot see it."""
+    """A picture with its title, what a reader should see in it, and a text for those who cannot see it.
+
+    Attributes
+    ----------
+    title
+        Heading.
+    caption
+        What a reader should see in it.
+    png
+        The picture, a file of PNG.
+    wide
+        Whether it takes the whole width of the page.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Figure
+    >>> Figure("Velocity", "Streamlines of the velocity.", png=b"...").uri
+    'data:image/png;base64,Li4u'
+    """
 
     title: str
     caption: str
@@ -39,7 +57,21 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An entry of a table; ``share`` in ``[0, 1]`` is drawn as a bar behind it."""
+    """An entry of a table; ``share`` in ``[0, 1]`` is drawn as a bar behind it.
+
+    Attributes
+    ----------
+    text
+        What is written.
+    share
+        Length of the bar, in ``[0, 1]``; none where ``None``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Cell
+    >>> Cell("70 %", share=0.7)
+    Cell(text='70 %', share=0.7)
+    """
 
     text: str
     share: float | None = None
@@ -47,7 +79,27 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with its title and caption; the first column holds the names of the rows."""
+    """A table with its title and caption; the first column holds the names of the rows.
+
+    Attributes
+    ----------
+    title
+        Heading.
+    caption
+        What a reader should see in it.
+    columns
+        Names of the columns.
+    rows
+        Entries of each row, as many as there are columns.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Cell, Report, Table, render
+    >>> rows = [[Cell("Fate A"), Cell("70 %", share=0.7)]]
+    >>> table = Table("Fates", "Mean of all cells.", ["", "share"], rows)
+    >>> "Mean of all cells." in render(Report("Pancreas", ["Two fates."], tables=[table]))
+    True
+    """
 
     title: str
     caption: str
@@ -79,6 +131,13 @@ class Report:
         Name and version of each package.
     footer
         Last line, e.g. when and how the report was made.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Report, render
+    >>> report = Report("Pancreas", ["Two fates were found."], facts={"cells": "300"})
+    >>> "Two fates were found." in render(report)
+    True
     """
 
     title: str
@@ -93,7 +152,19 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """Return the report as HTML; every text in it is escaped."""
+    """Return the report as HTML; every text in it is escaped.
+
+    Parameters
+    ----------
+    report
+        What it says.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Report, render
+    >>> render(Report("A < B", ["One sentence."])).count("A &lt; B") > 0
+    True
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -105,7 +176,26 @@ def render(report: Report) -> str:
 
 
 def write_report(path: str | Path, report: Report) -> Path:
-    """Write the report to an HTML file and return its path; the folder must exist."""
+    """Write the report to an HTML file and return its path; the folder must exist.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    report
+        What it says.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, naming it.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import Report, write_report
+    >>> write_report("report.html", Report("Pancreas", ["Two fates were found."])).name
+    'report.html'
+    """
     path = Path(path)
     with replacing(path) as temporary:
         temporary.write_text(render(report), encoding="utf-8")
@@ -113,7 +203,19 @@ def write_report(path: str | Path, report: Report) -> Path:
 
 
 def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of packages; those that are not installed are said to be so."""
+    """Return the versions of Python and of packages; those that are not installed are said to be so.
+
+    Parameters
+    ----------
+    names
+        Names of packages; those that a result depends on where not given.
+
+    Examples
+    --------
+    >>> from cellrank_velot.report import package_versions
+    >>> list(package_versions(["numpy", "cellrank"]))
+    ['python', 'numpy', 'cellrank']
+    """
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -94,7 +94,7 @@ def gridsearch(
         Key in ``adata.obs`` of the clusters that the scores are for. That of the kernel, in which windows are made, is
         the parameter ``"cluster_key"``.
     fixed_params
-        One value for each of other parameters, named in the same way.
+        One value for each of other parameters, named in the same way; default values where not given.
     true_velocity_key
         Key in ``adata.obsm`` of a known velocity in the basis of the kernel; no ``cosine_to_truth`` without.
     n_jobs
@@ -129,13 +129,14 @@ def gridsearch(
 
     Examples
     --------
-    >>> import cellrank_velot
-    >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
+    >>> from cellrank_velot import gridsearch
     >>> grid = {"epsilon": [0.02, 0.1], "lambda_smooth": [0.3, 1.0]}
-    >>> fixed = {"time_key": "true_time", "n_steps": 20}
-    >>> results = cellrank_velot.gridsearch(adata, grid, fixed_params=fixed, show_progress_bar=False)
-    >>> results.shape[0]
-    4
+    >>> results = gridsearch(
+    ...     adata, grid, [("Progenitor", "Transition")], fixed_params={"n_steps": 20}
+    ... )
+    >>> results.shape[0], int(results["error"].isna().sum())
+    (4, 4)
+    >>> best = results.loc[results["cross_boundary_cosine"].idxmax(), list(grid)]
     """
     plan = _Plan.of(param_grid, fixed_params or {})
     scoring = _Scoring.of(adata, cluster_key, cluster_edges, true_velocity_key)

@@ -41,6 +41,17 @@ def select_cells(adata: AnnData, selector: CellSelector | None) -> NDArray[np.bo
         If the selector is none of these.
     ValueError
         If a position is out of range, or an interval has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.selection import select_cells
+    >>> int(select_cells(adata, ["cell0", "cell7"]).sum())
+    2
+    >>> late = select_cells(
+    ...     adata, {"clusters": ["Fate A", "Fate B"], "dpt_pseudotime": [0.8, 1.0]}
+    ... )
+    >>> bool((vk.cells.time[late] >= 0.8).all())
+    True
     """
     if selector is None:
         return np.ones(adata.n_obs, dtype=bool)
@@ -75,7 +86,7 @@ def _by_cells(adata: AnnData, chosen: NDArray[Any]) -> NDArray[np.bool_]:
     names = chosen.astype(str)
     unknown = ~np.isin(names, adata.obs_names)
     if unknown.any():
-        raise KeyError(f"Expected names of cells, found {sorted(set(names[unknown]))[:3]}, which are none.")
+        raise KeyError(f"Expected names of cells, found {sorted(set(names[unknown].tolist()))[:3]}, which are none.")
     mask[np.isin(adata.obs_names, names)] = True
     return mask
 
@@ -94,10 +105,25 @@ def _by_column(adata: AnnData, key: str, value: Any) -> NDArray[np.bool_]:
 def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool_]:
     """Return which cells are in a cluster, or in one of several, of ``adata.obs[key]``.
 
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        Key in ``adata.obs``.
+    clusters
+        A category, or several.
+
     Raises
     ------
     KeyError
         If the column or a cluster is unknown.
+
+    Examples
+    --------
+    >>> from cellrank_velot.selection import cells_in_cluster
+    >>> int(cells_in_cluster(adata, "clusters", ["Fate A", "Fate B"]).sum())
+    121
     """
     check_known("adata.obs", key, adata.obs.columns)
     values = adata.obs[key].astype(str)
@@ -112,10 +138,25 @@ def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool
 def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) -> NDArray[np.bool_]:
     """Return which values lie in an interval, its ends included.
 
+    Parameters
+    ----------
+    values
+        Numbers, shape ``[n_cells]``; NaN lies in no interval.
+    name
+        What messages call them.
+    interval
+        Lowest and highest value; ``None`` for no bound.
+
     Raises
     ------
     ValueError
         If it has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.selection import cells_in_time
+    >>> cells_in_time(np.array([0.0, 0.5, 1.0]), "time", (0.5, None)).tolist()
+    [False, True, True]
     """
     if isinstance(interval, str) or not isinstance(interval, Sequence | np.ndarray) or len(interval) != 2:
         raise ValueError(f"Expected the two ends of an interval of `{name}`, found `{interval!r}`.")
@@ -130,10 +171,23 @@ def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) ->
 def cells_in_box(embedding: NDArray[np.float64], x_lim: Interval, y_lim: Interval) -> NDArray[np.bool_]:
     """Return which cells lie in a box of the first two dimensions of an embedding.
 
+    Parameters
+    ----------
+    embedding
+        Positions of shape ``[n_cells, n_dims]``.
+    x_lim, y_lim
+        Ends of the box along both dimensions; ``None`` for no bound.
+
     Raises
     ------
     ValueError
         If a limit has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.selection import cells_in_box
+    >>> cells_in_box(np.array([[0.0, 0.0], [2.0, 1.0]]), (1.0, None), (None, None)).tolist()
+    [False, True]
     """
     inside = cells_in_time(embedding[:, 0], "source_x_lim", x_lim)
     return inside & cells_in_time(embedding[:, 1], "source_y_lim", y_lim)

@@ -61,6 +61,16 @@ def edge_similarities(
     Returns
     -------
     Similarities in the order of ``graph.data``, shape ``[n_edges]``.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from cellrank_velot.similarities import edge_similarities
+    >>> x = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    >>> velocity = np.tile([1.0, 0.0], (3, 1))
+    >>> graph = sp.csr_matrix([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    >>> edge_similarities(x, velocity, graph).round(6).tolist()
+    [1.0, 0.0, -1.0, 0.0]
     """
     if not callable(similarity):
         check_choice("similarity", similarity, Similarity)
@@ -113,27 +123,91 @@ def check_similarity(similarity: Similarity | SimilarityFunction, n_dims: int) -
 
 
 def elements_at_a_time(device: torch.device) -> int:
-    """Return how many numbers of the displacements are held at a time on a device."""
+    """Return how many numbers of the displacements are held at a time on a device.
+
+    Parameters
+    ----------
+    device
+        Torch device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.similarities import elements_at_a_time
+    >>> elements_at_a_time(torch.device("cpu")) > 1000
+    True
+    """
     return CHUNK_ELEMENTS["cpu" if device.type == "cpu" else "other"]
 
 
 def genes_on(
     loadings: NDArray[np.float64] | None, n_dims: int, device: str | torch.device
 ) -> tuple[torch.Tensor | None, int]:
-    """Return the loadings on the device, and the most numbers that a vector has before or after them."""
+    """Return the loadings on the device, and the most numbers that a vector has before or after them.
+
+    Parameters
+    ----------
+    loadings
+        Loadings of shape ``[n_dims, n_genes]``, or ``None``.
+    n_dims
+        Number of dimensions of the basis.
+    device
+        Torch device.
+
+    Examples
+    --------
+    >>> from cellrank_velot.similarities import genes_on
+    >>> genes, largest = genes_on(adata.varm["PCs"].T, 20, "cpu")
+    >>> genes.shape, largest
+    (torch.Size([20, 100]), 100)
+    """
     if loadings is None:
         return None, n_dims
     return as_tensor(loadings, torch.device(device)), max(loadings.shape)
 
 
 def transformed(a: torch.Tensor, genes: torch.Tensor | None, variance_stabilize: bool) -> torch.Tensor:
-    """Return vectors, in the last dimension, as they are compared."""
+    """Return vectors, in the last dimension, as they are compared.
+
+    Parameters
+    ----------
+    a
+        Vectors of shape ``[..., n_dims]``.
+    genes
+        Loadings of shape ``[n_dims, n_genes]`` that they are multiplied with, or ``None``.
+    variance_stabilize
+        Whether to take the signed square root of each component.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.similarities import transformed
+    >>> transformed(torch.tensor([[4.0, -9.0]]), None, variance_stabilize=True).tolist()
+    [[2.0, -3.0]]
+    """
     a = a if genes is None else a @ genes
     return a.sign() * a.abs().sqrt() if variance_stabilize else a
 
 
 def unit_vectors(a: torch.Tensor, similarity: Similarity) -> torch.Tensor:
-    """Return vectors whose product is the similarity; zero vectors stay zero."""
+    """Return vectors whose product is the similarity; zero vectors stay zero.
+
+    Parameters
+    ----------
+    a
+        Vectors of shape ``[..., n_dims]``.
+    similarity
+        ``"cosine"`` for length one, ``"correlation"`` for the same after centring, ``"dot_product"`` for vectors as
+        they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.similarities import unit_vectors
+    >>> vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
+    >>> unit_vectors(vectors, "cosine").tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+    """
     if similarity == "dot_product":
         return a
     if similarity == "correlation":

@@ -77,6 +77,13 @@ def build_snapshots(time: NDArray[np.float64], *, batch_size: int = BATCH_SIZE, 
     ------
     ValueError
         If an option is out of range or there are fewer than two time points.
+
+    Examples
+    --------
+    >>> from cellrank_velot.snapshots import build_snapshots
+    >>> windows = build_snapshots(np.repeat([0.0, 1.0, 3.0], 10))
+    >>> windows.pairs.shape, windows.dt.tolist()
+    ((2, 2), [1.0, 2.0])
     """
     check_integer("batch_size", batch_size, low=2)
     check_seed(random_state)
@@ -107,10 +114,23 @@ def build_snapshots(time: NDArray[np.float64], *, batch_size: int = BATCH_SIZE, 
 def next_time(points: NDArray[np.float64], time: float) -> int:
     """Return the number of the interval that a time is in, from zero; the last time is in the last interval.
 
+    Parameters
+    ----------
+    points
+        Time points, rising, shape ``[n_times]``.
+    time
+        A time.
+
     Raises
     ------
     ValueError
         If the time is outside.
+
+    Examples
+    --------
+    >>> from cellrank_velot.snapshots import next_time
+    >>> next_time(np.array([0.0, 1.0, 3.0]), 2.0), next_time(np.array([0.0, 1.0, 3.0]), 3.0)
+    (1, 1)
     """
     if not points[0] <= time <= points[-1]:
         raise ValueError(f"Expected a time from `{points[0]:g}` to `{points[-1]:g}`, found `{time}`.")

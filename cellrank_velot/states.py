@@ -49,6 +49,15 @@ class Sinks(Stage):
         Expected change of time in one step from each cell, shape ``[n_cells]``: small where the flow is slow.
     time
         Time of each cell, shape ``[n_cells]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.states import find_sinks
+    >>> sinks = find_sinks(vk.transition_matrix, vk.connectivities, vk.cells.time)
+    >>> sinks.n_sinks, sinks.cells(0, 10).shape
+    (2, (10,))
+    >>> sinks.to_frame().columns.tolist()
+    ['peak', 'persistence', 'share', 'time', 'time_around', 'advance']
     """
 
     peak: NDArray[np.int64]
@@ -121,12 +130,23 @@ def find_sinks(
     n_steps
         Number of steps S; twice as many as time from beginning to end takes, at most 2000, where not given.
 
+    Returns
+    -------
+    The sinks, the most distinct first.
+
     Raises
     ------
     TypeError
         If an option is no number.
     ValueError
         If shapes do not fit, rows are no probabilities, time is not finite or constant, or an option is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.states import find_sinks
+    >>> sinks = find_sinks(vk.transition_matrix, vk.connectivities, vk.cells.time)
+    >>> sorted(adata.obs["clusters"].iloc[sinks.peak])
+    ['Fate A', 'Fate B']
     """
     check_number("min_persistence", min_persistence, low=0)
     check_number("min_time", min_time, low=0, high=1)
@@ -177,7 +197,7 @@ def suggest_terminal_states(
     names
         Names of the cells, shape ``[n_cells]``.
     clusters
-        Cluster of each cell, shape ``[n_cells]``, which names the states.
+        Cluster of each cell, shape ``[n_cells]``, which names the states; none where not given.
     n_cells
         Cells of each state; a hundredth of all, at least 10, where not given.
     backward
@@ -197,6 +217,16 @@ def suggest_terminal_states(
         If an option is no number.
     ValueError
         As :func:`find_sinks`, and if there are not as many names and clusters as cells.
+
+    Examples
+    --------
+    >>> from cellrank_velot.states import suggest_terminal_states
+    >>> graph, names = vk.connectivities, adata.obs_names
+    >>> states = suggest_terminal_states(
+    ...     vk.transition_matrix, graph, vk.cells.time, names, adata.obs["clusters"]
+    ... )
+    >>> sorted(states)
+    ['Fate A', 'Fate B']
     """
     flow = reverse_transitions(transitions) if backward else transitions
     return _suggest(
@@ -241,6 +271,16 @@ def suggest_initial_states(
         If an option is no number.
     ValueError
         As :func:`suggest_terminal_states`.
+
+    Examples
+    --------
+    >>> from cellrank_velot.states import suggest_initial_states
+    >>> graph, names = vk.connectivities, adata.obs_names
+    >>> states = suggest_initial_states(
+    ...     vk.transition_matrix, graph, vk.cells.time, names, adata.obs["clusters"]
+    ... )
+    >>> list(states)
+    ['Progenitor']
     """
     check_number("max_time", max_time, low=0, high=1)
     flow = transitions if backward else reverse_transitions(transitions)
@@ -261,6 +301,13 @@ def reverse_transitions(transitions: sp.csr_matrix) -> sp.csr_matrix:
     Returns
     -------
     Its transpose with rows of sum one, as if as many cells had been everywhere. A cell that none leads to stays.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from cellrank_velot.states import reverse_transitions
+    >>> reverse_transitions(sp.csr_matrix([[0.0, 1.0], [0.0, 1.0]])).toarray().tolist()
+    [[1.0, 0.0], [0.5, 0.5]]
     """
     came = sp.csr_matrix(sp.csr_matrix(transitions, dtype=np.float64).T)
     total = np.asarray(came.sum(axis=1)).ravel()

@@ -53,7 +53,19 @@ STAGES: dict[str, type[Stage]] = {
 
 
 def pack(stages: dict[str, Stage | None]) -> dict[str, Any]:
-    """Return stages as nested dictionaries of arrays and numbers, which h5ad can hold; missing ones are left out."""
+    """Return stages as nested dictionaries of arrays and numbers, which h5ad can hold; missing ones are left out.
+
+    Parameters
+    ----------
+    stages
+        Results by name, ``None`` where a step was not run.
+
+    Examples
+    --------
+    >>> from cellrank_velot.storage import pack
+    >>> sorted(pack({"windows": vk.windows, "uncertainty": None}))
+    ['format_version', 'version', 'windows']
+    """
     packed: dict[str, Any] = {"format_version": FORMAT_VERSION, "version": package_version()}
     for name, stage in stages.items():
         if stage is not None:
@@ -62,7 +74,19 @@ def pack(stages: dict[str, Stage | None]) -> dict[str, Any]:
 
 
 def sealed(packed: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry with its checksum, which tells later whether anything in it has changed."""
+    """Return an entry with its checksum, which tells later whether anything in it has changed.
+
+    Parameters
+    ----------
+    packed
+        What :func:`pack` returned.
+
+    Examples
+    --------
+    >>> from cellrank_velot.storage import pack, sealed
+    >>> "checksum" in sealed(pack({"windows": vk.windows}))
+    True
+    """
     return {**packed, "checksum": fingerprint(packed)}
 
 
@@ -76,12 +100,24 @@ def unpack(packed: Any, where: str = "packed", sizes: dict[str, int] | None = No
     where
         Where it lies, for messages.
     sizes
-        Numbers of cells and dimensions, ``n_cells`` and ``n_dims``, that the stages must have, where they are known.
+        Numbers of cells and dimensions, ``n_cells`` and ``n_dims``, that the stages must have, where they are known;
+        not checked where not given.
+
+    Returns
+    -------
+    The stages by name.
 
     Raises
     ------
     ValueError
         If the entry is of an unknown format or damaged, naming what is.
+
+    Examples
+    --------
+    >>> from cellrank_velot.storage import pack, unpack
+    >>> windows = unpack(pack({"windows": vk.windows}))["windows"]
+    >>> bool((windows.pairs == vk.windows.pairs).all())
+    True
     """
     check_entry(packed, where)
     known = {**(sizes or {})}
@@ -123,7 +159,26 @@ def check_entry(packed: Any, where: str) -> None:
 
 
 def write_trajectories(adata: AnnData, key: str, trajectories: Trajectories) -> None:
-    """Write trajectories to ``adata.uns[key]``, as arrays that h5ad can hold."""
+    """Write trajectories to ``adata.uns[key]``, as arrays that h5ad can hold.
+
+    Parameters
+    ----------
+    adata
+        Annotated data of the cells that they start from.
+    key
+        Key in ``adata.uns``; what is there is replaced.
+    trajectories
+        What to write.
+
+    Examples
+    --------
+    >>> from cellrank_velot import read_trajectories
+    >>> from cellrank_velot.storage import write_trajectories
+    >>> paths = vk.compute_trajectories(n_trajectories=3, n_steps=10, key_added=None)
+    >>> write_trajectories(adata, "short", paths)
+    >>> len(read_trajectories(adata, "short"))
+    3
+    """
     packed = {name: _writeable(value) for name, value in trajectories.to_dict().items()}
     head = {"format_version": FORMAT_VERSION, "version": package_version(), "cells": _names_of(adata)}
     adata.uns[key] = {**head, **packed}
@@ -132,12 +187,29 @@ def write_trajectories(adata: AnnData, key: str, trajectories: Trajectories) -> 
 def read_trajectories(adata: AnnData, key: str) -> Trajectories:
     """Return trajectories that were written to ``adata.uns[key]``.
 
+    Parameters
+    ----------
+    adata
+        Annotated data of the same cells.
+    key
+        Key in ``adata.uns``, that is ``key_added`` of :meth:`~cellrank_velot.OTVelocityKernel.compute_trajectories` or
+        :meth:`~cellrank_velot.OTVelocityKernel.simulate_flow`.
+
     Raises
     ------
     KeyError
         If there are none.
     ValueError
         If they are of an unknown format, damaged or of other cells.
+
+    Examples
+    --------
+    >>> from cellrank_velot import read_trajectories
+    >>> paths = vk.compute_trajectories(
+    ...     start_cluster="Progenitor", n_trajectories=5, n_steps=50
+    ... )
+    >>> len(read_trajectories(adata, "velot_trajectories"))
+    5
     """
     check_known("adata.uns", key, adata.uns.keys(), "Compute them with `kernel.compute_trajectories()` or the like.")
     where = f"adata.uns[{key!r}]"
@@ -170,12 +242,35 @@ def check_plain(entry: str, value: Any) -> None:
 
 
 def same_digest(stored: Any, expected: str) -> bool:
-    """Return whether a digest is the one that is expected; what a file holds in its place may be anything."""
+    """Return whether a digest is the one that is expected; what a file holds in its place may be anything.
+
+    Parameters
+    ----------
+    stored
+        What was read.
+    expected
+        What :func:`fingerprint` gives now.
+
+    Examples
+    --------
+    >>> from cellrank_velot.storage import fingerprint, same_digest
+    >>> digest = fingerprint({"x": 1.0})
+    >>> same_digest(digest, fingerprint({"x": 1.0})), same_digest(None, digest)
+    (True, False)
+    """
     return isinstance(stored, str) and stored == expected
 
 
 def package_version() -> str:
-    """Return the version of this package, which entries are marked with."""
+    """Return the version of this package, which entries are marked with.
+
+    Examples
+    --------
+    >>> import cellrank_velot
+    >>> from cellrank_velot.storage import package_version
+    >>> package_version() in (cellrank_velot.__version__, "of a source tree")
+    True
+    """
     try:
         return version("cellrank_velot")
     except PackageNotFoundError:  # a source tree that was not installed
@@ -201,7 +296,19 @@ def _names_of(adata: AnnData) -> str:
 
 
 def fingerprint(packed: dict[str, Any]) -> str:
-    """Return a digest of packed stages, to tell whether they belong to a transition matrix."""
+    """Return a digest of packed stages, to tell whether they belong to a transition matrix.
+
+    Parameters
+    ----------
+    packed
+        Arrays, numbers and texts, also in dictionaries; their order does not matter.
+
+    Examples
+    --------
+    >>> from cellrank_velot.storage import fingerprint
+    >>> fingerprint({"x": np.zeros(3), "y": 1}) == fingerprint({"y": 1, "x": np.zeros(3)})
+    True
+    """
     digest = hashlib.sha256()
 
     def update(value: Any) -> None:

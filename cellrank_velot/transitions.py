@@ -67,6 +67,15 @@ class Transitions:
         Cells without a velocity, whose row is that of the neighbour graph.
     n_isolated
         Cells without a neighbour, whose row is a self-loop.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transitions import compute_transitions
+    >>> found = compute_transitions(vk.cells.x, vk.velocity, vk.connectivities)
+    >>> found.n_fallback, found.n_isolated  # all cells have a velocity and neighbours
+    (0, 0)
+    >>> bool(np.isclose(found.softmax_scale, 1 / np.median(abs(found.logits.data))))
+    True
     """
 
     matrix: sp.csr_matrix
@@ -125,12 +134,13 @@ def compute_transitions(
         ``None`` for the forward process; ``"transpose"`` compares the displacement from the neighbour with the
         neighbour's velocity, ``"negate"`` turns the velocities around.
     threshold
-        Probabilities below are dropped, the largest of each cell excepted.
+        Probabilities below are dropped, the largest of each cell excepted; nothing where not given.
     ends
-        Cells at which the process ends, shape ``[n_cells]``: nine of ten of their steps lead, by the weights of
-        the graph, to neighbours that are such cells, too, where there are any.
+        Cells at which the process ends, shape ``[n_cells]``: nine of ten of their steps lead, by the weights of the
+        graph, to neighbours that are such cells, too, where there are any. None where not given.
     loadings
-        Matrix of shape ``[n_dims, n_genes]`` that takes both vectors to genes before they are compared.
+        Matrix of shape ``[n_dims, n_genes]`` that takes both vectors to genes before they are compared; they are
+        compared in the basis where not given.
     model
         ``"deterministic"``, or ``"monte_carlo"`` for the mean over sampled velocities, at the softmax scale of the
         given ones.
@@ -150,6 +160,10 @@ def compute_transitions(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The matrix, and what it was made from.
+
     Raises
     ------
     MemoryError
@@ -164,6 +178,15 @@ def compute_transitions(
     Cosine and exponential kernel as in :cite:`bergen:20`, the schemes as in :cite:`lange:22`. Named similarities of
     the forward process and of ``"negate"`` sample all edges of a cell at once; a function or ``"transpose"`` takes as
     long as `n_samples` deterministic matrices.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transitions import compute_transitions
+    >>> found = compute_transitions(
+    ...     vk.cells.x, vk.velocity, vk.connectivities, softmax_scale=4.0
+    ... )
+    >>> bool(np.allclose(found.matrix.sum(axis=1), 1))
+    True
     """
     check_transition_options(softmax_scale, backward_mode, threshold, model, n_samples, random_state)
     if memory_limit is not None:
@@ -260,7 +283,20 @@ def check_transition_options(
 
 
 def effective_neighbors(matrix: sp.csr_matrix) -> NDArray[np.float64]:
-    """Return the effective number of targets of each cell, the exponential of its entropy, shape ``[n_cells]``."""
+    """Return the effective number of targets of each cell, the exponential of its entropy, shape ``[n_cells]``.
+
+    Parameters
+    ----------
+    matrix
+        Transition matrix of shape ``[n_cells, n_cells]``.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from cellrank_velot.transitions import effective_neighbors
+    >>> effective_neighbors(sp.csr_matrix([[0.5, 0.5], [0.0, 1.0]])).round(6).tolist()
+    [2.0, 1.0]
+    """
     p = matrix.data
     terms = np.where(p > 0, -p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.exp(np.bincount(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), terms, matrix.shape[0]))
@@ -278,6 +314,13 @@ def condition_number(matrix: sp.csr_matrix) -> float:
     -------
     Up to 20 000 cells the condition number in the 1-norm, estimated from a sparse factorisation as in
     :cite:`higham:00`, infinite for a singular matrix; above, the lower bound that LSMR accumulates.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from cellrank_velot.transitions import condition_number
+    >>> round(float(condition_number(sp.csr_matrix([[0.5, 0.5], [0.0, 1.0]]))), 6)
+    3.0
     """
     if matrix.shape[0] > FACTORIZE_BELOW:
         return float(lsmr(matrix, np.ones(matrix.shape[0]), maxiter=200)[6])

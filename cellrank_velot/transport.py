@@ -33,6 +33,15 @@ class Couplings:
         Array of shape ``[n_problems]``: whether that error is within the tolerance.
     n_iter
         Array of shape ``[n_problems]``: iterations done.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.transport import sinkhorn
+    >>> cost, weights = torch.rand(3, 5, 4), torch.full((3, 5), 0.2)
+    >>> found = sinkhorn(cost, weights, torch.full((3, 4), 0.25), epsilon=0.5, tol=1e-5)
+    >>> found.plan.shape, bool(found.converged.all())
+    (torch.Size([3, 5, 4]), True)
     """
 
     plan: torch.Tensor
@@ -84,6 +93,15 @@ def sinkhorn(
     -----
     Sinkhorn's algorithm :cite:`cuturi:13` with the stabilisation of :cite:`schmitzer:19`; unbalanced as in
     :cite:`chizat:18`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.transport import sinkhorn
+    >>> cost = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]], dtype=torch.float64)
+    >>> weights = torch.full((1, 2), 0.5, dtype=torch.float64)
+    >>> sinkhorn(cost, weights, weights, epsilon=0.1).plan.round(decimals=3).tolist()
+    [[[0.5, 0.0], [0.0, 0.5]]]
     """
     log_kernel = cost / -epsilon
     if tau != (1.0, 1.0):

@@ -46,6 +46,12 @@ class Uncertainty(Stage):
         ``[n_cells, n_dims]``; of its direction, as that of its length is not calibrated.
     n_members
         Number of fields.
+
+    Examples
+    --------
+    >>> found = vk.uncertainty
+    >>> bool((found.angle(0.5) <= found.angle(0.9)).all()), found.n_members
+    (True, 2)
     """
 
     spread: NDArray[np.float64]
@@ -115,10 +121,30 @@ def compute_uncertainty(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The spread of the fields, and the error of each velocity that follows from it.
+
     Raises
     ------
     ValueError
         If ``n_members`` is odd or below two, or half the cells are too few for windows.
+
+    Examples
+    --------
+    >>> from cellrank_velot.uncertainty import compute_uncertainty
+    >>> cells, options = vk.cells, {"field": {"n_steps": 50}}
+    >>> found = compute_uncertainty(
+    ...     cells.x,
+    ...     cells.time,
+    ...     vk.connectivities,
+    ...     vk.windows,
+    ...     vk.field,
+    ...     options=options,
+    ...     n_members=2,
+    ... )
+    >>> found.std.shape
+    (300, 20)
     """
     check_integer("n_members", n_members, low=2)
     if n_members % 2:

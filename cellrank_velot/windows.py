@@ -62,6 +62,14 @@ class Windows(Stage):
         Number of clusters too small for a pair of windows.
     time_lag
         Time that a target was looked for at; NaN where windows were paired otherwise.
+
+    Examples
+    --------
+    >>> source, target = vk.windows.pairs[0]
+    >>> earlier = vk.cells.time[vk.windows.cells(source)].mean()
+    >>> later = vk.cells.time[vk.windows.cells(target)].mean()
+    >>> bool(np.isclose(later - earlier, vk.windows.dt[0]))
+    True
     """
 
     indices: NDArray[np.int64]
@@ -158,7 +166,8 @@ def build_windows(
     time
         Time of each cell, shape ``[n_cells]``.
     graph
-        Neighbour graph of shape ``[n_cells, n_cells]``, which tells the noise for ``time_lag="auto"``.
+        Neighbour graph of shape ``[n_cells, n_cells]``, which tells the noise for ``time_lag="auto"``; a fixed lag is
+        taken without.
     labels
         Cluster of each cell, shape ``[n_cells]``, codes from zero. KMeans in ``x`` where not given.
     n_clusters
@@ -179,7 +188,8 @@ def build_windows(
         Number of clusters that each cell belongs to, its own and those with the nearest centres; where not given, 3,
         but at most half of the clusters, or neighbourhoods would be much the same.
     components
-        Connected component of each cell in the neighbour graph, shape ``[n_cells]``; no window has cells of two.
+        Connected component of each cell in the neighbour graph, shape ``[n_cells]``; no window has cells of two; one
+        for all where not given.
     tail
         What happens to the last cells of a cluster where they don't fill a window: ``"force"`` takes a last full
         window that ends with them, ``"drop"`` does so only for at least ``tail_threshold`` cells, ``"split"``
@@ -190,10 +200,27 @@ def build_windows(
     random_state
         Seed of KMeans.
 
+    Returns
+    -------
+    The windows and their pairs.
+
     Raises
     ------
     ValueError
         If a parameter is out of range or there are fewer cells than two windows.
+
+    Examples
+    --------
+    >>> from cellrank_velot.windows import build_windows
+    >>> x, time = vk.cells.x, vk.cells.time
+    >>> windows = build_windows(x, time, graph=vk.connectivities, window_size=40)
+    >>> windows.n_cells, windows.pairs.shape == (windows.n_pairs, 2)
+    (300, True)
+
+    VelOT's own scheme:
+
+    >>> scheme = {"time_lag": None, "overlap_clusters": 1}
+    >>> windows = build_windows(x, time, n_clusters=3, window_size=30, **scheme)
     """
     check_seed(random_state)
     _check_options(x.shape[0], window_size, overlap, min_window_size, time_lag, overlap_clusters, tail, tail_threshold)
@@ -292,6 +319,17 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
     Returns
     -------
     Labels of shape ``[n_cells]``.
+
+    Raises
+    ------
+    ValueError
+        If there are more clusters than cells, or a number is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.windows import cluster_cells
+    >>> np.unique(cluster_cells(vk.cells.x, 4)).tolist()
+    [0, 1, 2, 3]
     """
     if n_clusters is None:
         # Fewer would overlap so much that a neighbourhood holds several branches, each with a time of its own.

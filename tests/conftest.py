@@ -1,9 +1,12 @@
-"""What every test may use: a backend without a screen, the folder of the real data, and a planted bifurcation."""
+"""What every test may use: a backend without a screen, the real data, a planted bifurcation, and what is public."""
 
+import importlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -144,3 +147,45 @@ def picture_distance() -> Callable[[Path, Path], float]:
         return pixels[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3))
 
     return lambda one, other: float(np.sqrt(np.mean((coarse(one) - coarse(other)) ** 2)))
+
+
+SHORT = {"cellrank_velot.pl": "cellrank_velot.plotting", "cellrank_velot.pp": "cellrank_velot.preprocessing"}
+
+
+@pytest.fixture(scope="session")
+def docs() -> Path:
+    """Return the folder of the pages, which a source archive has not."""
+    folder = Path(__file__).parents[1] / "docs"
+    if not folder.is_dir():
+        pytest.skip("no docs, as in a source archive")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def listed(docs: Path) -> list[tuple[str, Any]]:
+    """Return what the tables of the pages of the API list: full names, and what they name."""
+    return [(name, resolve(name)) for page in sorted((docs / "api").glob("*.rst")) for name in listed_on(page)]
+
+
+def listed_on(page: Path) -> Iterator[str]:
+    """Yield the full names in the tables of a page of the API."""
+    module, within = "", False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        named = re.fullmatch(r"\.\. (?:auto|current)?module:: ([\w.]+)", line)
+        if named:
+            module = named[1]
+        elif line and not line.startswith(" "):
+            within = line == ".. autosummary::"
+        elif within and re.fullmatch(r"   ~?[\w.]+", line):
+            yield f"{module}.{line.strip().lstrip('~')}"
+
+
+def resolve(name: str) -> Any:
+    """Return the object of a full name."""
+    for short, full in SHORT.items():
+        name = re.sub(rf"^{short}\b", full, name)
+    module, _, last = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), last)
+    except ImportError:
+        return getattr(resolve(module), last)

@@ -58,7 +58,7 @@ def test_each_way_to_say_which(cells, selector, expected):
         ([0, 6], ValueError, r"positions of cells in \[0, 5\], found `0` to `6`"),
         ([-1], ValueError, r"\[0, 5\], found `-1`"),
         (np.array([True, False]), ValueError, r"mask of `6` cells, found the shape `\(2,\)`"),
-        (["cell_1", "nobody"], KeyError, r"names of cells.*nobody"),
+        (["cell_1", "nobody"], KeyError, r"names of cells, found \['nobody'\], which"),
         ({"louvain": "a"}, KeyError, r"adata\.obs\['louvain'\].*clusters"),
         ({"clusters": "c"}, KeyError, r"a cluster of `adata\.obs\['clusters'\]`, one of \['a', 'b'\], found 'c'"),
         ({"time": 0.3}, ValueError, r"two ends of an interval of `adata\.obs\['time'\]`"),

@@ -54,6 +54,13 @@ class BirthDeath:
 
     all turned by one rotation. The sides are weak before progress 1, where cells still change them, and firm after.
     There, and only on its own side, fate A divides faster and fate B dies faster.
+
+    Examples
+    --------
+    >>> process = datasets.process_of(series)
+    >>> x = series.obsm["X_pca"]
+    >>> process.drift(x).shape, process.growth(x).shape, process.sigma
+    ((400, 10), (400,), 0.3)
     """
 
     sigma: float
@@ -165,12 +172,13 @@ def birth_death(
 
     Examples
     --------
-    >>> import cellrank_velot as cv
-    >>> adata = cv.datasets.birth_death(n_cells=100, times=(0, 1, 2))
-    >>> adata.obs["day"].value_counts().tolist()
-    [100, 100, 100]
-    >>> bool(adata.uns["birth_death"]["mass"][-1] > 1.2)
+    >>> adata = datasets.birth_death(n_cells=100, times=[0, 1.5, 3], growth_contrast=2.0)
+    >>> adata.obs["day"].value_counts(sort=False).to_dict()
+    {0.0: 100, 1.5: 100, 3.0: 100}
+    >>> mass = adata.uns["birth_death"]["mass"]  # of the whole population
+    >>> bool(mass[-1] > 1.2)
     True
+    >>> sk = OTVelocityKernel(adata, time_kind="experimental")
     """
     at = _checked_times(times)
     wanted = _checked_numbers(n_cells, at.size)
@@ -198,10 +206,21 @@ def birth_death(
 def process_of(adata: AnnData) -> BirthDeath:
     """Return the process that :func:`birth_death` has simulated, to evaluate its drift and growth anywhere.
 
+    Parameters
+    ----------
+    adata
+        What :func:`birth_death` returned, also when it comes from a file.
+
     Raises
     ------
     KeyError
         If `adata` does not come from :func:`birth_death`.
+
+    Examples
+    --------
+    >>> process, x = datasets.process_of(series), series.obsm["X_pca"]
+    >>> bool(np.allclose(process.drift(x), series.obsm["true_velocity_pca"]))
+    True
     """
     check_known("adata.uns", "birth_death", adata.uns, "Simulate with `cellrank_velot.datasets.birth_death()`.")
     known = adata.uns["birth_death"]

@@ -32,6 +32,12 @@ def pancreas(path: str | Path | None = None) -> AnnData:
         If there is no file at `path`.
     ConnectionError
         If the download fails.
+
+    Examples
+    --------
+    >>> adata.write_h5ad("cells.h5ad")  # a file of one's own, here other cells
+    >>> datasets.pancreas("cells.h5ad").shape  # without a path, CellRank downloads the data
+    (300, 100)
     """
     if path is not None:
         if not Path(path).is_file():

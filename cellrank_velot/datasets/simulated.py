@@ -75,6 +75,14 @@ def bifurcation(
         If an option is not a number.
     ValueError
         If there are fewer than 10 cells, fewer genes than the circuit has, or if `noise` is negative.
+
+    Examples
+    --------
+    >>> adata = datasets.bifurcation(n_cells=100, n_genes=50, noise=2.0)
+    >>> adata.shape, adata.obsm["true_velocity_pca"].shape
+    ((100, 50), (100, 20))
+    >>> list(adata.obs["clusters"].cat.categories)
+    ['Progenitor', 'Transition', 'Fate A', 'Fate B']
     """
     return _dataset(BIFURCATION, n_cells, n_genes, noise=noise, random_state=random_state, preprocess=preprocess)
 
@@ -85,6 +93,12 @@ def tree(
     """Simulate a curved tree with four leaves: a fate decision, followed by another one on either branch.
 
     Parameters, result and errors are those of :func:`bifurcation`.
+
+    Examples
+    --------
+    >>> adata = datasets.tree(n_cells=200, preprocess=False)
+    >>> adata.obs["clusters"].cat.categories.size, adata.layers["true_velocity"].shape
+    (8, (200, 100))
     """
     return _dataset(TREE, n_cells, n_genes, noise=noise, random_state=random_state, preprocess=preprocess)
 
@@ -96,6 +110,12 @@ def convergence(
 
     Parameters, result and errors are those of :func:`bifurcation`. ``obs["dpt_pseudotime"]`` is the diffusion
     pseudotime from the nearer of two root cells, one in each root cluster.
+
+    Examples
+    --------
+    >>> adata = datasets.convergence(n_cells=200, preprocess=False)
+    >>> list(adata.obs["clusters"].cat.categories)
+    ['Root A', 'Root B', 'Transition', 'Common', 'Fate']
     """
     return _dataset(CONVERGENCE, n_cells, n_genes, noise=noise, random_state=random_state, preprocess=preprocess)
 
@@ -123,6 +143,13 @@ def gaussian_blob(n_cells: int = 1000, n_dims: int = 10, *, random_state: int = 
         If an option is not an integer.
     ValueError
         If there are fewer than 10 cells or 2 dimensions.
+
+    Examples
+    --------
+    >>> adata = datasets.gaussian_blob(n_cells=200)
+    >>> time, x = adata.obs["pseudotime"], adata.obsm["X_pca"]
+    >>> bool(abs(np.corrcoef(time, x.T)[0, 1:]).max() < 0.3)
+    True
     """
     check_integer("n_cells", n_cells, low=10)
     check_integer("n_dims", n_dims, low=2)

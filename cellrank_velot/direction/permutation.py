@@ -54,6 +54,16 @@ class PermutationTest(Stage):
         do not touch.
     null_flow
         The same with shuffled time, shape ``[n_permutations, n_borders]``.
+
+    Examples
+    --------
+    >>> test = direction.permutation_test(
+    ...     vk.cells.x, vk.cells.time, vk.connectivities, n_permutations=39
+    ... )
+    >>> test.null.shape, bool((test.observed > test.null).all())
+    ((39, 2), True)
+    >>> print(test)
+    Direction: more than chance, p = 0.025 of 39 permutations: ...
     """
 
     statistics: tuple[str, ...]
@@ -157,7 +167,8 @@ def permutation_test(
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
     labels
-        Cluster of each cell, shape ``[n_cells]``, to test the flow across borders of clusters.
+        Cluster of each cell, shape ``[n_cells]``, to test the flow across borders of clusters; no borders are tested
+        where not given.
     edges
         Source and target cluster of each border to test; all clusters that touch, either way, where not given.
     n_permutations
@@ -189,6 +200,15 @@ def permutation_test(
         If an option is of the wrong type.
     ValueError
         If shapes do not fit, values are not finite, a cluster is unknown, or no windows can be built.
+
+    Examples
+    --------
+    >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
+    >>> test = direction.permutation_test(
+    ...     x, time, graph, adata.obs["clusters"], n_permutations=9
+    ... )
+    >>> float(test.p_value)
+    0.1
     """
     x, time, graph = check_cells(x, time, graph)
     check_integer("n_permutations", n_permutations, low=1)

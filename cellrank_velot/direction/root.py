@@ -27,7 +27,14 @@ EXPECTED_SIGN = {"experimental_time": 1, "cytotrace": -1, "increasing_marker": 1
 
 
 class Verdict(StrEnum):
-    """What a check says of the direction of time."""
+    """What a check says of the direction of time.
+
+    Examples
+    --------
+    >>> check = direction.root_check(1 - vk.cells.time, adata.obs["true_time"], n_bootstrap=100)
+    >>> check.direction == direction.Verdict.CONTRADICTED
+    True
+    """
 
     SUPPORTED = "supported"
     CONTRADICTED = "contradicted"
@@ -56,6 +63,13 @@ class RootCheck:
         Share of all cells that do.
     root
         Whether the earliest cells lie there.
+
+    Examples
+    --------
+    >>> stem = np.asarray(adata[:, "Stem"].X).ravel()
+    >>> check = direction.root_check(vk.cells.time, stem, "decreasing_marker", n_bootstrap=100)
+    >>> str(check.direction), check.interval[0] > 0.1, str(check.root)
+    ('supported', True, 'undecided')
     """
 
     kind: str
@@ -120,15 +134,16 @@ def root_check(
     time
         Pseudotime of each cell, shape ``[n_cells]``.
     reference
-        Number for each cell, shape ``[n_cells]``; cells where it is missing (NaN) are left out.
+        Number for each cell, shape ``[n_cells]``; cells where it is missing (NaN) are left out. Without one, ``labels``
+        and ``root`` are needed.
     kind
         What the reference is, which says what correlation to expect: ``"experimental_time"`` and
         ``"increasing_marker"`` a positive one; ``"cytotrace"``, the CytoTRACE score that is high in cells that are not
         differentiated, and ``"decreasing_marker"`` a negative one. CellRank's ``ct_pseudotime`` is a time.
     labels
-        Cluster of each cell, shape ``[n_cells]``.
+        Cluster of each cell, shape ``[n_cells]``; needed for ``root``, and not used without.
     root
-        Cluster, or clusters, where the process is expected to begin.
+        Cluster, or clusters, where the process is expected to begin; not looked at where not given.
     min_correlation
         Correlation that means something, in ``[0, 1)``.
     earliest
@@ -140,6 +155,10 @@ def root_check(
     random_state
         Seed of these.
 
+    Returns
+    -------
+    Correlation with its interval, share of the earliest cells in the root, and a verdict on each.
+
     Raises
     ------
     TypeError
@@ -147,6 +166,13 @@ def root_check(
     ValueError
         If there is nothing to compare with, shapes do not fit, a value is not finite or constant, a cluster is
         unknown, or an option is out of range.
+
+    Examples
+    --------
+    >>> known, clusters = adata.obs["true_time"], adata.obs["clusters"]
+    >>> check = direction.root_check(vk.cells.time, known, labels=clusters, root="Progenitor")
+    >>> str(check.direction), str(check.root)
+    ('supported', 'supported')
     """
     check_choice("kind", kind, ReferenceKind)
     check_number("min_correlation", min_correlation, low=0, high=1, open_high=True)

@@ -36,6 +36,16 @@ class ProcessFates:
         field.
     growth
         Descendants per cell of each row; one for ancestors.
+
+    Examples
+    --------
+    >>> fates = sk.fate_probabilities(group_by="clusters", n_particles=5)
+    >>> bool((fates.low <= fates.table).all(axis=None))
+    True
+    >>> bool((fates.growth.index == fates.table.index).all())
+    True
+    >>> fates.to_frame().columns.tolist()
+    ['from', 'to', 'share', 'low', 'high']
     """
 
     table: pd.DataFrame
@@ -77,6 +87,12 @@ def labels_near(
         Number of labels.
     n_neighbors
         Number of nearest cells.
+
+    Examples
+    --------
+    >>> x, labels = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    >>> dynamics.labels_near(np.array([[0.9]]), x, labels, n_labels=2, n_neighbors=4).tolist()
+    [[0.5, 0.5]]
     """
     search = NearestNeighbors(n_neighbors=min(n_neighbors, x.shape[0])).fit(x)
     near = labels[search.kneighbors(positions, return_distance=False)]
@@ -115,6 +131,15 @@ def fate_table(
     Returns
     -------
     The table, its 95 % intervals, and the mean weight of the particles of each group. Rows sum to one.
+
+    Examples
+    --------
+    >>> shares = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    >>> fates = dynamics.fate_table(
+    ...     shares, np.array([1.0, 1.0, 3.0]), ["one", "one", "two"], ["A", "B"]
+    ... )
+    >>> fates.table.loc["one"].tolist(), float(fates.growth["two"])
+    ([0.75, 0.25], 3.0)
     """
     frame = pd.DataFrame(shares, columns=list(names))
     if wanted is None:

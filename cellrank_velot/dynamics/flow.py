@@ -67,9 +67,9 @@ def simulate_flow(
     x, time
         Positions and times of the cells, shapes ``[n_cells, n_dims]`` and ``[n_cells]``, times in ``[0, 1]``.
     starts
-        Cells to start from; particles are spread over them evenly.
+        Positions of the cells to start from, shape ``[n_starts]``; particles are spread over them evenly.
     clusters
-        Cluster of each cell, of length ``n_cells``.
+        Cluster of each cell, of length ``n_cells``; particles have no fates where not given.
     terminal_clusters
         Fates: a particle that comes to one ends at its last point before it leaves it, as in a chain that is absorbed
         there. Without them its fate is the cluster where it ends.
@@ -109,6 +109,17 @@ def simulate_flow(
         If a terminal cluster is not among the clusters.
     ValueError
         If there are no starts, an option is out of range, or terminal clusters come without clusters.
+
+    Examples
+    --------
+    >>> x, time, early = vk.cells.x, vk.cells.time, np.flatnonzero(vk.cells.time < 0.1)
+    >>> clusters = adata.obs["clusters"].tolist()
+    >>> field = dynamics.Interpolated(x, vk.raw_velocity)
+    >>> flow = dynamics.simulate_flow(
+    ...     field, x, time, early, clusters=clusters, n_particles=30, n_steps=50
+    ... )
+    >>> flow.fates().columns.tolist()
+    ['n_particles', 'share', 'probability', 'low', 'high']
     """
     check_flow_options(direction, n_particles, diffusion, noise_scale)
     check_motion_options(

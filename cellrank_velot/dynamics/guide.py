@@ -34,6 +34,30 @@ def drift_of(field: Field, current: Field | None, sign: int, device: torch.devic
     relaxation to the data, :math:`u = v - c`, which does not :cite:`nelson:66`: forward :math:`v`, backward
     :math:`u - c = v - 2c`. The velocity turned around, which is taken where the current is not given, drives particles
     away from the data as surely as the velocity holds them there.
+
+    Parameters
+    ----------
+    field
+        The velocity.
+    current
+        The part of it that changes its sign when time is reversed; all of it where ``None``. Used backward only.
+    sign
+        ``1`` for forward in time, ``-1`` for backward.
+    device
+        Torch device.
+
+    Returns
+    -------
+    A function of positions ``[n, n_dims]``, times ``[n]`` and numbers of particles ``[n]``, which it does not use.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.dynamics.guide import drift_of
+    >>> x, time = torch.tensor(vk.cells.x[:3]), torch.tensor(vk.cells.time[:3])
+    >>> back = drift_of(vk.field, None, -1, "cpu")
+    >>> np.allclose(back(x, time, torch.arange(3)).detach(), -vk.velocity[:3], atol=1e-4)
+    True
     """
     velocity = field.on(device)
     if sign > 0:
@@ -74,6 +98,37 @@ def noisy(
     the noise is the one that keeps their density where the noise is the same all around. As it is smaller where cells
     are dense, particles keep somewhat closer together than cells: a Gaussian bundle of cells has a bundle of particles
     of 0.6 to 0.7 times its variance, an even one of the same.
+
+    Parameters
+    ----------
+    drift
+        The drift of particles without the noise, see :func:`drift_of`.
+    companions
+        The cells near each particle.
+    diffusion, confine
+        Strength of the noise and of the way back to the data, see :func:`cellrank_velot.dynamics.simulate_flow`.
+    time_from
+        Where ``"cells"``, the drift is asked at the mean time of the cells around.
+    step_size
+        Time of one step.
+
+    Returns
+    -------
+    A function of positions, times and numbers of particles that returns the drift, shape ``[n, n_dims]``, and another
+    function, which multiplies increments of noise, shape ``[n, n_neighbors]``, by
+    :math:`\sqrt{2 \kappa} \, \Sigma^{1/2}`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.dynamics.guide import drift_of, noisy
+    >>> from cellrank_velot.dynamics.region import Companions
+    >>> companions = Companions(dynamics.Region.of(vk.cells.x, vk.cells.time), search_every=0.5)
+    >>> step = noisy(drift_of(vk.field, None, 1, "cpu"), companions, 1.0, 0.7, "cells", 0.005)
+    >>> x, time = torch.tensor(vk.cells.x[:3]), torch.tensor(vk.cells.time[:3])
+    >>> drift, spread = step(x, time, torch.arange(3))
+    >>> spread(torch.randn(3, 15)).shape
+    torch.Size([3, 20])
     """
     region = companions.region
 

@@ -26,7 +26,17 @@ NO_FATE = "none"
 
 
 class Status(IntEnum):
-    """How a trajectory ended."""
+    """How a trajectory ended.
+
+    Examples
+    --------
+    >>> paths = vk.compute_trajectories(
+    ...     start_cluster="Progenitor", n_trajectories=5, n_steps=10
+    ... )
+    >>> dynamics.Status(paths.status[0]).message
+    'ran out of steps'
+    >>> late = paths.select(paths.status == dynamics.Status.OUT_OF_STEPS)
+    """
 
     ARRIVED = 0
     STALLED = 1
@@ -80,6 +90,17 @@ class Trajectories(Stage):
         Index in ``clusters`` of the clusters to arrive at, shape ``[n_targets]``; none where there was no target.
     basis
         Name of the basis, where it is known.
+
+    Examples
+    --------
+    >>> paths = vk.compute_trajectories(
+    ...     start_cluster="Progenitor", n_trajectories=5, n_steps=50
+    ... )
+    >>> len(paths), len(paths.paths), paths.ends.shape
+    (5, 5, (5, 20))
+    >>> table = paths.to_frame()  # a row for each trajectory
+    >>> paths.select([0, 2]).points_to_frame()["id"].unique().tolist()
+    [0, 2]
     """
 
     ids: NDArray[np.int64]

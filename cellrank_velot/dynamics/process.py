@@ -54,6 +54,14 @@ class ProcessPaths(Stage):
         Cell that each particle starts from, shape ``[n_particles]``.
     direction
         ``"forward"`` or ``"backward"``.
+
+    Examples
+    --------
+    >>> paths = sk.simulate_process("Progenitor A", n_particles=20, n_saved=10)
+    >>> paths.ends.shape, paths.weights.shape
+    ((20, 10), (20,))
+    >>> paths.time.round(6)[[0, -1], 0].tolist()
+    [0.0, 3.0]
     """
 
     x: NDArray[np.float64]
@@ -111,7 +119,8 @@ def simulate_process(
     until
         Time at which they end: later for descendants, earlier for ancestors.
     start_ix
-        Cell that each starts from, kept with the paths, shape ``[n_particles]``.
+        Cell that each starts from, kept with the paths, shape ``[n_particles]``; the number of the particle where not
+        given.
     noise
         Whether to follow the process. Otherwise particles follow the velocity, which moves the population alike.
     n_steps
@@ -125,12 +134,25 @@ def simulate_process(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The paths, with ``n_saved + 1`` points each.
+
     Raises
     ------
     ValueError
         If an option is out of range, or some particles start before and others after the end.
     FloatingPointError
         If particles leave all bounds.
+
+    Examples
+    --------
+    >>> x, time = sk.cells.x[:10], sk.cells.time[:10]
+    >>> paths = dynamics.simulate_process(sk.field, x, time, until=3.0, n_saved=5)
+    >>> paths.x.shape
+    (6, 10, 10)
+    >>> bool((paths.weights > 0).all())  # each stands for so many descendants
+    True
     """
     times = np.array(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))
     direction = _check_options(x, times, until, n_steps, n_saved, random_state)

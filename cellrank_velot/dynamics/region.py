@@ -80,6 +80,15 @@ class Region:
         Which cells they are, shape ``[n_landmarks]``.
     n_neighbors
         Number of cells around a point that are looked at, five at least.
+
+    Examples
+    --------
+    >>> import torch
+    >>> region = dynamics.Region.of(vk.cells.x, vk.cells.time)
+    >>> points = torch.tensor(vk.cells.x[:3])
+    >>> distance, cluster = region.look(points, region.nearest(points))
+    >>> bool((distance < 2.5).all())  # about 1 for a cell
+    True
     """
 
     cells: torch.Tensor
@@ -245,6 +254,14 @@ class Companions:
         The cells.
     search_every
         Share of the spacing of the cells by which a particle moves before the cells near it are searched for again.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.dynamics.region import Companions
+    >>> companions = Companions(dynamics.Region.of(vk.cells.x), search_every=0.5)
+    >>> companions.of(torch.tensor(vk.cells.x[:3]), torch.arange(3)).shape
+    torch.Size([3, 15])
     """
 
     def __init__(self, region: Region, search_every: float) -> None:
@@ -277,6 +294,14 @@ class Rescaled:
         Anything with ``on``, such as a :class:`cellrank_velot.field.VelocityField`.
     first, last
         The stretch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> field, x = dynamics.Rescaled(sk.field, *sk.cells.time_range), sk.cells.x[:3]
+    >>> velocity = field.on("cpu")(torch.tensor(x), torch.full((3,), 0.5)).detach()
+    >>> np.allclose(velocity, 3 * sk.query_velocity(x, 1.5), atol=1e-4)  # of three days
+    True
     """
 
     def __init__(self, field: Any, first: float, last: float) -> None:
@@ -300,6 +325,13 @@ class Interpolated:
         Their velocities, shape ``[n_cells, n_dims]``; cells with NaN are left out.
     n_neighbors
         Number of nearest cells.
+
+    Examples
+    --------
+    >>> import torch
+    >>> field = dynamics.Interpolated(vk.cells.x, vk.raw_velocity, n_neighbors=10)
+    >>> field.on("cpu")(torch.tensor(vk.cells.x[:3]), torch.zeros(3)).shape
+    torch.Size([3, 20])
     """
 
     x: NDArray[np.float64]

@@ -71,12 +71,13 @@ def compute_trajectories(
     x, time
         Positions and times of the cells, shapes ``[n_cells, n_dims]`` and ``[n_cells]``, times in ``[0, 1]``.
     starts
-        Cells to start from; ``n_trajectories`` of them are drawn where there are more.
+        Positions of the cells to start from, shape ``[n_starts]``; ``n_trajectories`` of them are drawn where there are
+        more.
     clusters
-        Cluster of each cell, of length ``n_cells``; needed for a target.
+        Cluster of each cell, of length ``n_cells``; needed for a target. None where not given.
     target_cluster
         Cluster, or several, to arrive at. Only trajectories that come to one are kept, and each ends at its last point
-        before it leaves it.
+        before it leaves it. All trajectories are kept where not given.
     current
         The part of ``field`` that changes its sign when time is reversed; the rest leads to the data, in either
         direction, see :func:`cellrank_velot.dynamics.guide.drift_of`. Used backward; all of ``field`` where not given.
@@ -119,12 +120,26 @@ def compute_trajectories(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The trajectories, at most ``n_trajectories`` in each direction.
+
     Raises
     ------
     KeyError
         If a target is not among the clusters.
     ValueError
         If there are no starts, an option is out of range, or a target comes without clusters.
+
+    Examples
+    --------
+    >>> x, time = vk.cells.x, vk.cells.time
+    >>> early = np.flatnonzero(time < 0.1)
+    >>> paths = dynamics.compute_trajectories(
+    ...     vk.field, x, time, early, n_trajectories=5, n_steps=50
+    ... )
+    >>> len(paths), bool((paths.lengths <= 51).all())
+    (5, True)
     """
     check_trajectory_options(direction, n_trajectories, method, rtol, atol, max_attempts_factor)
     check_motion_options(

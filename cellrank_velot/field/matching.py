@@ -87,10 +87,23 @@ def fit_process(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The field, which has growth and score besides the velocity.
+
     Raises
     ------
     ValueError
         If an option is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.field import fit_process
+    >>> field = fit_process(
+    ...     sk.couplings, sk.cells.x, hidden=(16, 16), n_steps=50, batch_size=128
+    ... )
+    >>> field.growth(sk.cells.x, 0.5).shape, field.diffusion > 0
+    ((400,), True)
     """
     check_matching_options(diffusion, hidden, n_steps, batch_size, learning_rate, random_state)
     where = resolve_device(device)

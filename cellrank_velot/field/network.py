@@ -35,7 +35,7 @@ class VelocityField(Stage):
     Attributes
     ----------
     weights
-        Weights and biases by name, float32.
+        Weights ``[n_out, n_in]`` and biases ``[n_out]`` of the layers by name, float32.
     centre
         Mean position of the cells, shape ``[n_dims]``.
     x_scale
@@ -55,6 +55,14 @@ class VelocityField(Stage):
         Diffusion :math:`\sigma` of the process, in basis per root time; 0 without heads.
     growth_scale, score_scale
         Units of the heads: rate per time, and one over the basis.
+
+    Examples
+    --------
+    >>> vk.field(vk.cells.x[:3], vk.cells.time[:3]).shape
+    (3, 20)
+    >>> field, x = sk.field, sk.cells.x
+    >>> field.has_heads, field.growth(x, 1.5).shape, field.score(x, 1.5).shape
+    (True, (400,), (400, 10))
     """
 
     weights: Mapping[str, NDArray[np.float32]]

@@ -170,10 +170,23 @@ def fit_field(
     show_progress_bar
         Whether to show a progress bar.
 
+    Returns
+    -------
+    The field, with the weights of the step that was best on the held-out cells.
+
     Raises
     ------
     ValueError
         If an option is out of range or fewer than ten cells have a velocity.
+
+    Examples
+    --------
+    >>> from cellrank_velot.field import fit_field
+    >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
+    >>> options = {"hidden": (32, 32), "n_steps": 100}
+    >>> field = fit_field(x, time, vk.raw_velocity, vk.confidence, graph, **options)
+    >>> field(x, time).shape, field.best_step <= 100
+    ((300, 20), True)
     """
     check_field_options(
         hidden, (lambda_smooth, lambda_curl, lambda_divergence), n_steps, batch_size, learning_rate, held_out, patience

@@ -96,8 +96,8 @@ class OTVelocityKernel(
         Whether a graph that is not connected is an error; it is a warning otherwise.
     time_kind
         ``"pseudotime"``, or ``"experimental"`` where ``time_key`` holds real time points: cells are then transported
-        from each to the next, and may grow in number and die. ``time_key`` is ``day``, ``time``, ``hours`` or ``age``
-        where not given.
+        from each to the next, and may grow in number and die. ``time_key`` is ``day``, ``time``, ``hours``, ``age`` or
+        ``experimental_time`` where not given.
 
     Raises
     ------
@@ -111,11 +111,18 @@ class OTVelocityKernel(
 
     Examples
     --------
-    >>> import cellrank_velot
-    >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
-    >>> vk = cellrank_velot.OTVelocityKernel(adata).compute_transition_matrix(show_progress_bar=False)
-    >>> vk.transition_matrix.shape
+    >>> vk = OTVelocityKernel(adata, time_key="dpt_pseudotime", basis="X_pca")
+    >>> vk.compute_transition_matrix().transition_matrix.shape
     (300, 300)
+
+    It combines with other kernels, and goes to CellRank's estimators:
+
+    >>> ck = cr.kernels.ConnectivityKernel(adata).compute_transition_matrix()
+    >>> g = cr.estimators.GPCCA(0.8 * vk + 0.2 * ck)
+    >>> _ = g.set_terminal_states(vk.suggest_terminal_states("clusters"))
+    >>> _ = g.compute_fate_probabilities(use_petsc=False, solver="direct")
+    >>> g.fate_probabilities.shape
+    (300, 2)
     """
 
     def __init__(
@@ -183,63 +190,138 @@ class OTVelocityKernel(
     # ------------------------------------------------------------------------------------------------- stages
     @property
     def cells(self) -> CellStates:
-        """Positions, time and clusters that the kernel has read."""
+        """Positions, time and clusters that the kernel has read.
+
+        Examples
+        --------
+        >>> vk.cells.x.shape, vk.cells.time_range
+        ((300, 20), (0.0, 1.0))
+        """
         return self._cells
 
     @property
     def windows(self) -> Windows | None:
-        """Windows of cells and their pairs; ``None`` before :meth:`compute_windows`."""
+        """Windows of cells and their pairs; ``None`` before :meth:`compute_windows`.
+
+        Examples
+        --------
+        >>> windows = vk.windows
+        >>> windows.sizes.shape == (windows.n_windows,), bool((windows.dt > 0).all())
+        (True, True)
+        """
         return self._windows
 
     @property
     def transport(self) -> TransportVelocity | None:
-        """Velocity of each cell from transport; ``None`` before :meth:`compute_velocity`."""
+        """Velocity of each cell from transport; ``None`` before :meth:`compute_velocity`.
+
+        Examples
+        --------
+        >>> bool(vk.transport.has_estimate.all()), bool(vk.transport.converged.all())
+        (True, True)
+        """
         return self._transport
 
     @property
     def field(self) -> VelocityField | None:
-        """The velocity field; ``None`` before :meth:`fit_field`."""
+        """The velocity field; ``None`` before :meth:`fit_field`.
+
+        Examples
+        --------
+        >>> vk.field.n_dims, vk.field.has_heads
+        (20, False)
+        """
         return self._field
 
     @property
     def basis(self) -> str:
-        """Key in ``adata.obsm`` of the positions."""
+        """Key in ``adata.obsm`` of the positions.
+
+        Examples
+        --------
+        >>> OTVelocityKernel(adata, basis="pca").basis
+        'X_pca'
+        """
         return str(self._init_kwargs["basis"])
 
     @property
     def cluster_key(self) -> str | None:
-        """Key in ``adata.obs`` of the clusters that windows are made in, where one was given."""
+        """Key in ``adata.obs`` of the clusters that windows are made in, where one was given.
+
+        Examples
+        --------
+        >>> OTVelocityKernel(adata, cluster_key="clusters").cluster_key
+        'clusters'
+        """
         key = self._init_kwargs["cluster_key"]
         return None if key is None else str(key)
 
     @property
     def uncertainty(self) -> Uncertainty | None:
-        """How far the velocity of each cell may be off; ``None`` before :meth:`compute_uncertainty`."""
+        """How far the velocity of each cell may be off; ``None`` before :meth:`compute_uncertainty`.
+
+        Examples
+        --------
+        >>> vk.uncertainty.std.shape, vk.uncertainty.n_members
+        ((300, 20), 2)
+        """
         return self._uncertainty
 
     @property
     def velocity_uncertainty(self) -> NDArray[np.float64]:
-        """Angle in degrees within which the true direction lies in two of three cells, shape ``[n_cells]``."""
+        """Angle in degrees within which the true direction lies in two of three cells, shape ``[n_cells]``.
+
+        Examples
+        --------
+        >>> degrees = vk.velocity_uncertainty
+        >>> bool((degrees >= 0).all() and (degrees <= 180).all())
+        True
+        """
         return self._needed("uncertainty", "compute_uncertainty").angle()
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Parameters of each step that was run, by step; ``None`` stands for what it means there."""
+        """Parameters of each step that was run, by step; ``None`` stands for what it means there.
+
+        Examples
+        --------
+        >>> vk.settings["velocity"]["epsilon"], vk.settings["field"]["n_steps"]
+        (0.05, 300)
+        """
         return {step: dict(values) for step, values in self._settings.items()}
 
     @property
     def logits(self) -> sp.csr_matrix | None:
-        """Similarity of velocity and displacement along each edge, shape ``[n_cells, n_cells]``."""
+        """Similarity of velocity and displacement along each edge, shape ``[n_cells, n_cells]``.
+
+        Examples
+        --------
+        >>> vk.logits.shape, float(abs(vk.logits).max()) <= 1  # cosines
+        ((300, 300), True)
+        """
         return self._logits
 
     @property
     def condition_number(self) -> float | None:
-        """Estimated condition number, if :meth:`compute_transition_matrix` was asked for it."""
+        """Estimated condition number, if :meth:`compute_transition_matrix` was asked for it.
+
+        Examples
+        --------
+        >>> vk.compute_transition_matrix(compute_cond_num=True).condition_number > 1
+        True
+        """
         return self._condition_number
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """Confidence in each cell's transport velocity, in ``[0, 1]``, shape ``[n_cells]``."""
+        """Confidence in each cell's transport velocity, in ``[0, 1]``, shape ``[n_cells]``.
+
+        Examples
+        --------
+        >>> sure = vk.confidence > 0.5
+        >>> sure.shape
+        (300,)
+        """
         return self._needed("transport", "compute_velocity").confidence
 
     @property
@@ -247,6 +329,11 @@ class OTVelocityKernel(
         """Cells at an end of the process, which have no later window, shape ``[n_cells]``; backward at its beginning.
 
         See :func:`cellrank_velot.velocity.end_cells`.
+
+        Examples
+        --------
+        >>> float(vk.cells.time[vk.ends].min()) > 0.5  # late cells
+        True
         """
         transport = self._needed("transport", "compute_velocity")
         windows = self._needed("windows", "compute_windows")
@@ -254,12 +341,24 @@ class OTVelocityKernel(
 
     @property
     def raw_velocity(self) -> NDArray[np.float64]:
-        """Transport velocity in basis per time, NaN where there is none, shape ``[n_cells, n_dims]``."""
+        """Transport velocity in basis per time, NaN where there is none, shape ``[n_cells, n_dims]``.
+
+        Examples
+        --------
+        >>> vk.raw_velocity.shape
+        (300, 20)
+        """
         return self._needed("transport", "compute_velocity").velocity
 
     @property
     def velocity(self) -> NDArray[np.float64]:
-        """Velocity of the field at the cells, in basis per time, shape ``[n_cells, n_dims]``."""
+        """Velocity of the field at the cells, in basis per time, shape ``[n_cells, n_dims]``.
+
+        Examples
+        --------
+        >>> metrics.cosine_to_truth(vk.velocity, adata.obsm["true_velocity_pca"]) > 0.7
+        True
+        """
         return self._needed("field", "fit_field")(self.cells.x, self.cells.time)
 
     @all_or_nothing()
@@ -291,6 +390,17 @@ class OTVelocityKernel(
         ------
         ValueError
             If a parameter is out of range, there are too few cells, or both ``n_clusters`` and a ``cluster_key``.
+
+        Examples
+        --------
+        >>> windows = vk.compute_windows(window_size=40, overlap=0.25).windows
+        >>> windows.pairs.shape == (windows.n_pairs, 2)
+        True
+
+        Of a time series, windows are the time points, here four of 100 cells each, in halves:
+
+        >>> sk.compute_windows(batch_size=50).windows.n_pairs
+        6
         """
         settings = self._settings_for("windows", locals())
         if self.cells.is_series:
@@ -361,6 +471,16 @@ class OTVelocityKernel(
         ------
         ValueError
             If a parameter is out of range.
+
+        Examples
+        --------
+        >>> vk.compute_velocity(epsilon=0.02, relaxation=0).raw_velocity.shape
+        (300, 20)
+
+        Of a time series, ``mass`` says how the population grows, and so how cells do:
+
+        >>> bool(sk.compute_velocity(mass={0: 1.0, 1: 1.4, 2: 2.0, 3: 3.0}).growth.mean() > 0)
+        True
         """
         settings = self._settings_for("velocity", locals())
         resolve_device(device)
@@ -445,6 +565,13 @@ class OTVelocityKernel(
         ------
         ValueError
             If a parameter is out of range.
+
+        Examples
+        --------
+        >>> vk.fit_field(lambda_smooth=0.3, hidden=(64, 64), n_steps=100).velocity.shape
+        (300, 20)
+        >>> vk.field.best_step <= 100
+        True
         """
         settings = self._settings_for("field", locals())
         resolve_device(device)
@@ -505,8 +632,19 @@ class OTVelocityKernel(
     ) -> Self:
         """Estimate how far the velocity of each cell may be off, from fields that are fitted to halves of the cells.
 
-        Parameters are those of :func:`cellrank_velot.uncertainty.compute_uncertainty`. Each member goes through the
-        steps with the parameters that they were run with; runs them with default parameters where they were not.
+        See :func:`cellrank_velot.uncertainty.compute_uncertainty`. Each member goes through the steps with the
+        parameters that they were run with; runs them with default parameters where they were not.
+
+        Parameters
+        ----------
+        n_members
+            Number of fields, even: both halves of the cells are used.
+        random_state
+            Seed of the halves, of the clusters and of training.
+        n_jobs
+            Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`. The result is the same.
+        show_progress_bar
+            Whether to show a progress bar.
 
         Returns
         -------
@@ -518,6 +656,12 @@ class OTVelocityKernel(
             If the kernel has experimental time.
         ValueError
             If a parameter is out of range or there are too few cells.
+
+        Examples
+        --------
+        >>> vk = vk.fit_field(n_steps=50).compute_uncertainty(n_members=2)
+        >>> vk.velocity_uncertainty.shape
+        (300,)
         """
         settings = _settings(locals())
         if self.cells.is_series:
@@ -554,10 +698,27 @@ class OTVelocityKernel(
         Fitted at the first call, with the parameters of :meth:`fit_field`, and not saved. It is needed to go back in
         time, see :func:`cellrank_velot.dynamics.compute_trajectories`.
 
+        Parameters
+        ----------
+        device
+            Torch device, or ``"auto"``.
+        show_progress_bar
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        The field; where there is no relaxation, that of :attr:`field` itself.
+
         Raises
         ------
         RuntimeError
             Before :meth:`fit_field`.
+
+        Examples
+        --------
+        >>> current = vk.fit_field(n_steps=50).current_field()
+        >>> current(vk.cells.x, vk.cells.time).shape
+        (300, 20)
         """
         field, transport = self._needed("field", "fit_field"), self._needed("transport", "compute_velocity")
         if not transport.relaxation.any():
@@ -602,6 +763,14 @@ class OTVelocityKernel(
             Before :meth:`fit_field`.
         ValueError
             If a shape does not fit or a value is not finite.
+
+        Examples
+        --------
+        >>> between = (vk.cells.x[:5] + vk.cells.x[5:10]) / 2
+        >>> vk.query_velocity(between).shape
+        (5, 20)
+        >>> bool(np.allclose(vk.query_velocity(vk.cells.x, vk.cells.time), vk.velocity))
+        True
         """
         field = self._needed("field", "fit_field")
         positions = np.asarray(positions, dtype=np.float64)

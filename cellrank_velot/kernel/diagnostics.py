@@ -30,7 +30,7 @@ class Diagnostics(Parts):
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of clusters, whose borders are tested, too.
+            Key in ``adata.obs`` of clusters, whose borders are tested, too; no borders where not given.
         cluster_edges
             Pairs of clusters to test; all that touch where not given.
         **kwargs
@@ -46,6 +46,14 @@ class Diagnostics(Parts):
             If the clusters are missing.
         RuntimeError
             With experimental time.
+
+        Examples
+        --------
+        >>> test = vk.permutation_test("clusters", n_permutations=9)
+        >>> float(test.p_value)  # none is below 1 / (1 + n_permutations)
+        0.1
+        >>> test.to_frame().columns.tolist()
+        ['observed', 'null_mean', 'null_std', 'p_value', 'p_adjusted', 'n_border']
         """
         cells, clusters = self._pseudotime(), self._clusters(cluster_key)
         return permutation_test(cells.x, cells.time, self.connectivities, clusters, cluster_edges, **kwargs)
@@ -56,7 +64,7 @@ class Diagnostics(Parts):
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of clusters to say it for.
+            Key in ``adata.obs`` of clusters to say it for; for all cells alone where not given.
         **kwargs
             Passed on to :func:`cellrank_velot.direction.flip_test`.
 
@@ -70,6 +78,14 @@ class Diagnostics(Parts):
             If the clusters are missing.
         RuntimeError
             With experimental time.
+
+        Examples
+        --------
+        >>> test = vk.flip_test("clusters")
+        >>> bool(test.mean > 0.5), bool(test.reversed_share > 0.5)
+        (True, True)
+        >>> test.to_frame().index.tolist()
+        ['all', 'Fate A', 'Fate B', 'Progenitor', 'Transition']
         """
         cells, clusters = self._pseudotime(), self._clusters(cluster_key)
         return flip_test(cells.x, cells.time, self.connectivities, clusters, **kwargs)
@@ -80,7 +96,7 @@ class Diagnostics(Parts):
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of the clusters that name the states.
+            Key in ``adata.obs`` of the clusters that name the states; they are called ``terminal`` where not given.
         **kwargs
             Passed on to :func:`cellrank_velot.states.suggest_terminal_states`, e.g. ``n_cells``.
 
@@ -94,6 +110,12 @@ class Diagnostics(Parts):
             If the clusters are missing.
         RuntimeError
             Before :meth:`compute_transition_matrix`.
+
+        Examples
+        --------
+        >>> states = vk.suggest_terminal_states("clusters", n_cells=10)
+        >>> {name: len(cells) for name, cells in states.items()}
+        {'Fate A': 10, 'Fate B': 10}
         """
         return suggest_terminal_states(*self._chain(cluster_key), backward=self.backward, **kwargs)
 
@@ -101,6 +123,11 @@ class Diagnostics(Parts):
         """Suggest initial states, the sources of the flow, in the form that ``GPCCA.set_initial_states`` takes.
 
         Parameters, result and errors are those of :meth:`suggest_terminal_states`.
+
+        Examples
+        --------
+        >>> list(vk.suggest_initial_states("clusters"))
+        ['Progenitor']
         """
         return suggest_initial_states(*self._chain(cluster_key), backward=self.backward, **kwargs)
 

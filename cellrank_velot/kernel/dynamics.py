@@ -96,10 +96,11 @@ class Dynamics(Parts):
             Cells to start from: positions, names or a mask, or CellRank's selector such as
             ``{"clusters": "Ngn3 low EP"}`` or ``{"dpt_pseudotime": [0, 0.1]}``; all cells where not given.
         start_cluster
-            Cluster, or several, that the starts are in.
+            Cluster, or several, that the starts are in; any where not given.
         target_cluster
             Cluster, or several, to arrive at: only trajectories that come to one are kept. As many as
-            ``n_trajectories * max_attempts_factor`` starts are tried; a message says how many arrived.
+            ``n_trajectories * max_attempts_factor`` starts are tried; a message says how many arrived. All
+            trajectories are kept where not given.
         start_time
             From which time to which time the starts are, of the kernel's time; ``None`` for no bound.
             Cells must meet all conditions that are given.
@@ -130,12 +131,15 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
 
         Examples
         --------
-        >>> import cellrank_velot
-        >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
-        >>> vk = cellrank_velot.OTVelocityKernel(adata).fit_field(show_progress_bar=False)
-        >>> paths = vk.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, show_progress_bar=False)
-        >>> len(paths)
-        5
+        >>> paths = vk.compute_trajectories(
+        ...     start_cluster="Progenitor", target_cluster="Fate A", n_trajectories=2, step_size=0.03
+        ... )
+        >>> len(paths), set(paths.statuses)
+        (2, {'arrived'})
+        >>> late = {"dpt_pseudotime": [0.9, 1.0]}
+        >>> back = vk.compute_trajectories(late, direction="backward", n_trajectories=3, n_steps=20)
+        >>> bool((back.direction == -1).all())
+        True
         """
         direction = self._direction(direction)
         time_from = time_from or ("path" if self.cells.is_series else "cells")
@@ -241,6 +245,15 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             If a cell, column, cluster or the embedding is unknown.
         ValueError
             If no cell meets all conditions, or an option is out of range.
+
+        Examples
+        --------
+        >>> fates = ["Fate A", "Fate B"]
+        >>> flow = vk.simulate_flow(
+        ...     source_cluster="Progenitor", terminal_clusters=fates, n_particles=30, step_size=0.02
+        ... )
+        >>> flow.fates().index.tolist()
+        ['Fate A', 'Fate B', 'none']
         """
         direction = self._direction(direction)
         time_from = time_from or ("path" if self.cells.is_series else "cells")
@@ -333,6 +346,15 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             If the embedding is missing.
         RuntimeError
             If the transition matrix, or the field, was not computed.
+
+        Examples
+        --------
+        >>> vk.project_velocity("umap").shape
+        (300, 2)
+        >>> vk.project_velocity("umap", method="linear_map", key_added="velocity_map_umap")[0].shape
+        (2,)
+        >>> sorted(key for key in adata.obsm if key.startswith("velocity"))
+        ['velocity_map_umap', 'velocity_umap']
         """
         check_choice("method", method, Projection)
         check_choice("weighting", weighting, Weighting)

@@ -88,6 +88,14 @@ class Landscapes(Parts):
         ValueError
             If a time is outside those of the kernel, there are too few cells around one, a time between time points is
             asked for in another basis, or an option is out of range.
+
+        Examples
+        --------
+        >>> landscape = sk.compute_landscape([0, 1.5, 3])
+        >>> landscape.potential.shape
+        (3, 100, 100)
+        >>> landscape.barriers(["Fate A", "Fate B"])[["from", "to", "time"]].values.tolist()[-1]
+        ['Fate B', 'Fate A', 3.0]
         """
         key = self.basis if basis is None else find_basis(self.adata, basis)
         plane = self._plane(key, dims)
@@ -131,6 +139,17 @@ class Landscapes(Parts):
             Times to draw: of the landscape, where one is given, and otherwise as in :meth:`compute_landscape`.
         **kwargs
             Passed on to :func:`cellrank_velot.pl.potential_landscape`, e.g. ``kind="surface"``.
+
+        Returns
+        -------
+        The list of Axes where ``show=False``, nothing otherwise. Errors are those of that function.
+
+        Examples
+        --------
+        >>> panels = sk.plot_landscape(times=[0, 3], show=False)
+        >>> len(panels)
+        2
+        >>> panels = vk.plot_landscape(basis="umap", kind="surface", show=False)
         """
         from cellrank_velot.plotting.landscape import potential_landscape
 
@@ -156,6 +175,14 @@ class Landscapes(Parts):
             Number of frames, without a ``landscape``.
         **kwargs
             Passed on to :func:`cellrank_velot.pl.landscape_animation`.
+
+        Returns
+        -------
+        The animation, as that function returns it. Errors are those of that function.
+
+        Examples
+        --------
+        >>> sk.animate_landscape(n_frames=3, save="landscape.gif")
         """
         from cellrank_velot.plotting.landscape import landscape_animation
 

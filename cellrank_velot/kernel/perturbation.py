@@ -103,7 +103,8 @@ class Perturbations(Parts):
             Layer of the expression, ``adata.X`` where not given. It must be what the PCA was computed from, such as
             log-normalised values, which is checked; before they were scaled, if they were.
         gene_scale
-            Column of ``adata.var`` that the PCA's values were divided by, such as ``"std"`` after scanpy's ``scale``.
+            Column of ``adata.var`` that the PCA's values were divided by, such as ``"std"`` after scanpy's ``scale``;
+            genes were not scaled where not given.
 
         Returns
         -------
@@ -116,6 +117,14 @@ class Perturbations(Parts):
         TypeError, ValueError
             If a change is not valid, a gene has no weight in the PCA or does not change in these cells, the values were
             centred, or the basis is not the PCA.
+
+        Examples
+        --------
+        >>> knockout = vk.perturb({"FateA": 0.0}, cells={"clusters": "Progenitor"})
+        >>> knockout.name, int(knockout.cells.sum()), knockout.dx.shape
+        ('FateA = 0', 66, (300, 20))
+        >>> vk.perturb({"FateA": ("scale", 0.5), "FateB": ("add", 0.2)}).name
+        'FateA × 0.5, FateB +0.2'
         """
         asked = parse_changes(changes)
         genes = self._known_genes(list(asked))
@@ -209,6 +218,17 @@ class Perturbations(Parts):
             If a cell, column, cluster or gene is unknown.
         ValueError
             If no cell meets all conditions, too few genes can be drawn, or an option is out of range.
+
+        Examples
+        --------
+        >>> fates = ["Fate A", "Fate B"]
+        >>> half = {"FateA": ("scale", 0.5)}
+        >>> shift = vk.fate_shift(
+        ...     half, terminal_clusters=fates, n_particles=20, n_null=2, step_size=0.03
+        ... )
+        >>> bool(shift.delta[0, 0] <= 0)  # no more of them come to fate A
+        True
+        >>> table = shift.to_frame()  # shares before and after, intervals and p-values
         """
         check_flow_options("forward", n_particles, diffusion, 0.0)
         check_motion_options(
@@ -283,6 +303,14 @@ class Perturbations(Parts):
             Before :meth:`fit_field`.
         ValueError
             If the perturbation is a pulse, which changes no velocity, or options of the matrix must be given again.
+
+        Examples
+        --------
+        >>> changed = vk.perturbed_kernel({"FateA": ("scale", 0.5)})
+        >>> changed.transition_matrix.shape
+        (300, 300)
+        >>> changed.params["softmax_scale"] == vk.params["softmax_scale"]
+        True
         """
         field = self._needed("field", "fit_field")
         perturbation = self._perturbation(perturbation)

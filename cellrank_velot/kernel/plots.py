@@ -36,6 +36,15 @@ class Plots(Parts):
         **kwargs
             Passed on to :func:`cellrank_velot.pl.velocity_stream`, :func:`cellrank_velot.pl.velocity_grid` or
             :func:`cellrank_velot.pl.velocity_quiver`.
+
+        Returns
+        -------
+        The Axes where ``show=False``, nothing otherwise. Errors are those of that function.
+
+        Examples
+        --------
+        >>> vk.plot_velocity(style="grid", save="velocity.png")  # in scanpy's `figdir`
+        >>> ax = vk.plot_velocity("pca", style="quiver", method="linear_map", show=False)
         """
         from cellrank_velot import plotting
 
@@ -43,61 +52,138 @@ class Plots(Parts):
         return getattr(plotting, f"velocity_{style}")(self, basis, **kwargs)
 
     def plot_comparison(self, basis: str = "umap", **kwargs: Any) -> Any:
-        """Draw the velocities of transport and of the field, see :func:`cellrank_velot.pl.velocity_comparison`."""
+        """Draw the velocities of transport and of the field, see :func:`cellrank_velot.pl.velocity_comparison`.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> raw, smooth = vk.plot_comparison(show=False)
+        """
         from cellrank_velot import plotting
 
         return plotting.velocity_comparison(self, basis, **kwargs)
 
     def plot_windows(self, basis: str = "umap", pairs: Sequence[int] | None = None, **kwargs: Any) -> Any:
-        """Draw pairs of windows, see :func:`cellrank_velot.pl.windows`."""
+        """Draw pairs of windows, see :func:`cellrank_velot.pl.windows`.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> len(vk.plot_windows(max_pairs=4, show=False))
+        4
+        """
         from cellrank_velot import plotting
 
         return plotting.windows(self, basis, pairs, **kwargs)
 
     def plot_window_transport(self, pair: int, basis: str = "umap", **kwargs: Any) -> Any:
-        """Draw one pair of windows with its transport plan, see :func:`cellrank_velot.pl.window_transport`."""
+        """Draw one pair of windows with its transport plan, see :func:`cellrank_velot.pl.window_transport`.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> ax = vk.plot_window_transport(vk.windows.n_pairs // 2, show=False)
+        """
         from cellrank_velot import plotting
 
         return plotting.window_transport(self, pair, basis, **kwargs)
 
     def plot_spatial_clusters(self, basis: str = "umap", **kwargs: Any) -> Any:
-        """Draw the clusters that windows are made in, see :func:`cellrank_velot.pl.spatial_clusters`."""
+        """Draw the clusters that windows are made in, see :func:`cellrank_velot.pl.spatial_clusters`.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> ax = vk.plot_spatial_clusters(show=False)
+        """
         from cellrank_velot import plotting
 
         return plotting.spatial_clusters(self, basis, **kwargs)
 
     def plot_confidence(self, basis: str = "umap", **kwargs: Any) -> Any:
-        """Draw the confidence in the velocity of transport, see :func:`cellrank_velot.pl.confidence`."""
+        """Draw the confidence in the velocity of transport, see :func:`cellrank_velot.pl.confidence`.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> ax = vk.plot_confidence(show=False)
+        """
         from cellrank_velot import plotting
 
         return plotting.confidence(self, basis, **kwargs)
 
     def plot_uncertainty(self, basis: str = "umap", **kwargs: Any) -> Any:
-        """Draw how far velocities may be off, see :func:`cellrank_velot.pl.uncertainty`."""
+        """Draw how far velocities may be off, see :func:`cellrank_velot.pl.uncertainty`.
+
+        Parameters, result and errors are those of that function. Call :meth:`compute_uncertainty` before.
+
+        Examples
+        --------
+        >>> ax = vk.plot_uncertainty(show=False)
+        """
         from cellrank_velot import plotting
 
         return plotting.uncertainty(self, basis, **kwargs)
 
     def plot_training(self, **kwargs: Any) -> Any:
-        """Draw the losses of the training of the field, see :func:`cellrank_velot.pl.training`."""
+        """Draw the losses of the training of the field, see :func:`cellrank_velot.pl.training`.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> ax = vk.plot_training(show=False)
+        """
         from cellrank_velot import plotting
 
         return plotting.training(self, **kwargs)
 
     def plot_trajectories(self, trajectories: Trajectories | None = None, basis: str = "umap", **kwargs: Any) -> Any:
-        """Draw trajectories, see :func:`cellrank_velot.pl.trajectories`; the last computed where not given."""
+        """Draw trajectories, see :func:`cellrank_velot.pl.trajectories`; the last computed where not given.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> paths = vk.compute_trajectories(
+        ...     start_cluster="Progenitor", n_trajectories=5, n_steps=100
+        ... )
+        >>> ax = vk.plot_trajectories(color_by="time", show=False)
+        """
         from cellrank_velot import plotting
 
         return plotting.trajectories(self, trajectories, basis, **kwargs)
 
     def plot_flow(self, trajectories: Trajectories | None = None, basis: str = "umap", **kwargs: Any) -> Any:
-        """Draw particles of a flow at several times, see :func:`cellrank_velot.pl.flow`; the last where not given."""
+        """Draw particles of a flow at several times, see :func:`cellrank_velot.pl.flow`; the last where not given.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
+        >>> len(vk.plot_flow(n_frames=3, show=False))
+        3
+        """
         from cellrank_velot import plotting
 
         return plotting.flow(self, trajectories, basis, **kwargs)
 
     def animate_flow(self, trajectories: Trajectories | None = None, basis: str = "umap", **kwargs: Any) -> Any:
-        """Animate the particles of a flow, see :func:`cellrank_velot.pl.flow_animation`; the last where not given."""
+        """Animate the particles of a flow, see :func:`cellrank_velot.pl.flow_animation`; the last where not given.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
+        >>> vk.animate_flow(n_frames=3, save="flow.gif")
+        """
         from cellrank_velot import plotting
 
         return plotting.flow_animation(self, trajectories, basis, **kwargs)
@@ -125,6 +211,16 @@ class Plots(Parts):
             Column of ``adata.obs`` with the clusters; that of the kernel, or ``"clusters"``, where not given.
         **kwargs
             Passed on to the plot.
+
+        Returns
+        -------
+        What the plot returns: Axes where ``show=False``, nothing otherwise.
+
+        Examples
+        --------
+        >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
+        >>> ax = vk.plot_fates(flow, show=False)
+        >>> panels = sk.plot_fates(sk.fate_probabilities(group_by="clusters"), show=False)
         """
         from cellrank_velot import plotting
 
@@ -149,6 +245,14 @@ class Plots(Parts):
             Result of :meth:`ancestry`; where not given, the ancestors of the last time point, of its clusters or cells.
         style, cluster_key, **kwargs
             As in :meth:`plot_fates`.
+
+        Returns
+        -------
+        What the plot returns: Axes where ``show=False``, nothing otherwise.
+
+        Examples
+        --------
+        >>> panels = sk.plot_ancestry(show=False)
         """
         check_choice("style", style, FateStyle)
         return self._plot_descent("ancestry", fates, style, cluster_key, kwargs)
@@ -164,6 +268,14 @@ class Plots(Parts):
             Key in ``adata.obsm`` of the embedding; the basis of the kernel where not given.
         **kwargs
             Passed on to the plot.
+
+        Returns
+        -------
+        The Axes where ``show=False``, nothing otherwise. Errors are those of that function.
+
+        Examples
+        --------
+        >>> ax = sk.plot_process(sk.simulate_process("Progenitor A", n_particles=100), show=False)
         """
         from cellrank_velot.plotting.process import process_paths
 
@@ -171,7 +283,15 @@ class Plots(Parts):
         return process_paths(self, kernel.simulate_process() if paths is None else paths, basis, **kwargs)
 
     def plot_growth(self, basis: str | None = None, **kwargs: Any) -> Any:
-        """Draw the growth rate of the cells of a time series, see :func:`cellrank_velot.pl.growth_map`."""
+        """Draw the growth rate of the cells of a time series, see :func:`cellrank_velot.pl.growth_map`.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> len(sk.plot_growth(show=False))  # one for each day
+        4
+        """
         from cellrank_velot.plotting.snapshots import growth_map
 
         return growth_map(self, basis, **kwargs)
@@ -179,7 +299,14 @@ class Plots(Parts):
     def plot_population(
         self, times: Population | float | Sequence[Population | float], basis: str | None = None, **kwargs: Any
     ) -> Any:
-        """Draw populations between time points next to the snapshots, see :func:`cellrank_velot.pl.population`."""
+        """Draw populations between time points next to the snapshots, see :func:`cellrank_velot.pl.population`.
+
+        Parameters, result and errors are those of that function.
+
+        Examples
+        --------
+        >>> panels = sk.plot_population([0.5, 1.5], show=False)
+        """
         from cellrank_velot.plotting.snapshots import population
 
         return population(self, times, basis, **kwargs)

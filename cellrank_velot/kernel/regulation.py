@@ -38,7 +38,15 @@ class Regulation(Parts):
 
     @property
     def regulation(self) -> RegulationResult | None:
-        """The last result of :meth:`compute_regulation`; ``None`` before it, and after a new field."""
+        """The last result of :meth:`compute_regulation`; ``None`` before it, and after a new field.
+
+        Examples
+        --------
+        >>> vk.regulation is None
+        True
+        >>> vk.compute_regulation(["FateA", "FateB"], n_bootstrap=50) is vk.regulation
+        True
+        """
         if self._regulation is None or self._regulation[0] is not self.field:
             return None
         return self._regulation[1]
@@ -81,11 +89,13 @@ class Regulation(Parts):
             Names of the dimensions of the basis, without ``genes``, such as ``["X", "Y"]``.
         decoder
             Differentiable function from positions in the basis, a tensor ``[n, n_dims]``, to genes, ``[n, n_known]``.
+            Loadings are used where not given.
         decoder_genes
             Names of all genes that the decoder gives, in its order; those of ``adata.var`` where not given. Without
             ``genes``, edges are between all of them.
         n_bins
-            Number of bins of time to average over, with as many cells each, in place of ``groups``.
+            Number of bins of time to average over, with as many cells each, in place of ``groups``; no bins where not
+            given.
         trajectories
             Average along these in place of cells: each gives its point in the middle of each of ``n_bins`` bins of
             time, five where not given, and the bootstrap draws trajectories.
@@ -93,7 +103,7 @@ class Regulation(Parts):
             Degradation rate per unit of the kernel's time, one or by name, which is taken off the diagonal.
         fields
             Fields to average over in place of the kernel's own, such as those of kernels of half the cells each: the
-            interval then holds what they differ in.
+            interval then holds what they differ in. The field of the kernel where not given.
         n_bootstrap, level, min_cells, random_state, device
             See :func:`cellrank_velot.regulation.compute_regulation`.
 
@@ -114,12 +124,13 @@ class Regulation(Parts):
 
         Examples
         --------
-        >>> import cellrank_velot
-        >>> adata = cellrank_velot.datasets.bifurcation(n_cells=300)
-        >>> vk = cellrank_velot.OTVelocityKernel(adata).fit_field(show_progress_bar=False)
-        >>> regulation = vk.compute_regulation(list(adata.var_names[:3]), groups="clusters")
-        >>> regulation.edges(n=1)["group"].tolist() == list(adata.obs["clusters"].cat.categories)
-        True
+        >>> regulation = vk.compute_regulation(
+        ...     ["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50
+        ... )
+        >>> regulation.jacobian.shape  # groups, targets, sources
+        (4, 3, 3)
+        >>> regulation.edges(n=2, group="Progenitor").columns.tolist()
+        ['source', 'target', 'group', 'effect', 'std', 'lower', 'upper', 'sign', 'stability']
         """
         read = self._genes(genes, decoder, decoder_genes)
         field = self._needed("field", "fit_field") if fields is None else list(fields)
@@ -181,6 +192,12 @@ device
             If the field was not fitted, or has no growth, as that of a pseudotime.
         KeyError, TypeError, ValueError
             As :meth:`compute_regulation`.
+
+        Examples
+        --------
+        >>> table = sk.growth_genes(["Gene1", "Gene2", "Gene3"], groups="clusters", n_bootstrap=50)
+        >>> len(table)  # three genes in four clusters
+        12
         """
         field = self._needed("field", "fit_field") if fields is None else list(fields)
         if not all(has_growth(one) for one in (field if isinstance(field, list) else [field])):
@@ -218,10 +235,20 @@ device
         **kwargs
             Passed on to :func:`cellrank_velot.pl.regulation_heatmap` or :func:`cellrank_velot.pl.regulation_network`.
 
+        Returns
+        -------
+        The Axes where ``show=False``, a list of them for several groups; nothing otherwise.
+
         Raises
         ------
         RuntimeError
             If none is given and none was computed with the present field.
+
+        Examples
+        --------
+        >>> regulation = vk.compute_regulation(["Stem", "FateA", "FateB"], n_bootstrap=50)
+        >>> ax = vk.plot_regulation(show=False)
+        >>> vk.plot_regulation(regulation, kind="network", min_stability=0, save="network.png")
         """
         from cellrank_velot.plotting import regulation as plots
 

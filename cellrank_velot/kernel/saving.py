@@ -47,6 +47,15 @@ class Saving(Parts):
         - ``obs["velot_confidence"]``, ``obs["velot_cluster"]`` and, where computed, ``obs["velot_uncertainty"]``,
         - with experimental time ``obs["velot_growth"]``,
         - ``uns["velot"][key]``: windows, velocity, field and uncertainty as arrays.
+
+        Examples
+        --------
+        >>> vk.write_to_adata()
+        >>> sorted(key for key in adata.obsm if key.startswith("velot"))
+        ['velot_velocity', 'velot_velocity_raw']
+        >>> from pathlib import Path
+        >>> from cellrank_velot.outputs import write_h5ad
+        >>> write_h5ad(adata, Path("cells.h5ad"))
         """
         super().write_to_adata(key=key, copy=copy)
         key = key or ("T_bwd" if self.backward else "T_fwd")
@@ -97,12 +106,23 @@ class Saving(Parts):
         copy
             Whether to copy the transition matrix.
 
+        Returns
+        -------
+        The kernel.
+
         Raises
         ------
         KeyError
             If nothing was saved under that key.
         ValueError
             If what was saved is damaged, of another version, or of other cells.
+
+        Examples
+        --------
+        >>> vk.write_to_adata()
+        >>> again = OTVelocityKernel.from_adata(adata, key="T_fwd")
+        >>> bool((again.velocity == vk.velocity).all())
+        True
         """
         check_known("adata.obsp", key, adata.obsp.keys())
         where, written = f"adata.uns['velot'][{key!r}]", adata.uns.get("velot", {})

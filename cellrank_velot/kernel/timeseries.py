@@ -42,12 +42,24 @@ class TimeSeries(Parts):
 
     @property
     def couplings(self) -> SnapshotCouplings | None:
-        """Pairs of cells of consecutive time points; ``None`` before :meth:`compute_velocity`, or in pseudotime."""
+        """Pairs of cells of consecutive time points; ``None`` before :meth:`compute_velocity`, or in pseudotime.
+
+        Examples
+        --------
+        >>> sk.couplings.n_intervals, sk.couplings.times.tolist()
+        (3, [0.0, 1.0, 2.0, 3.0])
+        """
         return self._couplings
 
     @property
     def growth(self) -> NDArray[np.float64]:
-        """Growth rate of each cell per unit of time, of the field, or of transport before it, shape ``[n_cells]``."""
+        """Growth rate of each cell per unit of time, of the field, or of transport before it, shape ``[n_cells]``.
+
+        Examples
+        --------
+        >>> sk.growth.shape
+        (400,)
+        """
         self._need_series()
         if self.field is not None and self.field.has_heads:
             return self.field.growth(self.cells.x, self.cells.time)
@@ -80,6 +92,14 @@ class TimeSeries(Parts):
             In pseudotime, or before :meth:`compute_velocity`, for ``"field"`` before :meth:`fit_field`.
         ValueError
             If the time is outside.
+
+        Examples
+        --------
+        >>> population = sk.interpolate(1.5)
+        >>> population.x.shape[1], round(population.mass, 3)
+        (10, 1.0)
+        >>> sk.interpolate(1.5, method="field").x.shape  # the cells of day 1, moved on
+        (100, 10)
         """
         self._need_series()
         check_choice("method", method, ["paths", "field"])
@@ -117,7 +137,7 @@ class TimeSeries(Parts):
         until
             Time at which particles end; the last time point where not given.
         cluster_key
-            Key in ``adata.obs`` of the clusters.
+            Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
         n_particles
             Number of particles, spread evenly over the cells.
         n_saved
@@ -135,6 +155,14 @@ class TimeSeries(Parts):
             In pseudotime.
         ValueError
             If no cell is selected, or the cells are on both sides of ``until``.
+
+        Examples
+        --------
+        >>> paths = sk.simulate_process("Progenitor A", n_particles=20, n_saved=10)
+        >>> paths.x.shape  # points, particles, dimensions
+        (11, 20, 10)
+        >>> sk.simulate_process("Fate A", until=0, n_particles=20).direction
+        'backward'
         """
         self._need_series()
         check_integer("n_particles", n_particles, low=1)
@@ -200,6 +228,15 @@ class TimeSeries(Parts):
             In pseudotime.
         ValueError
             If no cell is selected, or one is not earlier.
+
+        Examples
+        --------
+        >>> fates = sk.fate_probabilities(
+        ...     group_by="clusters", terminal_clusters=["Fate A", "Fate B"]
+        ... )
+        >>> sorted(fates.table.index), bool(np.allclose(fates.table.sum(axis=1), 1))
+        (['Progenitor A', 'Progenitor B'], True)
+        >>> one = sk.fate_probabilities("Progenitor B", n_particles=5)  # a row for each cell
         """
         points = self._need_series()
         until = float(points[-1] if until is None else until)
@@ -237,6 +274,14 @@ class TimeSeries(Parts):
 
         Particles follow the reversed process. Parameters, result and errors are those of :meth:`fate_probabilities`,
         from the last time point to the first where not given.
+
+        ``initial_clusters`` are the clusters to tell apart, and ``until`` is the earlier time.
+
+        Examples
+        --------
+        >>> share = sk.ancestry(group_by="clusters", until=1).table["Progenitor B"]
+        >>> bool(share["Fate B"] > share["Fate A"])
+        True
         """
         points = self._need_series()
         until = float(points[0] if until is None else until)
@@ -276,6 +321,17 @@ class TimeSeries(Parts):
             In pseudotime, or before :meth:`compute_velocity`.
         ValueError
             If the time points are not consecutive.
+
+        Examples
+        --------
+        >>> coupling = sk.coupling(0, 1)
+        >>> coupling.shape, bool(np.allclose(coupling.X.sum(axis=1), 1))
+        ((100, 100), True)
+        >>> days = [(0, 1), (1, 2), (2, 3)]
+        >>> series.obs["day"] = series.obs["day"].astype("category")
+        >>> rk = cr.kernels.RealTimeKernel(
+        ...     series, "day", couplings={pair: sk.coupling(*pair) for pair in days}
+        ... )
         """
         points = self._need_series()
         couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")

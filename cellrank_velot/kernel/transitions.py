@@ -101,9 +101,10 @@ class TransitionMatrix(Parts):
         variance_stabilize
             Whether to compare the signed square roots of the components.
         threshold
-            Drop probabilities below it; each cell keeps its largest.
+            Drop probabilities below it; each cell keeps its largest. Nothing is dropped where not given.
         gene_subset
-            Names of genes, or a boolean column of ``adata.var``, to compare in, through the PCA loadings.
+            Names of genes, or a boolean column of ``adata.var``, to compare in, through the PCA loadings; in the basis
+            where not given.
         model
             ``"deterministic"``, or ``"monte_carlo"`` for the mean over velocities drawn within their error, which makes
             the rows of uncertain cells flatter. The error is that of :meth:`compute_uncertainty`, or with
@@ -137,6 +138,13 @@ class TransitionMatrix(Parts):
             If ``gene_subset`` is not in ``adata.var`` or the loadings are missing.
         ValueError
             If an option is unknown or out of range, or the graph is not connected and that was asked.
+
+        Examples
+        --------
+        >>> vk.compute_transition_matrix("correlation", softmax_scale=4, threshold=0.01).params
+        {'similarity': 'correlation', 'softmax_scale': 4.0, 'threshold': 0.01}
+        >>> bool(np.allclose(vk.transition_matrix.sum(axis=1), 1))
+        True
         """
         check_similarity(similarity, self.cells.n_dims)
         check_choice("backward_mode", backward_mode, BackwardMode)

@@ -78,11 +78,24 @@ def compute_landscape(
     basis, dims, window
         What is said of the positions, see :class:`Landscape`.
 
+    Returns
+    -------
+    The landscape at the times of the populations, rising.
+
     Raises
     ------
     ValueError
         If there is no population, one has fewer than three cells or is not finite, two are of one time, labels and
         states don't fit, the cells don't spread in both dimensions, or an option is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.landscape import PlaneCells, compute_landscape
+    >>> x, labels = series.obsm["X_state"], series.obs["clusters"].cat.codes.to_numpy(dtype=int)
+    >>> states = list(series.obs["clusters"].cat.categories)
+    >>> landscape = compute_landscape([PlaneCells(x, labels=labels)], states=states, n_grid=50)
+    >>> landscape.potential.shape
+    (1, 50, 50)
     """
     check_integer("n_grid", n_grid, low=10)
     check_number("bandwidth", bandwidth, low=0, open_low=True)

@@ -45,6 +45,16 @@ class PlaneCells(Stage):
     n_independent
         Number of independent cells that these are made of, where they are not independent themselves; what the weights
         say where ``None``, and at most that.
+
+    Examples
+    --------
+    >>> from cellrank_velot.landscape import PlaneCells, compute_landscape
+    >>> days = series.obs["day"].to_numpy()
+    >>> populations = [
+    ...     PlaneCells(series.obsm["X_state"][days == day], time=day) for day in (0.0, 3.0)
+    ... ]
+    >>> compute_landscape(populations).times.tolist()
+    [0.0, 3.0]
     """
 
     x: FloatArray

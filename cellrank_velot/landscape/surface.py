@@ -57,6 +57,21 @@ class Landscape(Stage):
         Columns of the basis that are the plane.
     window
         How far from each time its cells were taken.
+
+    Examples
+    --------
+    >>> landscape = sk.compute_landscape([1, 3])
+    >>> landscape.minima()[["state", "time"]].shape  # four states at two times
+    (8, 2)
+    >>> climb = (
+    ...     landscape.barriers(["Fate A", "Fate B"])
+    ...     .query("time == 3")
+    ...     .set_index("from")["barrier"]
+    ... )
+    >>> bool((climb > 0).all())
+    True
+    >>> landscape.at(sk.cells.x[:5, :2], time=1).shape
+    (5,)
     """
 
     x: FloatArray

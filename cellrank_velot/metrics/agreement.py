@@ -38,6 +38,15 @@ class HeldOutAgreement(Stage):
         What the field of the other cells says, shape ``[n_held_out, n_dims]``.
     estimated
         What transport among the held-out cells says, shape ``[n_held_out, n_dims]``; NaN without an estimate.
+
+    Examples
+    --------
+    >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
+    >>> found = metrics.held_out_agreement(
+    ...     x, time, graph, windows={"n_clusters": 3}, field={"n_steps": 100}
+    ... )
+    >>> found.predicted.shape, bool(found.cosine > 0.3)
+    ((150, 20), True)
     """
 
     cells: NDArray[np.int64]
@@ -101,7 +110,7 @@ def held_out_agreement(
         :func:`~cellrank_velot.velocity.compute_velocity` and of :func:`~cellrank_velot.field.fit_field`.
     fit
         Another method to judge in place of the three stages: takes positions, time and graph of the cells that are
-        kept, returns a function from positions and time to velocities.
+        kept, returns a function from positions and time to velocities. The three stages where not given.
     random_state
         Seed that chooses the cells.
 
@@ -116,7 +125,18 @@ def held_out_agreement(
 
     Examples
     --------
-    For a kernel, ``held_out_agreement(kernel.cells.x, kernel.cells.time, kernel.connectivities).cosine``.
+    >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
+    >>> options = {"windows": {"n_clusters": 3}, "held_out": 0.5}
+    >>> found = metrics.held_out_agreement(x, time, graph, field={"n_steps": 100}, **options)
+
+    Another method is judged by a function that fits it, here one that knows a single direction:
+
+    >>> def fit(x, time, graph):
+    ...     way = x[time > 0.9].mean(axis=0) - x[time < 0.1].mean(axis=0)
+    ...     return lambda positions, time: np.tile(way, (len(positions), 1))
+    >>> other = metrics.held_out_agreement(x, time, graph, fit=fit, **options)
+    >>> bool(other.cosine < found.cosine)
+    True
     """
     check_number("held_out", held_out, low=0, high=1, open_low=True, open_high=True)
     check_seed(random_state)

@@ -63,6 +63,16 @@ def cross_boundary_correctness(
         If an edge names a cluster that is not in ``labels``.
     ValueError
         If shapes do not fit, a position is not finite, ``kind`` is unknown or ``edges`` are no pairs.
+
+    Examples
+    --------
+    >>> edges = [("Progenitor", "Transition"), ("Transition", "Fate A")]
+    >>> clusters = adata.obs["clusters"]
+    >>> score = metrics.cross_boundary_correctness(
+    ...     vk.cells.x, vk.velocity, vk.connectivities, clusters, edges
+    ... )
+    >>> bool((score > 0).all())
+    True
     """
     check_choice("kind", kind, BoundaryKind)
     x, velocity, known = _positions_and_velocities(x, velocity)
@@ -114,6 +124,14 @@ def inner_cluster_coherence(velocity: ArrayLike, graph: sp.csr_matrix, labels: A
     ------
     ValueError
         If shapes do not fit.
+
+    Examples
+    --------
+    >>> score = metrics.inner_cluster_coherence(
+    ...     vk.velocity, vk.connectivities, adata.obs["clusters"]
+    ... )
+    >>> score.index.tolist(), bool((score > 0.5).all())
+    (['Progenitor', 'Transition', 'Fate A', 'Fate B'], True)
     """
     velocity, known = _velocities(velocity)
     n_cells = velocity.shape[0]
@@ -151,6 +169,13 @@ def cosine_to_truth(velocity: ArrayLike, truth: ArrayLike, fastest: float = 0.8)
     ------
     ValueError
         If shapes do not fit or ``fastest`` is out of range.
+
+    Examples
+    --------
+    >>> metrics.cosine_to_truth(vk.velocity, adata.obsm["true_velocity_pca"]) > 0.7
+    True
+    >>> metrics.cosine_to_truth([[1.0, 0.0]], [[-2.0, 0.0]])
+    -1.0
     """
     check_number("fastest", fastest, low=0, high=1, open_low=True)
     cosine = cosines(velocity, truth)
@@ -179,6 +204,13 @@ def cosines(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     ------
     ValueError
         If shapes do not fit.
+
+    Examples
+    --------
+    >>> round(float(metrics.cosines([[1.0, 0.0]], [[1.0, 1.0]])[0]), 3)
+    0.707
+    >>> metrics.cosines(vk.velocity, adata.obsm["true_velocity_pca"]).shape
+    (300,)
     """
     a, known_a = _velocities(first, "first")
     b, known_b = _velocities(second, "second")

@@ -82,6 +82,15 @@ def gene_velocity(
         If the loadings do not belong to the basis.
     RuntimeError
         If the kernel has no velocity yet.
+
+    Examples
+    --------
+    >>> table = metrics.gene_velocity(vk, ["FateA", "FateB"], copy=True)
+    >>> table.shape
+    (300, 2)
+    >>> metrics.gene_velocity(vk)
+    >>> adata.layers["velot_velocity"].shape
+    (300, 100)
     """
     adata = kernel.adata
     velocity = kernel.velocity if smooth else kernel.raw_velocity
@@ -132,6 +141,13 @@ def reconstructability_score(
         If the kernel's own matrix is of a subset of genes or of a function that was not given, or no gene has a weight.
     RuntimeError
         If the kernel has no transition matrix yet.
+
+    Examples
+    --------
+    >>> circuit = list(adata.var_names[adata.var["role"] == "circuit"])
+    >>> score = metrics.reconstructability_score(vk, circuit)
+    >>> 0 < score < metrics.reconstructability_score(vk, adata.var_names)
+    True
     """
     params = dict(kernel.params)
     if not params:

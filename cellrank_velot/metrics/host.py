@@ -55,6 +55,13 @@ def terminal_state_identification(
         If no terminal state is given, or a name has an underscore.
     RuntimeError
         If CellRank cannot compute so many macrostates.
+
+    Examples
+    --------
+    >>> g = cr.estimators.GPCCA(vk)
+    >>> score = metrics.terminal_state_identification(g, ["Fate A", "Fate B"], "clusters")
+    >>> 0 <= score <= 1
+    True
     """
     states = [terminal_states] if isinstance(terminal_states, str) else list(dict.fromkeys(terminal_states))
     _check_clusters(estimator.adata, cluster_key, states)
@@ -107,6 +114,14 @@ def step_boundary_correctness(
     ------
     KeyError
         If a key or a cluster is missing.
+
+    Examples
+    --------
+    >>> edges = [("Progenitor", "Transition"), ("Transition", "Fate A")]
+    >>> ck = cr.kernels.ConnectivityKernel(adata).compute_transition_matrix()
+    >>> score = metrics.step_boundary_correctness(0.8 * vk + 0.2 * ck, edges, "clusters")
+    >>> bool(score.mean() > 0)
+    True
     """
     pairs = list(dict.fromkeys((source, target) for source, target in edges))
     _check_clusters(kernel.adata, cluster_key, [cluster for pair in pairs for cluster in pair])

@@ -74,7 +74,11 @@ def held_out_time(
 
     Examples
     --------
-    For a kernel: ``held_out_time(vk.cells.x, vk.cells.time)``.
+    >>> table = metrics.held_out_time(
+    ...     sk.cells.x, sk.cells.time, held_out=1.0, methods=["paths", "previous"]
+    ... )
+    >>> table.set_index("method")["w1"].idxmin()
+    'paths'
     """
     points = check_snapshots(time)
     check_integer("n_cells", n_cells, low=2)
@@ -115,6 +119,17 @@ def wasserstein(
         Positions, shapes ``[n, n_dims]`` and ``[m, n_dims]``.
     weights
         Weights of ``x``, shape ``[n]``, scaled to sum to one; even where not given.
+
+    Returns
+    -------
+    Both distances, in units of the positions: the mean length of the ways of the mass, and the root of the mean squared
+    length, each of the plan for which it is least.
+
+    Examples
+    --------
+    >>> w1, w2 = metrics.wasserstein(np.zeros((2, 1)), np.array([[1.0], [3.0]]))
+    >>> round(w1, 6), round(w2**2, 6)
+    (2.0, 5.0)
     """
     a = np.full(x.shape[0], 1.0 / x.shape[0]) if weights is None else weights / weights.sum()
     b = np.full(y.shape[0], 1.0 / y.shape[0])

@@ -36,6 +36,14 @@ class Change:
     value
         The value, factor or difference, of the values that the PCA was computed from: twice a log-normalised value is
         more than twice the molecules.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import Change
+    >>> Change("scale", 0.5).of(np.array([2.0, 4.0])).tolist()
+    [-1.0, -2.0]
+    >>> Change("set", 0.0).told("Pax4")
+    'Pax4 = 0'
     """
 
     kind: Kind
@@ -69,6 +77,12 @@ def parse_changes(changes: Mapping[str, Any]) -> dict[str, Change]:
         If this is not a dictionary, or a change none of these.
     ValueError
         If there is none, a change is out of range, or changes nothing.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import parse_changes
+    >>> parse_changes({"Pax4": 0.0, "Arx": ("scale", 2.0)})
+    {'Pax4': Change(kind='set', value=0.0), 'Arx': Change(kind='scale', value=2.0)}
     """
     if not isinstance(changes, Mapping):
         raise TypeError(f"Expected changes as `{{gene: value}}`, found `{type(changes).__name__}`.")
@@ -116,6 +130,14 @@ class Perturbation(Stage):
         ``"clamp"`` for a change that lasts, ``"pulse"`` for one that is made once.
     layer, gene_scale
         Where expression and scale were read; empty for ``adata.X`` and for genes that were not scaled.
+
+    Examples
+    --------
+    >>> knockout = vk.perturb({"FateA": 0.0}, cells={"clusters": "Progenitor"})
+    >>> knockout.name, knockout.effect, knockout.dx.shape
+    ('FateA = 0', 'clamp', (300, 20))
+    >>> bool((knockout.dx[~knockout.cells] == 0).all())
+    True
     """
 
     genes: NDArray[np.str_]
@@ -182,11 +204,22 @@ def compute_perturbation(
     layer, gene_scale
         Where values and scale are from, to be kept.
 
+    Returns
+    -------
+    The perturbation, with the change of each gene in each cell.
+
     Raises
     ------
     TypeError, ValueError
         If a change is not valid, a shape does not fit, a gene has no weight, or the expression of a gene does not
         change in any of the cells.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import compute_perturbation
+    >>> expression, loadings = np.array([[1.0], [3.0]]), np.array([[0.5], [0.0]])
+    >>> compute_perturbation(expression, loadings, {"Pax4": 0.0}).dx.tolist()
+    [[-0.5, 0.0], [-1.5, 0.0]]
     """
     asked = parse_changes(changes)
     check_choice("effect", effect, Effect)

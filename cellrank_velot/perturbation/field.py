@@ -54,6 +54,14 @@ class PerturbedField(Stage):
         Rate :math:`\rho`, per unit of time.
     n_neighbors
         Number of nearest cells whose displacements are averaged.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import PerturbedField
+    >>> field = PerturbedField.of(vk.field, vk.cells.x, vk.perturb({"FateA": ("scale", 0.5)}))
+    >>> response = field(vk.cells.x, vk.cells.time) - vk.velocity
+    >>> response.shape
+    (300, 20)
     """
 
     field: Any

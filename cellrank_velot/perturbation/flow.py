@@ -48,6 +48,14 @@ class Variants(Stage):
         Displacement of a unit change of each gene, shape ``[n_variants, n_genes, n_dims]``.
     effect
         ``"clamp"`` or ``"pulse"``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import Variants
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> amounts = np.stack([0 * half.amounts, half.amounts])  # nothing, and half of the gene
+    >>> len(Variants(amounts, np.stack([half.directions] * 2), "clamp"))
+    2
     """
 
     amounts: FloatArray
@@ -100,6 +108,17 @@ def one_by_one(
         The unperturbed field.
     x
         Positions of the cells, shape ``[n_cells, n_dims]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import Variants, one_by_one
+    >>> def run(field, positions, start_ix, seed):  # in place of a simulation
+    ...     return (field(positions, 0.5)[:, 0] > 0).astype(int), None
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> variants = Variants(half.amounts[None], half.directions[None], "clamp")
+    >>> fates, weights = one_by_one(run, vk.field, vk.cells.x)(variants, np.arange(5), 0)
+    >>> fates.shape
+    (1, 5)
     """
 
     def fates(variants: Variants, start_ix: IndexArray, random_state: int) -> tuple[IndexArray, FloatArray | None]:
@@ -124,6 +143,30 @@ class FlowFates:
     """Fates by a flow through a velocity field; see :func:`cellrank_velot.dynamics.simulate_flow` for the options.
 
     All perturbations move as one crowd, and particles of the same number feel the same noise.
+
+    Attributes
+    ----------
+    field
+        The unperturbed field.
+    x, time
+        Positions and times of the cells, shapes ``[n_cells, n_dims]`` and ``[n_cells]``.
+    clusters
+        Cluster of each cell, of length ``n_cells``.
+    terminal_clusters
+        Clusters that are fates; all where not given.
+    n_steps, step_size, diffusion, time_from, confine, max_distance, min_speed, n_neighbors, device, show_progress_bar
+        As for the flow.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import FlowFates, Variants
+    >>> clusters, fates = adata.obs["clusters"].tolist(), ["Fate A", "Fate B"]
+    >>> simulate = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, fates, n_steps=20)
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> variants = Variants(half.amounts[None], half.directions[None], "clamp")
+    >>> found, _ = simulate(variants, np.arange(10), 0)
+    >>> found.shape  # positions in `simulate.lineages`, -1 for particles on their way
+    (1, 10)
     """
 
     field: Field

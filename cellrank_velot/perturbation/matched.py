@@ -53,7 +53,7 @@ def draw_matched(
     n_null
         How many to draw for each gene.
     scale
-        What the PCA divided each by, shape ``[n_candidates]``.
+        What the PCA divided each by, shape ``[n_candidates]``; nothing where not given.
     random_state
         Seed.
 
@@ -65,6 +65,17 @@ def draw_matched(
     ------
     ValueError
         If there are too few genes to draw from.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import draw_matched
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> others = adata.var_names != "FateA"
+    >>> variants, drawn = draw_matched(
+    ...     half, adata[:, others].X, adata.varm["PCs"][others].T, n_null=5
+    ... )
+    >>> len(variants), drawn.shape
+    (5, (5, 1))
     """
     check_integer("n_null", n_null, low=1)
     check_seed(random_state)

@@ -49,6 +49,15 @@ class FateShift(Stage):
         Number of particles in each group.
     level
         Level of the interval.
+
+    Examples
+    --------
+    >>> half = {"FateA": ("scale", 0.5)}
+    >>> shift = vk.fate_shift(half, n_particles=20, n_null=2, n_steps=20)
+    >>> shift.lineages.tolist()
+    ['Progenitor', 'Transition', 'Fate A', 'Fate B']
+    >>> shift.delta.shape == shift.p_values.shape == (1, 4)
+    True
     """
 
     name: str
@@ -180,10 +189,26 @@ def compute_fate_shift(
     random_state
         Seed of the starts and of the noise.
 
+    Returns
+    -------
+    The shares before and after, with intervals, and those of the other perturbations.
+
     Raises
     ------
     ValueError
         If there are no starts or ``level`` is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.perturbation import FlowFates, compute_fate_shift
+    >>> clusters = adata.obs["clusters"].tolist()
+    >>> fates = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, n_steps=20)
+    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
+    >>> shift = compute_fate_shift(
+    ...     half, fates, vk.cells.time < 0.1, fates.lineages, n_particles=20
+    ... )
+    >>> shift.lineages.tolist()
+    ['Fate A', 'Fate B', 'Progenitor', 'Transition']
     """
     check_number("level", level, low=0, high=1, open_low=True, open_high=True)
     check_seed(random_state)

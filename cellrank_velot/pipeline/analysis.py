@@ -48,10 +48,22 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     options
         Options as :func:`prepare_inputs` returns them.
 
+    Returns
+    -------
+    What was found; also written to the AnnData of the kernel, as CellRank writes it.
+
     Raises
     ------
     RuntimeError
         If there are neither macrostates nor terminal states given.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pipeline import JobOptions, analyse, prepare_inputs
+    >>> options = prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B")))
+    >>> result = analyse(vk, options)
+    >>> list(result.fates.columns), len(result.drivers)
+    (['Fate A', 'Fate B'], 100)
     """
     # On a busy machine two threads have taken much longer than one for the dense linear algebra of a few thousand
     # cells; and one gives the same digits everywhere.

@@ -38,6 +38,10 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     options
         What the user asks for.
 
+    Returns
+    -------
+    The options with all keys that were found or written.
+
     Raises
     ------
     KeyError
@@ -46,6 +50,13 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
         If a column is of the wrong type.
     ValueError
         If a name is unknown or the data do not allow a step.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pipeline import JobOptions, prepare_inputs
+    >>> options = prepare_inputs(adata, JobOptions())
+    >>> options.time_key, options.basis, options.cluster_key
+    ('dpt_pseudotime', 'X_pca', 'clusters')
     """
     _make_names_unique(adata)
     options = replace(options, cluster_key=_find_clusters(adata, options))
@@ -212,10 +223,21 @@ def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel:
     options
         Options as :func:`prepare_inputs` returns them.
 
+    Returns
+    -------
+    The kernel with its transition matrix.
+
     Raises
     ------
     KeyError, TypeError, ValueError
         If the kernel refuses the data, see :class:`~cellrank_velot.OTVelocityKernel`.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pipeline import JobOptions, build_kernel, prepare_inputs
+    >>> options = prepare_inputs(adata, JobOptions(n_steps=50))
+    >>> build_kernel(adata, options).transition_matrix.shape
+    (300, 300)
     """
     bar = options.show_progress_bar
     kernel = OTVelocityKernel(adata, time_key=options.time_key, basis=options.basis or "X_pca")

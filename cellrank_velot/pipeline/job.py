@@ -21,7 +21,7 @@ class JobOptions:
     Attributes
     ----------
     time_key
-        Column of ``obs`` with a pseudotime.
+        Column of ``obs`` with a pseudotime; the first of the usual names where ``None`` and no root is given.
     basis
         Key of ``obsm`` with the positions.
     embedding
@@ -44,6 +44,12 @@ class JobOptions:
         Seed of every step.
     show_progress_bar
         Whether to show progress bars.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pipeline import JobOptions
+    >>> JobOptions(cluster_key="clusters", root_cluster="Progenitor", n_states=3).weight
+    0.8
     """
 
     time_key: str | None = None
@@ -91,6 +97,15 @@ class JobResult:
         of fates.
     has_macrostates
         Whether macrostates were found.
+
+    Examples
+    --------
+    >>> from cellrank_velot.pipeline import JobOptions, analyse, prepare_inputs
+    >>> result = analyse(
+    ...     vk, prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B")))
+    ... )
+    >>> result.fates.shape, result.adata is adata
+    ((300, 2), True)
     """
 
     options: JobOptions

@@ -57,11 +57,11 @@ def spatial_clusters(
     key
         Key under which the kernel was written, for an AnnData.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     legend
         Whether to draw a legend as well; by default for up to eight clusters.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show
         As in :func:`cellrank_velot.pl.windows`.
     ax
@@ -79,6 +79,10 @@ def spatial_clusters(
         If the kernel has no windows.
     TypeError
         If ``data`` is something else.
+
+    Examples
+    --------
+    >>> ax = pl.spatial_clusters(vk, show=False)
     """
     kernel = kernel_of(data, key)
     x, name = positions(kernel.adata, basis)

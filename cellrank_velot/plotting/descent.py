@@ -90,6 +90,11 @@ def fate_bars(
     ValueError
         If there are more rows than panels can be read, an option is unknown or out of range, or the number of Axes is
         not that of the rows.
+
+    Examples
+    --------
+    >>> fates = sk.fate_probabilities(group_by="clusters")
+    >>> panels = pl.fate_bars(sk, fates, rows=["Progenitor A", "Progenitor B"], show=False)
     """
     check_integer("n_columns", n_columns, low=1)
     colors, chosen = _checked(data, fates, rows, of, cluster_key, MAX_PANELS)
@@ -142,7 +147,7 @@ def fate_heatmap(
     legend
         Whether to draw the colour bar.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show
         As in :func:`fate_bars`.
     ax
@@ -158,6 +163,11 @@ def fate_heatmap(
         As in :func:`fate_bars`.
     ValueError
         If there are more rows than can be read, or an option is unknown.
+
+    Examples
+    --------
+    >>> ancestors = sk.ancestry(group_by="clusters")
+    >>> ax = pl.fate_heatmap(sk, ancestors, of="ancestors", show=False)
     """
     colors, chosen = _checked(data, fates, rows, of, cluster_key, MAX_LINES)
     columns = _ordered(fates.table.columns, colors)

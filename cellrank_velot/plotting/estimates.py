@@ -61,11 +61,11 @@ def confidence(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     cmap
         Colours of the confidence, from 0 to 1.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show, ax
         As in :func:`~cellrank_velot.plotting.velocity_stream`.
 
@@ -79,6 +79,15 @@ def confidence(
         If the embedding or the confidence is missing.
     RuntimeError
         If the kernel has no velocity.
+
+    Examples
+    --------
+    >>> ax = pl.confidence(vk, show=False)
+
+    What a kernel has written is drawn without it:
+
+    >>> vk.write_to_adata()
+    >>> ax = pl.confidence(adata, show=False)
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
@@ -119,11 +128,12 @@ def uncertainty(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     cmap
-        Colours of the angle from 0 to 90 degrees; what is larger has the last colour.
+        Colours of the angle from 0 to 90 degrees; what is larger has the last colour. Those of :func:`confidence`,
+        reversed, where not given.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show, ax
         As in :func:`~cellrank_velot.plotting.velocity_stream`.
 
@@ -137,6 +147,10 @@ def uncertainty(
         If the embedding or the uncertainty is missing.
     RuntimeError
         If the kernel has no uncertainty.
+
+    Examples
+    --------
+    >>> ax = pl.uncertainty(vk, show=False)
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
@@ -188,15 +202,15 @@ def embedding(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     mark
-        Name or position of a cell to point out, such as the root.
+        Name or position of a cell to point out, such as the root; none where not given.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     cmap
         Colours of numbers.
     legend
         Whether to draw the legend or colour bar.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show, ax
         As in :func:`~cellrank_velot.plotting.velocity_stream`.
 
@@ -208,6 +222,10 @@ def embedding(
     ------
     KeyError
         If the embedding or the colour is missing.
+
+    Examples
+    --------
+    >>> ax = pl.embedding(adata, "dpt_pseudotime", mark=adata.uns["iroot"], show=False)
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)

@@ -61,9 +61,9 @@ def macrostates(
     backward
         Direction of the process; that of the estimator, or forward, where not given.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -85,6 +85,11 @@ def macrostates(
         If the embedding or the states are missing.
     ValueError
         If ``which`` is unknown.
+
+    Examples
+    --------
+    >>> g = cr.estimators.GPCCA(vk).set_terminal_states(vk.suggest_terminal_states("clusters"))
+    >>> ax = pl.macrostates(g, which="terminal", show=False)
     """
     check_choice("which", which, Which)
     adata = adata_of(data)
@@ -129,7 +134,7 @@ def fate_map(
     n_columns
         Number of panels in a row, at most; 3 where not given, or 2 for four lineages.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     cmap
         Colours of the probability.
     figsize, dpi, save, show
@@ -147,6 +152,14 @@ def fate_map(
         If the embedding, the fate probabilities or a lineage is missing.
     ValueError
         If the number of Axes is not that of the lineages.
+
+    Examples
+    --------
+    >>> g = cr.estimators.GPCCA(vk)
+    >>> _ = g.set_terminal_states(vk.suggest_terminal_states("clusters"))
+    >>> _ = g.compute_fate_probabilities(use_petsc=False, solver="direct")
+    >>> len(pl.fate_map(g, show=False))  # fates A and B
+    2
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)

@@ -58,7 +58,7 @@ def training(
     key
         Key under which the kernel was written, for an AnnData.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -82,6 +82,10 @@ def training(
         If the kernel has no field.
     ValueError
         If a term is unknown.
+
+    Examples
+    --------
+    >>> ax = pl.training(vk, terms=["held_out", "fit", "smooth"], show=False)
     """
     for term in terms:
         check_choice("terms", term, tuple(_LINES))

@@ -111,6 +111,14 @@ def potential_landscape(
     ValueError
         If a time is not one of the landscape, an option is unknown or out of range, or the number of Axes is not that
         of the times.
+
+    Examples
+    --------
+    >>> landscape = sk.compute_landscape([1, 3])
+    >>> panels = pl.potential_landscape(sk, landscape, cells=True, show=False)
+    >>> len(panels)
+    2
+    >>> panels = pl.potential_landscape(sk, landscape, kind="surface", times=3, show=False)
     """
     check_integer("n_columns", n_columns, low=1)
     chosen = chosen_times(landscape, times)
@@ -180,6 +188,10 @@ def landscape_animation(
         If ``.mp4`` is asked for without ``ffmpeg``.
     ValueError
         As in :func:`potential_landscape`, if the file is of another kind, or the landscape has one time only.
+
+    Examples
+    --------
+    >>> pl.landscape_animation(sk, sk.compute_landscape([0, 1, 3]), fps=2, save="landscape.gif")
     """
     check_integer("fps", fps, low=1)
     check_number("dpi", dpi, low=0, open_low=True)

@@ -131,11 +131,11 @@ def trajectories(
     cmap
         Colours of time.
     size, alpha
-        Area and opacity of the cells.
+        Area of the cells in square points, by default smaller the more there are, and their opacity.
     legend
         Whether to draw the legend, or the colour bar of time. More than 20 numbers of trajectories get none.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -147,7 +147,8 @@ def trajectories(
     ax
         Axes to draw into.
     line_kwargs
-        Passed on to :class:`matplotlib.collections.LineCollection`, e.g. ``{"linestyle": "--"}`` or ``{"color": "k"}``.
+        Passed on to :class:`matplotlib.collections.LineCollection`, e.g. ``{"linestyle": "--"}`` or ``{"color": "k"}``;
+        nothing where not given.
 
     Returns
     -------
@@ -162,6 +163,14 @@ def trajectories(
     ValueError
         If there is nothing to draw, the basis does not fit the trajectories, an option is unknown or out of range, or
         fates are asked for where there are no clusters.
+
+    Examples
+    --------
+    >>> paths = vk.compute_trajectories(
+    ...     start_cluster="Progenitor", n_trajectories=5, n_steps=50
+    ... )
+    >>> ax = pl.trajectories(vk, paths, color_by="status", show=False)
+    >>> ax = pl.trajectories(adata, ids=[0, 1], show=False)  # as they were written to it
     """
     check_choice("color_by", color_by, ColorBy)
     check_number("smooth", smooth, low=0, high=1)

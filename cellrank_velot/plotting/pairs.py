@@ -75,7 +75,8 @@ def windows(
     key
         Key under which the kernel was written, for an AnnData.
     size
-        Area of the cells in the windows; the others have half of it.
+        Area of the cells in the windows in square points, by default smaller the more there are; the others have half
+        of it.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -101,6 +102,12 @@ def windows(
         If ``data`` is something else, or a pair is not an integer.
     ValueError
         If there is no such pair, or the number of Axes is not that of the pairs.
+
+    Examples
+    --------
+    >>> panels = pl.windows(vk, pairs=[0, 5, 10], show=False)
+    >>> len(panels)
+    3
     """
     check_integer("max_pairs", max_pairs, low=1)
     check_integer("n_columns", n_columns, low=1)
@@ -178,7 +185,7 @@ def window_transport(
     key
         Key under which the kernel was written, for an AnnData.
     size
-        Area of the cells in the windows; the others have half of it.
+        Area of the cells in the windows in square points, 42 where not given; the others have half of it.
     title
         Title of the Axes; by default the pair and the mass that its arcs carry.
     figsize, dpi, save, show
@@ -200,6 +207,10 @@ def window_transport(
         If ``data`` is something else, ``pair`` is not an integer, or the colour has numbers.
     ValueError
         If there is no such pair, it has no difference in time, or ``max_arcs`` or ``mass`` is out of range.
+
+    Examples
+    --------
+    >>> ax = pl.window_transport(vk, 5, max_arcs=40, show=False)
     """
     check_integer("max_arcs", max_arcs, low=1)
     check_number("mass", mass, low=0, high=1, open_low=True)

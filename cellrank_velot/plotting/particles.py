@@ -107,7 +107,7 @@ def flow(
     cmap
         Colours of time.
     size
-        Area of the particles.
+        Area of the particles in square points, by default smaller the more there are.
     legend
         Whether to draw the legend, or the colour bar of time.
     figsize
@@ -134,6 +134,11 @@ def flow(
     ValueError
         If there is nothing to draw, the basis does not fit the flow, an option is unknown or out of range, fates are
         asked for where there are no clusters, or the number of Axes is not that of the frames.
+
+    Examples
+    --------
+    >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
+    >>> panels = pl.flow(vk, flow, n_frames=2, show=False)
     """
     check_integer("n_columns", n_columns, low=1)
     x, name, found, frames, look = _scene(
@@ -226,6 +231,11 @@ def flow_animation(
         If ``.mp4`` is asked for without ``ffmpeg``.
     ValueError
         As in :func:`flow`, or if the file is of another kind.
+
+    Examples
+    --------
+    >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
+    >>> pl.flow_animation(vk, flow, n_frames=3, save="flow.gif")
     """
     check_integer("fps", fps, low=1)
     check_number("dpi", dpi, low=0, open_low=True)
@@ -307,11 +317,11 @@ def fate_summary(
         Level of Wilson's confidence interval, see :meth:`cellrank_velot.dynamics.Trajectories.fates`.
     compare
         Other probabilities of fates to mark beside, by cluster, such as the mean of CellRank's over the cells of the
-        source. The legend has the name of a :class:`pandas.Series`.
+        source. The legend has the name of a :class:`pandas.Series`. None where not given.
     cluster_key
         Column of ``adata.obs`` whose colours the fates have, as in :func:`flow`.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize, dpi, save, show
         As in :func:`flow`.
     ax
@@ -329,6 +339,11 @@ def fate_summary(
         If ``data`` or ``trajectories`` is something else, or a number is none.
     ValueError
         If the flow has no clusters, no particle came to a fate, or a number is out of range.
+
+    Examples
+    --------
+    >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
+    >>> ax = pl.fate_summary(vk, flow, show=False)
     """
     found = read(data, trajectories, key)
     names = fate_names(found, terminal_clusters)

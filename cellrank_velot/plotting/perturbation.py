@@ -95,6 +95,11 @@ def fate_shift(
         If ``shift`` is something else.
     ValueError
         If ``alpha`` is out of range or the number of Axes is not that of the groups.
+
+    Examples
+    --------
+    >>> shift = vk.fate_shift({"FateA": ("scale", 0.5)}, n_particles=20, n_null=2, n_steps=50)
+    >>> panels = pl.fate_shift(vk, shift, show=False)
     """
     if not isinstance(shift, FateShift):
         raise TypeError(f"Expected `shift` to be a `FateShift`, found `{type(shift).__name__}`.")
@@ -183,6 +188,13 @@ def perturbation_arrows(
         If ``data`` is no kernel or ``perturbation`` something else.
     ValueError
         If an option is unknown or out of range.
+
+    Examples
+    --------
+    >>> knockout = vk.perturb({"FateA": 0.0}, cells={"clusters": "Progenitor"})
+    >>> ax = pl.perturbation_arrows(vk, knockout, show=False)
+    >>> ax.get_title(loc="left")
+    'FateA = 0: displacement'
     """
     check_choice("quantity", quantity, Quantity)
     check_number("arrow_length", arrow_length, low=0, open_low=True)

@@ -89,11 +89,11 @@ def process_paths(
     cmap
         Colours of time.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     legend
         Whether to draw the legend, or the colour bar of time.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -117,6 +117,11 @@ def process_paths(
         If ``data`` is no kernel or ``paths`` something else.
     ValueError
         If the paths are of another basis, or an option is unknown or out of range.
+
+    Examples
+    --------
+    >>> paths = sk.simulate_process("Progenitor A", n_particles=100)
+    >>> ax = pl.process_paths(sk, paths, color_by="fate", show=False)
     """
     check_choice("color_by", color_by, PathColor)
     check_integer("max_paths", max_paths, low=1)
@@ -177,7 +182,7 @@ def fate_cells(
     cmap
         Colours of the shares, from 0 to 1.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     legend
         Whether to draw the colour bar.
     figsize, dpi, save, show
@@ -198,6 +203,11 @@ def fate_cells(
     ValueError
         If the rows of the table are no cells, an option is out of range, or the number of Axes is not that of the
         clusters.
+
+    Examples
+    --------
+    >>> fates = sk.fate_probabilities(n_particles=5)
+    >>> panels = pl.fate_cells(sk, fates, ["Fate A", "Fate B"], show=False)
     """
     check_integer("n_columns", n_columns, low=1)
     if not isinstance(fates, ProcessFates):

@@ -73,7 +73,7 @@ def regulation_heatmap(
     n_columns
         Number of panels beside each other at most.
     title
-        Title of the Axes, in place of the groups' names.
+        Title of each panel; the name of its group where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -97,6 +97,13 @@ def regulation_heatmap(
         If it is no regulation.
     ValueError
         If ``limit`` is not positive, or the number of Axes is not that of the groups.
+
+    Examples
+    --------
+    >>> regulation = vk.compute_regulation(
+    ...     ["Stem", "FateA", "FateB"], groups="clusters", n_bootstrap=50
+    ... )
+    >>> panels = pl.regulation_heatmap(regulation, ["Progenitor", "Transition"], show=False)
     """
     chosen = _groups(regulation, groups)
     end = _strongest(regulation, chosen) if limit is None else check_number("limit", limit, low=0, open_low=True)
@@ -170,6 +177,11 @@ def regulation_network(
         If it is no regulation.
     ValueError
         If an option is out of range, or the number of Axes is not that of the groups.
+
+    Examples
+    --------
+    >>> regulation = vk.compute_regulation(["Stem", "FateA", "FateB"], n_bootstrap=50)
+    >>> ax = pl.regulation_network(regulation, n_edges=5, min_stability=0.5, show=False)
     """
     chosen = _groups(regulation, groups)
     check_integer("n_edges", MANY_EDGES if n_edges is None else n_edges, low=1)

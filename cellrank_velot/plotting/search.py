@@ -102,6 +102,15 @@ def gridsearch_heatmap(
         If ``x`` or ``y`` is no parameter of the grid, or ``score`` no score.
     ValueError
         If both axes are of one parameter, or the table is empty or none of :func:`cellrank_velot.gridsearch`.
+
+    Examples
+    --------
+    >>> from cellrank_velot import gridsearch
+    >>> grid = {"epsilon": [0.02, 0.1], "lambda_smooth": [0.3, 1.0]}
+    >>> results = gridsearch(adata, grid, fixed_params={"n_steps": 20})
+    >>> ax = pl.gridsearch_heatmap(
+    ...     results, "epsilon", "lambda_smooth", score="step_forward", show=False
+    ... )
     """
     others = _other_parameters(results, x, y, score)
     grid = _mean_over_others(results, x, y, score)

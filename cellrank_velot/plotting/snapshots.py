@@ -86,7 +86,7 @@ def growth_map(
     cmap
         Colours of the rates, zero in the middle.
     size
-        Area of the cells.
+        Area of the cells in square points, by default smaller the more there are.
     legend
         Whether to draw the colour bar.
     title
@@ -110,6 +110,10 @@ def growth_map(
         If ``data`` is something else, or times are asked of an AnnData.
     ValueError
         If there are no cells at a time, an option is out of range, or the number of Axes is not that of the panels.
+
+    Examples
+    --------
+    >>> panels = pl.growth_map(sk, times=[0, 3], show=False)
     """
     check_integer("n_columns", n_columns, low=1)
     growth = _growth_of(data)
@@ -186,7 +190,7 @@ def population(
     cmap
         Colours of the density.
     size
-        Area of the dots.
+        Area of the dots in square points, by default smaller the more there are.
     legend
         Whether to draw the colour bar.
     figsize, dpi, save, show
@@ -208,6 +212,12 @@ def population(
         If ``data`` is no kernel.
     ValueError
         If a time is outside, an option is unknown or out of range, or the number of Axes is not that of the panels.
+
+    Examples
+    --------
+    >>> panels = pl.population(sk, sk.interpolate(1.5), kind="dots", show=False)
+    >>> len(panels)  # days 1 and 2 on either side
+    3
     """
     check_choice("kind", kind, PopulationKind)
     check_number("smooth", smooth, low=0)

@@ -85,11 +85,11 @@ def velocity_stream(
     density
         Closeness of the streamlines.
     size, alpha
-        Area and opacity of the cells.
+        Area of the cells in square points, by default smaller the more there are, and their opacity.
     legend
         Whether to draw the legend or colour bar of ``color``.
     title
-        Title of the Axes.
+        Title of the Axes; none where not given.
     figsize
         Width and height of the figure in inches.
     dpi
@@ -117,6 +117,13 @@ def velocity_stream(
         If ``method`` or ``weighting`` needs the kernel itself and ``data`` is another or a combination.
     ValueError
         If an option is unknown or out of range.
+
+    Examples
+    --------
+    >>> pl.velocity_stream(vk, density=1.0, save="stream.png")  # in scanpy's `figdir`
+    >>> ax = pl.velocity_stream(
+    ...     vk, "pca", "dpt_pseudotime", method="linear_map", density=1.0, show=False
+    ... )
     """
     adata = adata_of(data)
     x, name = positions(adata, basis)
@@ -172,6 +179,10 @@ def velocity_grid(
     Returns
     -------
     The Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
+
+    Examples
+    --------
+    >>> ax = pl.velocity_grid(vk, n_grid=20, normalize=True, show=False)
     """
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
@@ -232,6 +243,10 @@ def velocity_quiver(
     Returns
     -------
     The Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
+
+    Examples
+    --------
+    >>> ax = pl.velocity_quiver(vk, method="linear_map", n_arrows=100, show=False)
     """
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
@@ -289,6 +304,10 @@ def velocity_comparison(
     Returns
     -------
     The two Axes where ``show=False``, nothing otherwise. Errors are those of :func:`velocity_stream`.
+
+    Examples
+    --------
+    >>> raw, smooth = pl.velocity_comparison(vk, show=False)
     """
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
