@@ -35,7 +35,7 @@ demo: $(VENV)/.installed  ## run the main job on the embedded data, into demo/
 	$(PY) -m cellrank_velot demo --out demo
 
 test: $(VENV)/.installed-test  ## run the whole test suite
-	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
@@ -48,7 +48,7 @@ check: $(VENV)/.installed-dev $(VENV)/.installed-test  ## ruff, mypy, the site, 
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	@$(MAKE) --no-print-directory docs
-	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --cov --cov-report=term-missing:skip-covered
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 format: $(VENV)/.installed-dev  ## let ruff repair what it can
 	$(PY) -m ruff check --fix

@@ -14,6 +14,7 @@ Examples start from here:
 >>> sk = sk.compute_transition_matrix()
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from cellrank_velot import datasets, direction, dynamics, metrics
@@ -35,6 +36,9 @@ __all__ = [
     "pp",
     "read_trajectories",
 ]
+
+# So that `from cellrank_velot.pl import velocity_stream` works, as it does with scanpy.
+sys.modules |= {f"{__name__}.pl": pl, f"{__name__}.pp": pp}
 
 try:
     __version__ = version("cellrank_velot")

@@ -140,8 +140,7 @@ def _on_cluster(
 ) -> Generator[Any, None, None]:
     """Do tasks on a dask cluster, and those again that it forgets as a worker dies.
 
-    By its client, not by joblib's backend, which waits forever for a task that could not be given out as the data that
-    it needs had died with a worker.
+    By its client, not by joblib's backend, which sends data in a way that never comes back where a worker dies then.
     """
     client, done = backend.client, 0
     for last_time in LAST_TIME:
@@ -169,10 +168,24 @@ def _on_cluster(
 
 
 def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
-    """Send what all tasks need to all workers of a cluster, once: a worker that dies takes no data with it."""
+    """Send what all tasks need to all workers of a cluster, once: a worker that dies takes no data with it.
+
+    First to one worker, and to the others by a task for each that needs the data and does nothing. Dask's own broadcast
+    goes on forever where one of the workers that it counted at its start is gone.
+    """
     large = [value for value in shared if not isinstance(value, PLAIN)]
     try:
-        sent = iter(client.scatter(large, broadcast=True, hash=False))
+        sent = client.scatter(large, hash=False)
+        for copy in [
+            client.submit(_nothing, *sent, workers=[worker], allow_other_workers=True, pure=False)
+            for worker in client.ncores()
+        ]:
+            copy.result()
     except (KeyError, OSError) as error:  # a worker has just died, which the scheduler is about to learn
         raise CancelledError from error
-    return [value if isinstance(value, PLAIN) else next(sent) for value in shared]
+    there = iter(sent)
+    return [value if isinstance(value, PLAIN) else next(there) for value in shared]
+
+
+def _nothing(*_values: Any) -> None:
+    """Need some values where one is."""

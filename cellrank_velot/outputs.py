@@ -31,7 +31,7 @@ N_DRIVERS = 10
 EARLY = 0.1  # share of cells that stand for the start in the summary
 
 
-def write_h5ad(adata: AnnData, path: Path) -> None:
+def write_h5ad(adata: AnnData, path: str | Path) -> None:
     """Write an AnnData with all results of CellRank, also where anndata and CellRank disagree on how.
 
     CellRank 2.0 cannot write its fate probabilities with a recent anndata. They are written as the plain arrays that
@@ -54,11 +54,11 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
 
     Examples
     --------
-    >>> from pathlib import Path
+    >>> import anndata
     >>> from cellrank_velot.outputs import write_h5ad
-    >>> write_h5ad(adata, Path("cells.h5ad"))
-    >>> Path("cells.h5ad").is_file()
-    True
+    >>> write_h5ad(adata, "cells.h5ad")
+    >>> anndata.read_h5ad("cells.h5ad").n_obs
+    300
     """
     kept = {key: value for key, value in adata.obsm.items() if isinstance(value, Lineage)}
     try:
@@ -68,7 +68,7 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
         buffer = BytesIO()
         with h5py.File(buffer, "w") as file:
             write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
-        with replacing(path) as temporary:
+        with replacing(Path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
     finally:
         for key, value in kept.items():

@@ -31,10 +31,6 @@ from cellrank.kernels import Kernel  # noqa: E402
 import cellrank_velot  # noqa: E402
 from cellrank_velot import metrics  # noqa: E402
 
-# The short names of two packages, which are attributes and no modules.
-sys.modules["cellrank_velot.pl"] = cellrank_velot.pl
-sys.modules["cellrank_velot.pp"] = cellrank_velot.pp
-
 # Types that three modules import for type checkers only.
 for module in (metrics.genes, metrics.host, metrics.table):
     vars(module).update(OTVelocityKernel=cellrank_velot.OTVelocityKernel, GPCCA=GPCCA, Kernel=Kernel)

@@ -327,7 +327,8 @@ def overview() -> None:
     cv.pl.velocity_stream(kernel, ax=axes[1])
     fate = found.fate_probabilities.names[0]
     cv.pl.fate_map(found, lineages=fate, ax=axes[2])
-    for ax, title in zip(axes, ("from a pseudotime ...", "... to a velocity ...", f"... to fates, {fate}"), strict=True):
+    titles = ("from a pseudotime ...", "... to a velocity ...", f"... to fates, {fate}")
+    for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, loc="left")
     figure.savefig(FIGURES.parent / "overview.png", dpi=80)
     matplotlib.pyplot.close(figure)

@@ -165,9 +165,14 @@ class Forgetful:
             raise KeyError("tcp://worker")
         return values
 
-    def submit(self, call, function, *args, pure, **_):
+    def ncores(self):
+        return {"tcp://worker": 1}
+
+    def submit(self, call, function=None, *args, **_):
         future = Future()
-        if self.loses == "task" and self.left and args[-2] == 2:
+        if not args:  # a copy of the data
+            future.set_result(None)
+        elif self.loses == "task" and self.left and args[-2] == 2:
             self.left -= 1
             future.set_exception(CancelledError())
         else:
@@ -194,8 +199,7 @@ def test_what_a_cluster_loses_is_given_out_again(n_times: int, loses: str, monke
     assert cluster.cancelled == (n_times * 4 if loses == "task" else 0)
 
 
-@pytest.mark.parametrize("delay", [0.1, 0.8])  # as data are sent, and as tasks are done
-def test_worker_killed_during_transport_loses_nothing(delay: float, adata, client, in_small_parts, monkeypatch):
+def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_parts, monkeypatch):
     x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
     graph = adata.obsp["connectivities"].tocsr()
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
@@ -215,7 +219,7 @@ def test_worker_killed_during_transport_loses_nothing(delay: float, adata, clien
     killed = []
 
     def kill() -> None:
-        time.sleep(delay)
+        time.sleep(0.2)
         os.kill(workers[0], 9)
         killed.append(workers[0])
 

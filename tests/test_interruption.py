@@ -205,13 +205,12 @@ def pool_threads(others: set[threading.Thread]) -> list[threading.Thread]:
     return [thread for thread in set(threading.enumerate()) - others if "ThreadPool" in thread.name]
 
 
-def marked(folder: str, number: int) -> None:
-    time.sleep(0.1)
-    (Path(folder) / str(number)).touch()
-
-
 @pytest.mark.parametrize("backend", [None, "loky"])
 def test_jobs_stop_at_ctrl_c(backend, heeds_ctrl_c, tmp_path):
+    def marked(folder: str, number: int) -> None:  # not of the module, which other processes cannot import
+        time.sleep(0.1)
+        (Path(folder) / str(number)).touch()
+
     threads, others, n_tasks = torch.get_num_threads(), set(threading.enumerate()), 400
     context = parallel_config(backend=backend) if backend else nullcontext()
     with context:

@@ -29,7 +29,7 @@ from PIL import Image
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # What is large in a notebook is smaller in a test.
-VARIABLES = {"CELLRANK_VELOT_N_CELLS": "20000"}
+VARIABLES = {"CELLRANK_VELOT_N_CELLS": "6000"}
 LARGEST = 900_000
 TRACES = re.compile(r"(?:/home/|/root/|/tmp/|/work/|/Users/|/usr/|/var/|[A-Z]:\\\\)\w*|https?://(?:localhost|127\.)\S*")
 
