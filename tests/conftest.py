@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 
 # The suite draws the same cases each time; `make fuzz` draws new ones, and writes down what fails.
 _fuzz = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-settings.register_profile("suite", max_examples=300, derandomize=True, database=None, **_fuzz)
+settings.register_profile("suite", max_examples=200, derandomize=True, database=None, **_fuzz)
 settings.register_profile("nightly", max_examples=2500, phases=[Phase.reuse, Phase.generate, Phase.shrink], **_fuzz)
 settings.load_profile("suite")
 

@@ -81,19 +81,18 @@ def test_target_keeps_those_that_arrive_and_says_how_many(kernel, caplog):
 
 
 def test_direction_is_that_of_the_kernel(kernel):
-    backward = (~kernel).compute_trajectories(start_cluster="Fate A", n_trajectories=4, key_added=None, **QUIET)
-    asked = kernel.compute_trajectories(
-        start_cluster="Fate A", n_trajectories=4, direction="backward", key_added=None, **QUIET
-    )
+    few = {"start_cluster": "Fate A", "n_trajectories": 4, "n_steps": 60, "key_added": None, **QUIET}
+    backward = (~kernel).compute_trajectories(**few)
+    asked = kernel.compute_trajectories(direction="backward", **few)
     assert (backward.direction == -1).all()
     assert same(backward, asked)
-    both = kernel.compute_trajectories(start_cluster="Fate A", n_trajectories=4, direction="both", **QUIET)
+    both = kernel.compute_trajectories(direction="both", **few)
     np.testing.assert_array_equal(both.direction, [1] * 4 + [-1] * 4)
 
 
 @pytest.mark.parametrize("smooth", [True, False])
 def test_without_the_network_paths_go_the_same_way(kernel, smooth):
-    options = {"start_cluster": "Progenitor", "n_trajectories": 20, **QUIET}
+    options = {"start_cluster": "Progenitor", "n_trajectories": 20, "n_steps": 150, **QUIET}
     network = kernel.compute_trajectories(**options)
     nearest = kernel.compute_trajectories(use_network=False, smooth=smooth, **options)
     way = [paths.ends - paths.starts for paths in (network, nearest)]
@@ -141,7 +140,7 @@ def test_without_relaxation_the_current_is_the_field(adata):
 
 
 # ------------------------------------------------------------------------------------------------------ flow
-@pytest.mark.parametrize("seed", [70, 71])
+@pytest.mark.parametrize("seed", [70])
 def test_fates_of_the_flow_agree_with_those_of_cellrank(seed):
     """Within 0.1 on simulated cells whose two fates are equally likely.
 
@@ -185,15 +184,16 @@ def test_particles_start_in_the_box(kernel):
 
 # ---------------------------------------------------------------------------------------------------- storage
 def test_paths_fates_and_statuses_survive_h5ad(kernel, tmp_path):
-    paths = kernel.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, direction="both", **QUIET)
-    flow = kernel.simulate_flow(n_particles=20, terminal_clusters="Fate A", save_every=10, **QUIET)
+    few = {"start_cluster": "Progenitor", "n_trajectories": 5, "n_steps": 60, "direction": "both", **QUIET}
+    paths = kernel.compute_trajectories(**few)
+    flow = kernel.simulate_flow(n_particles=20, n_steps=60, terminal_clusters="Fate A", save_every=10, **QUIET)
     kernel.write_to_adata()
     kernel.adata.write_h5ad(tmp_path / "cells.h5ad")
     read = ad.read_h5ad(tmp_path / "cells.h5ad")
     assert same(storage.read_trajectories(read, "velot_trajectories"), paths)
     assert same(storage.read_trajectories(read, "velot_flow"), flow)
     again = OTVelocityKernel.from_adata(read, "T_fwd")
-    repeated = again.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, direction="both", **QUIET)
+    repeated = again.compute_trajectories(**few)
     assert same(repeated, paths)
 
 
