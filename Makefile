@@ -5,7 +5,7 @@
 #   make test PYTEST_ARGS="-k field"  arguments handed to pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants check format docs notebooks dist clean
+.PHONY: help demo test test-notebooks fuzz mutants check format docs notebooks dist clean
 .DELETE_ON_ERROR:
 
 # The first that runs and is new enough: a name on the PATH may be a shim for a Python that is not active.
@@ -29,13 +29,16 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 demo: $(VENV)/.installed  ## run the main job on the embedded data, into demo/
 	$(PY) -m cellrank_velot demo --out demo
 
-test: $(VENV)/.installed-test  ## run the whole test suite
-	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+test: $(VENV)/.installed-test  ## run the test suite, but for the notebooks
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal -m "not notebook" $(PYTEST_ARGS)
+
+test-notebooks: $(VENV)/.installed-test  ## run the part of it that runs the notebooks
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal -m notebook $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)

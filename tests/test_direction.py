@@ -44,7 +44,7 @@ def test_without_direction_p_is_rarely_small(name):
     if name == "shuffled bifurcation":
         adata = datasets.bifurcation(300)
     p_values = []
-    for seed in range(10):
+    for seed in range(7):
         if name == "blob":
             adata = datasets.gaussian_blob(200, 5, random_state=seed)
             time = adata.obs["pseudotime"].to_numpy()
@@ -54,7 +54,7 @@ def test_without_direction_p_is_rarely_small(name):
             adata.obsm["X_pca"], time, adata.obsp["connectivities"], n_permutations=39, random_state=seed
         )
         p_values.append(result.p_value)
-    assert sum(p > 0.05 for p in p_values) >= 9
+    assert sum(p > 0.05 for p in p_values) >= 6
 
 
 def test_pancreas_has_a_direction(data_dir):

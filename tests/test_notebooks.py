@@ -82,7 +82,7 @@ def as_it_was() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-@pytest.mark.slow
+@pytest.mark.notebook
 @each
 def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch):
     script, notebook = load(), read(path)

@@ -130,13 +130,6 @@ def test_jobs_do_not_change_the_result(adata):
     pd.testing.assert_frame_equal(serial.drop(columns="seconds"), threads.drop(columns="seconds"), check_exact=True)
 
 
-@pytest.mark.slow
-def test_processes_do_not_change_the_result(adata):
-    grid = {"epsilon": [0.05, -1.0], "field.random_state": [0, 1]}
-    serial, processes = (search(adata, grid, n_jobs=n_jobs) for n_jobs in (1, 2))
-    pd.testing.assert_frame_equal(serial.drop(columns="seconds"), processes.drop(columns="seconds"), check_exact=True)
-
-
 def test_leaves_data_and_threads_alone(adata):
     before, n_threads = adata.copy(), torch.get_num_threads()
     with parallel_config(backend="threading"):
