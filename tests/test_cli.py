@@ -264,6 +264,33 @@ def test_many_cells_do_without_macrostates_where_ends_are_named(raw, monkeypatch
     assert "No macrostates" in (out / "report.html").read_text()
 
 
+def test_sinks_stand_in_where_there_is_no_memory_for_macrostates(raw, monkeypatch):
+    monkeypatch.setattr(outputs, "_write_figures", draw_all)
+    monkeypatch.setattr(analysis, "MANY_CELLS", 100)
+    monkeypatch.setattr(analysis, "physical_memory", lambda: 1e6)
+    monkeypatch.setattr(analysis, "find_spec", lambda name: None)
+    monkeypatch.setattr(analysis.GPCCA, "compute_schur", pytest.fail)
+    assert run(raw, "--cluster-key", "clusters") == cli.OK
+    report = (raw.parent / "out" / "report.html").read_text()
+    assert "No macrostates" in report
+    assert "Terminal states are the sinks of the flow: Fate" in report
+
+
+def test_without_sinks_and_memory_the_ends_must_be_named(raw, monkeypatch, capsys):
+    monkeypatch.setattr(analysis, "_decompose", lambda *_: False)
+    monkeypatch.setattr(analysis.OTVelocityKernel, "suggest_terminal_states", lambda *_: {})
+    assert run(raw) == cli.BAD_INPUT
+    assert "Name the clusters where the process ends" in capsys.readouterr().err
+
+
+def test_time_points_are_told_from_a_pseudotime(raw):
+    adata = read_h5ad(raw)
+    adata.obs["day"] = np.round(adata.obs["dpt_pseudotime"] * 4)
+    adata.write_h5ad(raw)
+    run(raw, "--time-key", "day")
+    assert "`obs['day']` has 5 different values" in (raw.parent / "out" / "run.log").read_text()
+
+
 def test_no_macrostates_at_all(raw, monkeypatch, capsys):
     monkeypatch.setattr(analysis, "_try_macrostates", lambda *args: False)
     assert run(raw) == cli.BAD_INPUT

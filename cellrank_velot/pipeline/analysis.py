@@ -18,6 +18,7 @@ from cellrank.estimators import GPCCA
 from cellrank.kernels import ConnectivityKernel
 from threadpoolctl import threadpool_limits
 
+from cellrank_velot._memory import physical_memory
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.pipeline.job import JobOptions, JobResult
 from cellrank_velot.plotting.fates import fate_probabilities
@@ -34,6 +35,8 @@ LATE = 0.5  # share of cells that are earlier than the typical cell of a termina
 STATE_CELLS = 30  # CellRank's own number of cells that stand for a state
 # Above it, the dense decomposition that CellRank falls back to takes minutes and gigabytes.
 MANY_CELLS = 5_000
+# Above this share of the memory that the machine has it is not tried.
+SHARE_OF_MEMORY = 0.7
 
 
 def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
@@ -69,12 +72,13 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     # cells; and one gives the same digits everywhere.
     with threadpool_limits(1 if kernel.adata.n_obs <= MANY_CELLS else None, user_api="blas"):
         estimator = _estimator(_with_neighbors(kernel, options.weight))
-        has_macrostates = _decompose(estimator, options) and _choose_macrostates(estimator, kernel, options)
+        decomposed = _decompose(estimator, options)
+        has_macrostates = decomposed and _choose_macrostates(estimator, kernel, options)
         if options.terminal_states:
             _terminal_from_clusters(estimator, kernel, options)
         elif has_macrostates:
             _terminal_from_macrostates(estimator, kernel)
-        else:
+        elif decomposed or not _terminal_from_sinks(estimator, kernel, options):
             raise RuntimeError(
                 "No macrostates were found. Name the clusters where the process ends: `--terminal-states`."
             )
@@ -111,14 +115,16 @@ def _estimator(kernel: Any) -> GPCCA:
 def _decompose(estimator: GPCCA, options: JobOptions) -> bool:
     """Compute the Schur decomposition that macrostates need, and say whether it was.
 
-    Without SLEPc it is dense. It is left out where that takes long and the terminal states are known.
+    Without SLEPc it is dense. It is left out where that takes long and the terminal states are known, and where there
+    is no memory for it: the process would be killed, and all that it had found would be lost.
     """
     n_cells = estimator.adata.n_obs
     method = "krylov" if find_spec("slepc4py") and find_spec("petsc4py") else "brandts"
     if method == "brandts" and n_cells > MANY_CELLS:
+        n_bytes = 3 * 8 * n_cells**2
         cost = f"slepc4py and petsc4py are not installed, and without them {n_cells:,} cells take "
-        cost += f"{3 * 8 * n_cells**2 / 1e9:.1f} GB and long"
-        if options.terminal_states:
+        cost += f"{n_bytes / 1e9:.1f} GB and long"
+        if options.terminal_states or n_bytes > SHARE_OF_MEMORY * physical_memory():
             logger.warning("No macrostates: %s", cost)
             return False
         logger.warning("Finding macrostates will take a while: %s. `--terminal-states` does without", cost)
@@ -232,6 +238,16 @@ def _terminal_from_clusters(estimator: GPCCA, kernel: OTVelocityKernel, options:
         cells[name] = [str(cell) for cell in kernel.adata.obs_names[latest]]
     estimator.set_terminal_states(cells, cluster_key=options.cluster_key)
     logger.info("Terminal states as asked for: the latest cells of %s", ", ".join(cells))
+
+
+def _terminal_from_sinks(estimator: GPCCA, kernel: OTVelocityKernel, options: JobOptions) -> bool:
+    """Take the sinks of the flow, which need no macrostates, and say whether there are any."""
+    states = kernel.suggest_terminal_states(options.cluster_key)
+    if not states:
+        return False
+    estimator.set_terminal_states(states, cluster_key=options.cluster_key)
+    logger.warning("Terminal states are the sinks of the flow: %s. `--terminal-states` takes others", ", ".join(states))
+    return True
 
 
 def _fate_probabilities(estimator: GPCCA) -> bool:

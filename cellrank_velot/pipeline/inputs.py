@@ -25,6 +25,9 @@ __all__ = ["build_kernel", "prepare_inputs"]
 
 logger = logging.getLogger("cellrank_velot")
 
+# As many different values as a series of snapshots may have, and no pseudotime of many cells.
+FEW_TIMES = 20
+
 
 def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     """Find or compute positions, neighbours, time and embedding, and return the options with their keys.
@@ -241,6 +244,15 @@ def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel:
     """
     bar = options.show_progress_bar
     kernel = OTVelocityKernel(adata, time_key=options.time_key, basis=options.basis or "X_pca")
+    n_times = np.unique(kernel.cells.time).size
+    if n_times <= FEW_TIMES < kernel.adata.n_obs:
+        logger.warning(
+            "`obs[%r]` has %d different values and is taken as a pseudotime. If they are real time points, take "
+            'OTVelocityKernel(adata, time_key=%r, time_kind="experimental") in Python',
+            options.time_key,
+            n_times,
+            options.time_key,
+        )
     kernel.compute_windows(random_state=options.seed)
     kernel.compute_velocity(show_progress_bar=bar)
     kernel.fit_field(n_steps=options.n_steps, random_state=options.seed, show_progress_bar=bar)
