@@ -98,7 +98,7 @@ def peak_of(function, limit):
     done.set(); looking.join()
     return max(peak[0], resident()) - before
 
-for n in (2000, 80_000):  # the first loads the loops
+for n in (2000, 150_000):  # the first loads the loops
     x, time, graph = cells(n)
     windows = build_windows(x, time, graph=graph)
     jobs = {"n_jobs": 4}
@@ -120,7 +120,7 @@ for n in (2000, 80_000):  # the first loads the loops
 def test_limits_are_held():
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
     lines = [line.split() for line in done.stdout.splitlines()]
-    shares = [(name, float(share)) for n_cells, name, share in lines if n_cells == "80000"]
+    shares = [(name, float(share)) for n_cells, name, share in lines if n_cells == "150000"]
     assert [name for name, _ in shares] == ["transport"] * 2 + ["matrix"] * 2 + ["settled"] * 2
     # No limit is far above what is taken; on a loaded machine fewer jobs hold their share at once.
     assert all(0.1 < share <= 1 for _, share in shares), shares

@@ -121,6 +121,11 @@ def test_growth_weights_are_exact_for_constant_and_linear_growth(since: float, u
     assert (paths.log_weight[0] == 0).all()
 
 
+@pytest.mark.parametrize("since", [0.0, 1 / 7, 7.1])
+def test_the_end_is_exactly_where_it_was_asked_for(since: float):
+    assert (simulate_process(FIELD, np.zeros((3, 1)), since, 0.1 + 0.2, n_steps=97).time[-1] == 0.1 + 0.2).all()
+
+
 def test_particles_may_start_at_their_own_times():
     times = np.array([0.0, 0.5, 1.0, 1.0])
     paths = simulate_process(OrnsteinUhlenbeck(growth=1.0), np.zeros((4, 1)), times, 1.0, n_saved=4)

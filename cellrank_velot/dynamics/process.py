@@ -162,8 +162,8 @@ def simulate_process(
     heads = field.heads_on(where)
     sigma = field.diffusion if noise else 0.0
     position = torch.tensor(x, dtype=torch.float64, device=where)
-    clock = torch.tensor(times, device=where)
-    step = (until - clock).abs() / n_steps
+    start = clock = torch.tensor(times, device=where)
+    step = (until - start).abs() / n_steps
     log_weight = torch.zeros_like(clock)
     keep = set(np.linspace(0, n_steps, n_saved + 1).round().astype(int)[1:].tolist())
     kept = [(position, clock, log_weight)]
@@ -179,7 +179,8 @@ def simulate_process(
             drift = sign * velocity + sigma**2 / 2 * score
             position = position + drift * step[:, None] + sigma * step.sqrt()[:, None] * increment
             log_weight = log_weight + sign * growth * step
-            clock = clock + sign * step
+            # From the end, so that it comes to it exactly: a sum of steps does not.
+            clock = until - (until - start) * (1 - number / n_steps)
             if number in keep:
                 kept.append((position, clock, log_weight))
             bar.update()
