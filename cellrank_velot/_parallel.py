@@ -174,6 +174,8 @@ def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
     goes on forever where one of the workers that it counted at its start is gone.
     """
     large = [value for value in shared if not isinstance(value, PLAIN)]
+    if not large:
+        return list(shared)
     try:
         sent = client.scatter(large, hash=False)
         for copy in [

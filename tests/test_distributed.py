@@ -183,13 +183,23 @@ class Forgetful:
         self.cancelled += len(futures)
 
 
+def scaled_power(base, factor, number, exponent):
+    return base[0] * factor * number**exponent
+
+
+def test_tasks_that_share_no_data_send_none(client, monkeypatch):
+    monkeypatch.setattr(type(client), "scatter", pytest.fail)
+    with parallel_config(backend="dask"):
+        assert list(run(pow, [(number, 2) for number in range(5)], (3,))) == [3**number % 2 for number in range(5)]
+
+
 @pytest.mark.parametrize("loses", ["task", "data"])
 @pytest.mark.parametrize("n_times", [1, 2, 3])
 def test_what_a_cluster_loses_is_given_out_again(n_times: int, loses: str, monkeypatch):
     cluster = Forgetful(n_times, loses)
     monkeypatch.setattr(parallel_module, "get_active_backend", lambda prefer=None: (cluster, None))
     monkeypatch.setattr(parallel_module, "RETRY_AFTER", 0.0)
-    tasks = run(pow, [(number, 2) for number in range(9)], n_jobs=2, at_a_time=4)
+    tasks = run(scaled_power, [(number, 2) for number in range(9)], (np.ones(3), 1), n_jobs=2, at_a_time=4)
     if n_times < 3:
         assert list(tasks) == [number**2 for number in range(9)]
     else:
