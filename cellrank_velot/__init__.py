@@ -22,7 +22,7 @@ from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.search import gridsearch
-from cellrank_velot.storage import read_trajectories
+from cellrank_velot.storage.pack import read_trajectories
 
 __all__ = [
     "OTVelocityKernel",

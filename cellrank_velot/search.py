@@ -21,17 +21,17 @@ from anndata import AnnData
 from joblib import delayed, parallel_config
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import single_thread
-from cellrank_velot._parallel import Jobs
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_known
+from cellrank_velot._utils.device import single_thread
+from cellrank_velot._utils.parallel import Jobs
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_known
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.metrics.chain import step_forward_fraction
 from cellrank_velot.metrics.direction import cross_boundary_correctness
-from cellrank_velot.metrics.table import summary
-from cellrank_velot.storage import STAGES, plain
+from cellrank_velot.metrics.table import SCORES, summary
+from cellrank_velot.storage.pack import STAGES, plain
 
-__all__ = ["SCORES", "gridsearch"]
+__all__ = ["gridsearch"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -43,18 +43,6 @@ STEPS = {
     "field": "fit_field",
     "transition": "compute_transition_matrix",
 }
-#: Columns of scores; names and meaning are those of :func:`cellrank_velot.metrics.summary`.
-SCORES = (
-    "cross_boundary_cosine",
-    "cross_boundary_fraction",
-    "inner_cluster_coherence",
-    "step_forward",
-    "speed",
-    "coverage",
-    "converged",
-    "cosine_to_truth",
-    "cosine_to_truth_raw",
-)
 # What a combination may fail with while the others go on: bad values, missing keys, numerical trouble, a full GPU.
 ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from cellrank_velot.cells import (
+from cellrank_velot.cells.read import (
     TIME_KEYS,
     find_basis,
     find_time_key,

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from anndata import AnnData, read_h5ad
 
-from cellrank_velot import OTVelocityKernel, cli, datasets, outputs
-from cellrank_velot._files import replacing
-from cellrank_velot.pipeline import JobOptions, analysis, inputs
-from cellrank_velot.report import Cell, Figure, Report, Table, package_versions, render, write_report
+from cellrank_velot import OTVelocityKernel, datasets
+from cellrank_velot._utils.files import replacing
+from cellrank_velot.job import JobOptions, analysis, cli, inputs, outputs
+from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, render, write_report
 
 draw_all = outputs._write_figures
 FEW_STEPS = ["--n-steps", "50"]

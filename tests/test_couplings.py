@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 
-from cellrank_velot.bridges import Bridges, limited_slope
-from cellrank_velot.couplings import SnapshotCouplings, couple_snapshots
-from cellrank_velot.snapshots import build_snapshots
+from cellrank_velot.timeseries.bridges import Bridges, limited_slope
+from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.snapshots import build_snapshots
 
 GROWTH = np.log([1.5, 0.5]) / 2
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 import cellrank_velot as cv
-from cellrank_velot import _device, pair_batches, pairs, similarities
-from cellrank_velot._device import as_tensor, float_on, in_parts, with_halves
+from cellrank_velot._utils import device as _device
+from cellrank_velot._utils.device import as_tensor, float_on, in_parts, with_halves
 from cellrank_velot.field import evaluation, training
+from cellrank_velot.transitions import similarities
+from cellrank_velot.transport import batches as pair_batches
+from cellrank_velot.transport import sums as pairs
 
 QUIET = {"show_progress_bar": False}
 

@@ -16,16 +16,16 @@ from joblib import parallel_config
 from threadpoolctl import threadpool_info
 
 import cellrank_velot as cv
-from cellrank_velot import _parallel as parallel_module
-from cellrank_velot import edge_rows
-from cellrank_velot import pairs as pairs_module
-from cellrank_velot._device import single_thread
-from cellrank_velot._parallel import blocks, count_jobs, run
+from cellrank_velot._utils import parallel as parallel_module
+from cellrank_velot._utils.device import single_thread
+from cellrank_velot._utils.parallel import blocks, count_jobs, run
 from cellrank_velot.direction import permutation_test
 from cellrank_velot.field import evaluation as evaluation_module
-from cellrank_velot.uncertainty import compute_uncertainty
-from cellrank_velot.velocity import compute_velocity
-from cellrank_velot.windows import build_windows
+from cellrank_velot.field.uncertainty import compute_uncertainty
+from cellrank_velot.graph import rows as edge_rows
+from cellrank_velot.transport import sums as pairs_module
+from cellrank_velot.transport.velocity import compute_velocity
+from cellrank_velot.transport.windows import build_windows
 
 PER_CELL = ("velocity", "relaxation", "spread", "n_effective", "disagreement", "support", "n_forward", "n_backward")
 

@@ -56,7 +56,10 @@ def test_every_public_name_is_listed_once(listed: list[tuple[str, Any]]):
 
 def test_what_is_listed_is_public(listed: list[tuple[str, Any]]):
     of_modules = [name.rpartition(".") for name, _ in listed if "OTVelocityKernel." not in name]
-    short = {"cellrank_velot.pl": "cellrank_velot.plotting", "cellrank_velot.pp": "cellrank_velot.preprocessing"}
+    short = {
+        "cellrank_velot.pl": "cellrank_velot.plotting",
+        "cellrank_velot.pp": "cellrank_velot.preprocessing",
+    }
     modules = {module: importlib.import_module(short.get(module, module)) for module, _, _ in of_modules}
     assert not [f"{module}.{name}" for module, _, name in of_modules if name not in modules[module].__all__]
 

@@ -13,8 +13,8 @@ from scipy.linalg import expm
 from scipy.stats import ortho_group
 from sklearn.neighbors import NearestNeighbors
 
-from cellrank_velot import OTVelocityKernel, datasets, storage
-from cellrank_velot._device import single_thread
+from cellrank_velot import OTVelocityKernel, datasets
+from cellrank_velot._utils.device import single_thread
 from cellrank_velot.dynamics import Interpolated, Region, Status, Trajectories, compute_trajectories, simulate_flow
 from cellrank_velot.dynamics import region as region_module
 from cellrank_velot.dynamics.guide import drift_of, guided, noisy
@@ -23,6 +23,7 @@ from cellrank_velot.dynamics.paths import NO_FATE
 from cellrank_velot.dynamics.region import Companions
 from cellrank_velot.dynamics.solvers import OdeStep, SdeStep
 from cellrank_velot.field import fit_field
+from cellrank_velot.storage import pack as storage
 
 METHODS = ("euler", "rk4", "dopri5")
 ORDERS = {"euler": 1, "rk4": 4, "dopri5": 5}

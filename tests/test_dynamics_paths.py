@@ -13,12 +13,12 @@ import pytest
 import torch
 from anndata import AnnData
 
-from cellrank_velot import storage
 from cellrank_velot.dynamics import Region, Status, Trajectories
 from cellrank_velot.dynamics.motion import Limits, move
 from cellrank_velot.dynamics.paths import NO_FATE
 from cellrank_velot.dynamics.region import Companions
 from cellrank_velot.dynamics.solvers import OdeStep
+from cellrank_velot.storage import pack as storage
 
 LENGTHS = (4, 1, 3, 6, 2)
 CLUSTERS = ("left", "right", "stem")

@@ -15,10 +15,11 @@ import pytest
 from matplotlib.animation import AbstractMovieWriter
 from matplotlib.figure import Figure as Canvas
 
-from cellrank_velot import _files, cli, outputs
 from cellrank_velot import plotting as pl
-from cellrank_velot._files import MARK, replacing
-from cellrank_velot.report import Report, write_report
+from cellrank_velot._utils import files as _files
+from cellrank_velot._utils.files import MARK, replacing
+from cellrank_velot.job import cli, outputs
+from cellrank_velot.job.report import Report, write_report
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -124,7 +125,7 @@ def test_killed_process_leaves_the_old_file(tmp_path, there):
     if there:
         path.write_text("before")
     # The module by itself: the package takes seconds to import.
-    source = importlib.util.find_spec("cellrank_velot._files").origin
+    source = importlib.util.find_spec("cellrank_velot._utils.files").origin
     script = (
         "import importlib.util, sys, time\n"
         f"spec = importlib.util.spec_from_file_location('files', {source!r})\n"

@@ -12,7 +12,13 @@ import scanpy as sc
 import scipy.sparse as sp
 from scipy.stats import spearmanr
 
-from cellrank_velot.growth import APOPTOSIS_GENES, PROLIFERATION_GENES, growth_rate, score_genes, score_growth
+from cellrank_velot.preprocessing.growth import (
+    APOPTOSIS_GENES,
+    PROLIFERATION_GENES,
+    growth_rate,
+    score_genes,
+    score_growth,
+)
 
 N_CELLS = 150
 COLUMNS = ["proliferation_score", "apoptosis_score", "growth_rate"]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cellrank_velot.couplings import couple_snapshots
-from cellrank_velot.interpolation import Population, interpolate_paths
-from cellrank_velot.snapshots import build_snapshots
+from cellrank_velot.timeseries.couplings import couple_snapshots
+from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
+from cellrank_velot.timeseries.snapshots import build_snapshots
 
 POINTS = (0.0, 1.0, 4.0)
 MASS = np.array([2.0, 6.0, 1.5])

@@ -16,13 +16,17 @@ import scipy.sparse as sp
 import torch
 from joblib import parallel_config
 
-from cellrank_velot import OTVelocityKernel, pairs, storage, transitions, uncertainty, velocity
-from cellrank_velot._parallel import run
-from cellrank_velot._stage import Stage
-from cellrank_velot.field import matching, training
+from cellrank_velot import OTVelocityKernel
+from cellrank_velot._utils.parallel import run
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot.field import matching, training, uncertainty
 from cellrank_velot.kernel import core, saving
 from cellrank_velot.kernel import dynamics as kernel_dynamics
 from cellrank_velot.kernel import transitions as kernel_transitions
+from cellrank_velot.storage import pack as storage
+from cellrank_velot.transitions import matrix as transitions
+from cellrank_velot.transport import sums as pairs
+from cellrank_velot.transport import velocity
 
 QUIET = {"show_progress_bar": False}
 STATE = ("_windows", "_transport", "_couplings", "_field", "_current", "_uncertainty", "_transition_matrix")

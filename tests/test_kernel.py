@@ -11,9 +11,9 @@ from anndata import AnnData
 
 from cellrank_velot import OTVelocityKernel
 from cellrank_velot.field import fit_field
-from cellrank_velot.transitions import compute_transitions
-from cellrank_velot.velocity import compute_velocity
-from cellrank_velot.windows import build_windows
+from cellrank_velot.transitions.matrix import compute_transitions
+from cellrank_velot.transport.velocity import compute_velocity
+from cellrank_velot.transport.windows import build_windows
 
 QUIET = {"show_progress_bar": False}
 

@@ -16,7 +16,7 @@ from cellrank.kernels import ConnectivityKernel
 
 import cellrank_velot
 from cellrank_velot import OTVelocityKernel
-from cellrank_velot._stage import Stage
+from cellrank_velot._utils.stage import Stage
 
 STAGES = ("windows", "transport", "field")
 

@@ -7,10 +7,11 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from cellrank_velot import OTVelocityKernel, datasets, storage
+from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot.dynamics import Status, compute_trajectories
+from cellrank_velot.embedding.projection import project_by_linear_map, project_by_transitions
 from cellrank_velot.field import fit_field
-from cellrank_velot.projection import project_by_linear_map, project_by_transitions
+from cellrank_velot.storage import pack as storage
 
 QUIET = {"show_progress_bar": False}
 

@@ -11,11 +11,11 @@ import torch
 from anndata import AnnData
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.couplings import couple_snapshots
 from cellrank_velot.dynamics import Rescaled
 from cellrank_velot.field import fit_process
-from cellrank_velot.interpolation import interpolate_paths
 from cellrank_velot.kernel._options import SERIES_DEFAULTS
+from cellrank_velot.timeseries.couplings import couple_snapshots
+from cellrank_velot.timeseries.interpolation import interpolate_paths
 
 QUIET = {"show_progress_bar": False}
 FAST = {"hidden": (16, 16), "n_steps": 120, "batch_size": 128, "device": "cpu", **QUIET}

@@ -11,7 +11,7 @@ from scipy.ndimage import label
 from scipy.stats import gaussian_kde
 
 from cellrank_velot import OTVelocityKernel
-from cellrank_velot.cells import CellStates
+from cellrank_velot.cells.read import CellStates
 from cellrank_velot.kernel.landscape import Landscapes
 from cellrank_velot.landscape import Landscape, PlaneCells, compute_landscape
 from cellrank_velot.landscape.passes import spanning_tree, tree_path

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot.manifold import residuals, structured_share
+from cellrank_velot.graph.residuals import residuals, structured_share
 
 
 def drawn(scales: list[float], n_cells: int = 4000, seed: int = 0) -> np.ndarray:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cellrank_velot.couplings import couple_snapshots
 from cellrank_velot.field import VelocityField, fit_process
-from cellrank_velot.snapshots import build_snapshots
+from cellrank_velot.timeseries.couplings import couple_snapshots
+from cellrank_velot.timeseries.snapshots import build_snapshots
 
 SPEED, RATE, SIGMA = np.array([1.5, 0.0]), 0.5, 0.4
 QUICK = {"hidden": (16, 16), "n_steps": 60, "device": "cpu"}

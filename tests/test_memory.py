@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cellrank_velot as cv
-from cellrank_velot._memory import bytes_of, jobs_within
+from cellrank_velot._utils.memory import bytes_of, jobs_within
 
 QUIET = {"show_progress_bar": False}
 
@@ -66,10 +66,10 @@ def test_too_low_a_limit_changes_nothing():
 
 HELD = """
 import re, sys, threading, numpy as np, scipy.sparse as sp
-from cellrank_velot._memory import bytes_of
-from cellrank_velot.windows import build_windows
-from cellrank_velot.velocity import compute_velocity
-from cellrank_velot.transitions import compute_transitions
+from cellrank_velot._utils.memory import bytes_of
+from cellrank_velot.transport.windows import build_windows
+from cellrank_velot.transport.velocity import compute_velocity
+from cellrank_velot.transitions.matrix import compute_transitions
 
 def cells(n):
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import OTVelocityKernel, metrics
 from cellrank_velot.metrics import genes as genes_module
-from cellrank_velot.transitions import compute_transitions
+from cellrank_velot.transitions.matrix import compute_transitions
 
 NAMES = np.array(["stem", "left", "right"])
 EDGES = [("stem", "left"), ("stem", "right")]

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.transport import sinkhorn
+from cellrank_velot.transport.sinkhorn import sinkhorn
 
 QUIET = {"show_progress_bar": False}
 EPSILONS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)

@@ -17,10 +17,10 @@ from sklearn.neighbors import kneighbors_graph
 from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot import plotting as pl
 from cellrank_velot.dynamics import compute_trajectories
-from cellrank_velot.outputs import write_h5ad
-from cellrank_velot.plotting._colors import BACKGROUND, palette, palette_of
+from cellrank_velot.embedding.projection import project_by_transitions
+from cellrank_velot.job.outputs import write_h5ad
+from cellrank_velot.plotting._draw.colors import BACKGROUND, palette, palette_of
 from cellrank_velot.plotting.fates import fate_probabilities
-from cellrank_velot.projection import project_by_transitions
 
 
 @pytest.fixture(scope="module")

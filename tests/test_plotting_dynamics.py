@@ -18,11 +18,11 @@ from matplotlib.quiver import Quiver
 from PIL import Image
 
 from cellrank_velot.dynamics import Status, Trajectories
-from cellrank_velot.plotting._colors import VALUES, palette
-from cellrank_velot.plotting._paths import NOWHERE, running_mean
+from cellrank_velot.plotting._draw.colors import VALUES, palette
+from cellrank_velot.plotting._draw.paths import NOWHERE, running_mean
 from cellrank_velot.plotting.lines import END_MARKERS, trajectories
 from cellrank_velot.plotting.particles import PALE, fate_summary, flow, flow_animation
-from cellrank_velot.storage import write_trajectories
+from cellrank_velot.storage.pack import write_trajectories
 
 BASELINE = Path(__file__).parent / "baseline" / "trajectories.png"
 COLORS = {"early": "#0072b2", "late": "#e69f00", "never": "#009e73"}

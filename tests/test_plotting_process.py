@@ -15,13 +15,13 @@ from sklearn.neighbors import kneighbors_graph
 from cellrank_velot import OTVelocityKernel
 from cellrank_velot.dynamics.descent import ProcessFates
 from cellrank_velot.dynamics.process import ProcessPaths
-from cellrank_velot.interpolation import Population
 from cellrank_velot.kernel.plots import Plots
-from cellrank_velot.plotting._colors import BACKGROUND, VALUES
-from cellrank_velot.plotting._paths import NOWHERE
+from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
+from cellrank_velot.plotting._draw.paths import NOWHERE
 from cellrank_velot.plotting.descent import fate_bars, fate_heatmap
 from cellrank_velot.plotting.process import fate_cells, process_paths
 from cellrank_velot.plotting.snapshots import GROWTH, growth_map, population
+from cellrank_velot.timeseries.interpolation import Population
 
 COLORS = {"stem": "#0072b2", "left": "#e69f00", "right": "#009e73"}
 TIMES = (0.0, 2.0, 5.0)

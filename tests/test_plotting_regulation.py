@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
 from cellrank_velot.plotting.regulation import ACTIVATION, REPRESSION, regulation_heatmap, regulation_network
-from cellrank_velot.regulation import Regulation
+from cellrank_velot.regulation.matrix import Regulation
 
 pytestmark = pytest.mark.usefixtures("_close_figures")
 

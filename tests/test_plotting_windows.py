@@ -11,11 +11,11 @@ from scipy.sparse import csr_matrix
 
 from cellrank_velot import OTVelocityKernel
 from cellrank_velot.plotting import clusters, pairs
-from cellrank_velot.plotting._colors import palette
+from cellrank_velot.plotting._draw.colors import palette
 from cellrank_velot.plotting.clusters import _separate, spatial_clusters
 from cellrank_velot.plotting.pairs import SOURCE, TARGET, _spread_pairs, window_transport, windows
-from cellrank_velot.velocity import compute_velocity, pair_coupling
-from cellrank_velot.windows import Windows
+from cellrank_velot.transport.velocity import compute_velocity, pair_coupling
+from cellrank_velot.transport.windows import Windows
 
 pytestmark = pytest.mark.usefixtures("_close_figures")
 

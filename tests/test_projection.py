@@ -6,9 +6,9 @@ import scipy.sparse as sp
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot import projection
-from cellrank_velot.grid import velocity_on_grid
-from cellrank_velot.projection import (
+from cellrank_velot.embedding import projection
+from cellrank_velot.embedding.grid import velocity_on_grid
+from cellrank_velot.embedding.projection import (
     embed_points,
     project_by_linear_map,
     project_by_transitions,

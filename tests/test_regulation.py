@@ -12,10 +12,11 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot import OTVelocityKernel, datasets, derivatives
-from cellrank_velot.derivatives import Genes, has_growth, jacobians
+from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot.field import VelocityField, fit_field
-from cellrank_velot.regulation import (
+from cellrank_velot.regulation import derivatives
+from cellrank_velot.regulation.derivatives import Genes, has_growth, jacobians
+from cellrank_velot.regulation.matrix import (
     MAX_GENES,
     Regulation,
     bin_times,

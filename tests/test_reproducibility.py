@@ -17,7 +17,7 @@ from anndata import AnnData, read_h5ad
 
 import cellrank_velot
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot._stage import Stage
+from cellrank_velot._utils.stage import Stage
 
 ROOT = Path(cellrank_velot.__file__).parents[1]
 QUIET = {"show_progress_bar": False}

@@ -16,8 +16,8 @@ import cellrank_velot
 from cellrank_velot import OTVelocityKernel, gridsearch, metrics
 from cellrank_velot.kernel import core as kernel_module
 from cellrank_velot.kernel import transitions as matrix_module
+from cellrank_velot.metrics.table import SCORES
 from cellrank_velot.plotting import gridsearch_heatmap
-from cellrank_velot.search import SCORES
 
 EDGES = [("stem", "left"), ("stem", "right")]
 FIXED = {"min_window_size": 10, "hidden": (8,), "n_steps": 20, "max_iter": 100}

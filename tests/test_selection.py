@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from cellrank_velot.selection import cells_in_box, cells_in_cluster, cells_in_time, select_cells
+from cellrank_velot.cells.select import cells_in_box, cells_in_cluster, cells_in_time, select_cells
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from cellrank_velot.snapshots import build_snapshots, check_snapshots, next_time
+from cellrank_velot.cells.time_points import check_snapshots, next_time
+from cellrank_velot.timeseries.snapshots import build_snapshots
 
 
 def times(*sizes: int, points=None, seed: int = 0) -> np.ndarray:

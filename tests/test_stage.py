@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cellrank_velot._device import resolve_device, single_thread
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_number, first_names
+from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number, first_names
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ from cellrank.estimators import GPCCA
 from scipy.sparse.csgraph import connected_components
 
 from cellrank_velot import OTVelocityKernel, datasets, pp
-from cellrank_velot.states import (
+from cellrank_velot.fates.states import (
     Sinks,
     _persistent_maxima,
     find_sinks,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from cellrank_velot import storage
-from cellrank_velot._stage import Stage
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot.storage import pack as storage
 
 
 def stages_of(kernel) -> dict[str, Stage | None]:

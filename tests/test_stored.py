@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from cellrank_velot import OTVelocityKernel, read_trajectories, storage
+from cellrank_velot import OTVelocityKernel, read_trajectories
+from cellrank_velot.storage import pack as storage
 
 GOLDEN = Path(__file__).parent / "golden" / "velot_0_1.h5ad"
 ERRORS = (KeyError, TypeError, ValueError)

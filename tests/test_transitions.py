@@ -11,10 +11,11 @@ import torch
 from anndata import AnnData
 from scipy.stats import chi, ortho_group
 
-from cellrank_velot import edge_rows, similarities
-from cellrank_velot import monte_carlo as monte_carlo_module
-from cellrank_velot import transitions as transitions_module
-from cellrank_velot.transitions import (
+from cellrank_velot.graph import rows as edge_rows
+from cellrank_velot.transitions import matrix as transitions_module
+from cellrank_velot.transitions import monte_carlo as monte_carlo_module
+from cellrank_velot.transitions import similarities
+from cellrank_velot.transitions.matrix import (
     check_similarity,
     compute_transitions,
     condition_number,

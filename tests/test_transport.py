@@ -5,8 +5,8 @@ import ot
 import pytest
 import torch
 
-from cellrank_velot import transport
-from cellrank_velot.transport import sinkhorn
+from cellrank_velot.transport import sinkhorn as transport
+from cellrank_velot.transport.sinkhorn import sinkhorn
 
 SIZES = [(12, 9), (20, 20), (5, 17), (1, 6), (8, 1), (2, 2)]
 

@@ -8,8 +8,8 @@ import scipy.sparse as sp
 from joblib import parallel_config
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.storage import pack, unpack
-from cellrank_velot.uncertainty import Uncertainty, compute_uncertainty
+from cellrank_velot.field.uncertainty import Uncertainty, compute_uncertainty
+from cellrank_velot.storage.pack import pack, unpack
 
 QUIET = {"show_progress_bar": False}
 

@@ -12,12 +12,12 @@ import torch
 from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot import pair_batches
-from cellrank_velot import pairs as pairs_module
-from cellrank_velot.manifold import residuals, structured_share
-from cellrank_velot.transport import sinkhorn
-from cellrank_velot.velocity import TransportVelocity, compute_velocity, end_cells
-from cellrank_velot.windows import Windows, build_windows
+from cellrank_velot.graph.residuals import residuals, structured_share
+from cellrank_velot.transport import batches as pair_batches
+from cellrank_velot.transport import sums as pairs_module
+from cellrank_velot.transport.sinkhorn import sinkhorn
+from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity, end_cells
+from cellrank_velot.transport.windows import Windows, build_windows
 
 # The method of the reference, VelOT 1.0.0, solved to the end.
 REFERENCE = {

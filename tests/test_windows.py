@@ -8,8 +8,8 @@ import scipy.sparse as sp
 from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot import windows as windows_module
-from cellrank_velot.windows import Windows, build_windows, cluster_cells
+from cellrank_velot.transport import windows as windows_module
+from cellrank_velot.transport.windows import Windows, build_windows, cluster_cells
 
 # The scheme of the reference, VelOT 1.0.0: disjoint clusters, consecutive windows paired.
 REFERENCE = {"time_lag": None, "overlap_clusters": 1}

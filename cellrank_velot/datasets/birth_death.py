@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from scipy.stats import ortho_group
 
-from cellrank_velot._validation import check_integer, check_known, check_number, check_seed
+from cellrank_velot._utils.validation import check_integer, check_known, check_number, check_seed
 from cellrank_velot.datasets.circuit import FloatArray
 
 __all__ = ["BirthDeath", "Population", "birth_death", "process_of", "simulate"]

@@ -1,6 +1,6 @@
 """Simulated cells as AnnData: gene circuits with known velocity, and a blob without any direction.
 
-Depends on :mod:`cellrank_velot.datasets.circuit` for the dynamics and on :mod:`cellrank_velot.preprocessing`.
+Depends on :mod:`cellrank_velot.datasets.circuit` for the dynamics and on :mod:`cellrank_velot.preprocessing.prepare`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from cellrank_velot._validation import check_integer, check_number, check_seed
+from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.datasets.circuit import (
     BIFURCATION,
     CONVERGENCE,
@@ -21,7 +21,7 @@ from cellrank_velot.datasets.circuit import (
     draw_network,
     integrate,
 )
-from cellrank_velot.preprocessing import prepare
+from cellrank_velot.preprocessing.prepare import prepare
 
 __all__ = ["bifurcation", "convergence", "gaussian_blob", "tree"]
 

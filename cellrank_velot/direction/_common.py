@@ -13,9 +13,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from cellrank_velot._validation import check_seed
-from cellrank_velot.velocity import compute_velocity
-from cellrank_velot.windows import build_windows, cluster_cells
+from cellrank_velot._utils.validation import check_seed
+from cellrank_velot.transport.velocity import compute_velocity
+from cellrank_velot.transport.windows import build_windows, cluster_cells
 
 __all__ = ["check_cells", "check_labels", "check_time", "pattern", "velocity_by_time"]
 

@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from cellrank_velot._stage import Stage
+from cellrank_velot._utils.stage import Stage
 from cellrank_velot.direction._common import check_cells, check_labels, pattern, velocity_by_time
 
 __all__ = ["FlipTest", "flip_test"]
@@ -111,10 +111,10 @@ def flip_test(
     neighborhoods
         Cluster codes within which windows are built, shape ``[n_cells]``; KMeans in ``x`` where not given.
     window_options
-        Options of :func:`cellrank_velot.windows.build_windows`.
+        Options of :func:`cellrank_velot.transport.windows.build_windows`.
     velocity_options
-        Options of :func:`cellrank_velot.velocity.compute_velocity`. Where not given, all displacements count alike and
-        the whole relaxation is kept: the current velocity, with ``relaxation=0``, reverses by construction.
+        Options of :func:`cellrank_velot.transport.velocity.compute_velocity`. Where not given, all displacements count
+        alike and the whole relaxation is kept: the current velocity, with ``relaxation=0``, reverses by construction.
     random_state
         Seed of KMeans.
 

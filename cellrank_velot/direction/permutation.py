@@ -17,9 +17,9 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from cellrank_velot._parallel import run
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_choice, check_integer
+from cellrank_velot._utils.parallel import run
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_choice, check_integer
 from cellrank_velot.direction._common import check_cells, check_labels, pattern, velocity_by_time
 
 __all__ = ["PermutationTest", "Statistic", "permutation_test"]
@@ -179,14 +179,14 @@ def permutation_test(
         Cluster codes within which windows are built, shape ``[n_cells]``; KMeans in ``x`` where not given. They must
         not depend on time.
     window_options
-        Options of :func:`cellrank_velot.windows.build_windows`.
+        Options of :func:`cellrank_velot.transport.windows.build_windows`.
     velocity_options
-        Options of :func:`cellrank_velot.velocity.compute_velocity`. Here the relaxation, which points to the manifold
-        whatever the time, is left out and the tolerance is ``1e-3``, where not given.
+        Options of :func:`cellrank_velot.transport.velocity.compute_velocity`. Here the relaxation, which points to the
+        manifold whatever the time, is left out and the tolerance is ``1e-3``, where not given.
     random_state
         Seed of the permutations and of KMeans.
     n_jobs
-        Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`. The result is the same.
+        Number of jobs, see :func:`cellrank_velot.transport.velocity.compute_velocity`. The result is the same.
 
     Returns
     -------

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.direction._common import check_labels, check_time
 
 __all__ = ["ReferenceKind", "RootCheck", "Verdict", "root_check"]

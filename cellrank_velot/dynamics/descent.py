@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from cellrank_velot._validation import check_seed
+from cellrank_velot._utils.validation import check_seed
 
 __all__ = ["ProcessFates", "fate_table", "labels_near"]
 

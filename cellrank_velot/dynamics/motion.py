@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import single_thread
-from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
+from cellrank_velot._utils.device import single_thread
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.dynamics.guide import TimeFrom
 from cellrank_velot.dynamics.paths import Status, Trajectories
 from cellrank_velot.dynamics.region import Companions

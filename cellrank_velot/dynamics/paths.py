@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_known, check_number
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_known, check_number
 
 __all__ = ["NO_FATE", "Status", "Trajectories", "join"]
 

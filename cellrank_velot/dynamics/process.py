@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import resolve_device, single_thread
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_choice, check_integer, check_seed
+from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
 
 __all__ = ["ProcessField", "ProcessPaths", "simulate_process"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_known
+from cellrank_velot._utils.validation import check_known
 
 __all__ = ["check_starts", "codes_of", "target_codes"]
 

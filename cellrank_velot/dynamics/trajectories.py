@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot._utils.device import resolve_device
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.dynamics.guide import Field, TimeFrom, drift_of, guided, mean_speed
 from cellrank_velot.dynamics.motion import SIGNS, Direction, Limits, check_motion_options, move
 from cellrank_velot.dynamics.paths import Status, Trajectories, join

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cellrank_velot._device import as_tensor, in_parts, resolve_device
-from cellrank_velot._parallel import blocks, run
+from cellrank_velot._utils.device import as_tensor, in_parts, resolve_device
+from cellrank_velot._utils.parallel import blocks, run
 
 __all__ = ["values_at"]
 
@@ -43,7 +43,7 @@ def values_at(
     device
         Torch device.
     n_jobs
-        Number of jobs on the CPU, see :func:`cellrank_velot.velocity.compute_velocity`.
+        Number of jobs on the CPU, see :func:`cellrank_velot.transport.velocity.compute_velocity`.
     """
     where = resolve_device(device)
     x = np.ascontiguousarray(x, dtype=np.float64)

@@ -17,11 +17,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import resolve_device, single_thread, with_halves
-from cellrank_velot._validation import check_choice, check_integer, check_number, check_seed
-from cellrank_velot.bridges import Bridges
-from cellrank_velot.couplings import SnapshotCouplings
+from cellrank_velot._utils.device import resolve_device, single_thread, with_halves
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.field.network import VelocityField, build_network, draw_weights, split_heads
+from cellrank_velot.timeseries.bridges import Bridges
+from cellrank_velot.timeseries.couplings import SnapshotCouplings
 
 __all__ = ["check_matching_options", "fit_process"]
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import skip_init
 
-from cellrank_velot._device import as_tensor
-from cellrank_velot._stage import Stage
+from cellrank_velot._utils.device import as_tensor
+from cellrank_velot._utils.stage import Stage
 from cellrank_velot.field.evaluation import values_at
 
 __all__ = ["VelocityField", "build_network", "draw_weights", "split_heads"]
@@ -107,7 +107,7 @@ class VelocityField(Stage):
         device
             Torch device.
         n_jobs
-            Number of jobs on the CPU, see :func:`cellrank_velot.velocity.compute_velocity`.
+            Number of jobs on the CPU, see :func:`cellrank_velot.transport.velocity.compute_velocity`.
 
         Returns
         -------

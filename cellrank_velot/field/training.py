@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import as_tensor, float_on, in_parts, resolve_device, single_thread, with_halves
-from cellrank_velot._parallel import blocks
-from cellrank_velot._validation import check_integer, check_number, check_seed
+from cellrank_velot._utils.device import as_tensor, float_on, in_parts, resolve_device, single_thread, with_halves
+from cellrank_velot._utils.parallel import blocks
+from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
 from cellrank_velot.field.network import VelocityField, build_network, draw_weights
 

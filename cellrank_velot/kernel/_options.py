@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cellrank_velot.snapshots import BATCH_SIZE
+from cellrank_velot.timeseries.snapshots import BATCH_SIZE
 
 __all__ = ["STEPS", "names_of", "options_of"]
 

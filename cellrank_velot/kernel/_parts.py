@@ -12,11 +12,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from cellrank_velot.cells import CellStates
+from cellrank_velot.cells.read import CellStates
 from cellrank_velot.field import VelocityField
-from cellrank_velot.uncertainty import Uncertainty
-from cellrank_velot.velocity import TransportVelocity
-from cellrank_velot.windows import Windows
+from cellrank_velot.field.uncertainty import Uncertainty
+from cellrank_velot.transport.velocity import TransportVelocity
+from cellrank_velot.transport.windows import Windows
 
 __all__ = ["Parts"]
 

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from anndata import AnnData
 
-from cellrank_velot._device import is_full
+from cellrank_velot._utils.device import is_full
 
 __all__ = ["all_or_nothing"]
 

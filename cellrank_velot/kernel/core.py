@@ -17,10 +17,9 @@ from cellrank.kernels import BidirectionalKernel
 from cellrank.kernels.mixins import ConnectivityMixin
 from numpy.typing import NDArray
 
-from cellrank_velot import storage
-from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_integer, check_seed
-from cellrank_velot.cells import (
+from cellrank_velot._utils.device import resolve_device
+from cellrank_velot._utils.validation import check_integer, check_seed
+from cellrank_velot.cells.read import (
     CellStates,
     TimeKind,
     check_graph,
@@ -30,8 +29,8 @@ from cellrank_velot.cells import (
     readable,
     warn_about_graph,
 )
-from cellrank_velot.couplings import SnapshotCouplings, check_coupling_options
 from cellrank_velot.field import VelocityField, check_field_options, check_matching_options, fit_field
+from cellrank_velot.field.uncertainty import Uncertainty, compute_uncertainty
 from cellrank_velot.kernel._options import STEPS, names_of, options_of
 from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.kernel.diagnostics import Diagnostics
@@ -43,10 +42,11 @@ from cellrank_velot.kernel.regulation import Regulation
 from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.timeseries import TimeSeries
 from cellrank_velot.kernel.transitions import TransitionMatrix
-from cellrank_velot.snapshots import build_snapshots
-from cellrank_velot.uncertainty import Uncertainty, compute_uncertainty
-from cellrank_velot.velocity import TransportVelocity, check_velocity_options, compute_velocity, end_cells
-from cellrank_velot.windows import Tail, Windows, build_windows
+from cellrank_velot.storage import pack as storage
+from cellrank_velot.timeseries.couplings import SnapshotCouplings, check_coupling_options
+from cellrank_velot.timeseries.snapshots import build_snapshots
+from cellrank_velot.transport.velocity import TransportVelocity, check_velocity_options, compute_velocity, end_cells
+from cellrank_velot.transport.windows import Tail, Windows, build_windows
 
 __all__ = ["OTVelocityKernel"]
 
@@ -328,7 +328,7 @@ class OTVelocityKernel(
     def ends(self) -> NDArray[np.bool_]:
         """Cells at an end of the process, which have no later window, shape ``[n_cells]``; backward at its beginning.
 
-        See :func:`cellrank_velot.velocity.end_cells`.
+        See :func:`cellrank_velot.transport.velocity.end_cells`.
 
         Examples
         --------
@@ -378,9 +378,10 @@ class OTVelocityKernel(
     ) -> Self:
         """Group the cells into windows of time within spatial clusters, and pair the windows.
 
-        Parameters are those of :func:`cellrank_velot.windows.build_windows`. With experimental time, windows are the
-        time points, in batches: ``batch_size`` is that of :func:`cellrank_velot.snapshots.build_snapshots`, and the
-        other parameters but ``random_state`` are not used.
+        Parameters are those of :func:`cellrank_velot.transport.windows.build_windows`. With experimental time, windows
+        are the time points, in batches: ``batch_size`` is that of
+        :func:`cellrank_velot.timeseries.snapshots.build_snapshots`, and the other parameters but ``random_state`` are
+        not used.
 
         Returns
         -------
@@ -456,10 +457,10 @@ class OTVelocityKernel(
     ) -> Self:
         """Compute the velocity of each cell by optimal transport between its windows.
 
-        Parameters are those of :func:`cellrank_velot.velocity.compute_velocity`, with experimental time those of
-        :func:`cellrank_velot.couplings.couple_snapshots`: ``epsilon``, ``tau``, ``n_passes``, ``n_draws`` and
-        ``random_state``, and besides ``growth_key``, a key in ``adata.obs`` of growth rates that are expected, such as
-        :func:`cellrank_velot.pp.score_growth` writes, and ``mass``, the size of the population at each time point:
+        Parameters are those of :func:`cellrank_velot.transport.velocity.compute_velocity`, with experimental time those
+        of :func:`cellrank_velot.timeseries.couplings.couple_snapshots`: ``epsilon``, ``tau``, ``n_passes``, ``n_draws``
+        and ``random_state``, and besides ``growth_key``, a key in ``adata.obs`` of growth rates that are expected, such
+        as :func:`cellrank_velot.pp.score_growth` writes, and ``mass``, the size of the population at each time point:
         ``"counts"`` where that is the number of cells, or a dictionary; ``n_jobs`` and ``memory_limit`` are not used.
         Makes windows with the default parameters where there are none.
 
@@ -632,7 +633,7 @@ class OTVelocityKernel(
     ) -> Self:
         """Estimate how far the velocity of each cell may be off, from fields that are fitted to halves of the cells.
 
-        See :func:`cellrank_velot.uncertainty.compute_uncertainty`. Each member goes through the steps with the
+        See :func:`cellrank_velot.field.uncertainty.compute_uncertainty`. Each member goes through the steps with the
         parameters that they were run with; runs them with default parameters where they were not.
 
         Parameters
@@ -642,7 +643,7 @@ class OTVelocityKernel(
         random_state
             Seed of the halves, of the clusters and of training.
         n_jobs
-            Number of jobs, see :func:`cellrank_velot.velocity.compute_velocity`. The result is the same.
+            Number of jobs, see :func:`cellrank_velot.transport.velocity.compute_velocity`. The result is the same.
         show_progress_bar
             Whether to show a progress bar.
 

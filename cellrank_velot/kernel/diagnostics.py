@@ -1,6 +1,6 @@
 """What a user asks of a kernel before trusting it: whether there is a direction, and where it begins and ends.
 
-Thin calls of :mod:`cellrank_velot.direction` and :mod:`cellrank_velot.states`.
+Thin calls of :mod:`cellrank_velot.direction` and :mod:`cellrank_velot.fates.states`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from cellrank_velot._validation import check_known
-from cellrank_velot.cells import CellStates
+from cellrank_velot._utils.validation import check_known
+from cellrank_velot.cells.read import CellStates
 from cellrank_velot.direction import FlipTest, PermutationTest, flip_test, permutation_test
+from cellrank_velot.fates.states import suggest_initial_states, suggest_terminal_states
 from cellrank_velot.kernel._parts import Parts
-from cellrank_velot.states import suggest_initial_states, suggest_terminal_states
 
 __all__ = ["Diagnostics"]
 
@@ -98,7 +98,7 @@ class Diagnostics(Parts):
         cluster_key
             Key in ``adata.obs`` of the clusters that name the states; they are called ``terminal`` where not given.
         **kwargs
-            Passed on to :func:`cellrank_velot.states.suggest_terminal_states`, e.g. ``n_cells``.
+            Passed on to :func:`cellrank_velot.fates.states.suggest_terminal_states`, e.g. ``n_cells``.
 
         Returns
         -------

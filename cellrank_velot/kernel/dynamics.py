@@ -1,6 +1,6 @@
 """What the field makes of cells: trajectories, flow, and velocities in an embedding.
 
-Thin calls of :mod:`cellrank_velot.dynamics` and :mod:`cellrank_velot.projection`.
+Thin calls of :mod:`cellrank_velot.dynamics` and :mod:`cellrank_velot.embedding.projection`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot import storage
-from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_choice, check_known
-from cellrank_velot.cells import find_basis
+from cellrank_velot._utils.device import resolve_device
+from cellrank_velot._utils.validation import check_choice, check_known
+from cellrank_velot.cells.read import find_basis
+from cellrank_velot.cells.select import (
+    CellSelector,
+    Interval,
+    cells_in_box,
+    cells_in_cluster,
+    cells_in_time,
+    select_cells,
+)
 from cellrank_velot.dynamics import (
     Direction,
     Field,
@@ -32,17 +39,10 @@ from cellrank_velot.dynamics import (
 from cellrank_velot.dynamics.flow import check_flow_options
 from cellrank_velot.dynamics.motion import check_motion_options
 from cellrank_velot.dynamics.trajectories import check_trajectory_options
+from cellrank_velot.embedding.projection import Weighting, project_by_linear_map, project_by_transitions
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
-from cellrank_velot.projection import Weighting, project_by_linear_map, project_by_transitions
-from cellrank_velot.selection import (
-    CellSelector,
-    Interval,
-    cells_in_box,
-    cells_in_cluster,
-    cells_in_time,
-    select_cells,
-)
+from cellrank_velot.storage import pack as storage
 
 __all__ = ["Dynamics", "Projection"]
 
@@ -321,8 +321,8 @@ n_neighbors, save_every, random_state, device, show_progress_bar
             Key in ``adata.obsm`` of an embedding, with or without ``X_``.
         method
             ``"transitions"`` for the expected step of the transition matrix, see
-            :func:`cellrank_velot.projection.project_by_transitions`, or ``"linear_map"`` for the local linear map from
-            the basis, see :func:`cellrank_velot.projection.project_by_linear_map`.
+            :func:`cellrank_velot.embedding.projection.project_by_transitions`, or ``"linear_map"`` for the local linear
+            map from the basis, see :func:`cellrank_velot.embedding.projection.project_by_linear_map`.
         weighting
             With ``"transitions"``, weights of the neighbours: ``"none"``, ``"distance"`` in the embedding, or
             ``"confidence"`` in their velocities.

@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from cellrank_velot._validation import check_integer, check_known, check_number
-from cellrank_velot.cells import find_basis, read_basis
+from cellrank_velot._utils.validation import check_integer, check_known, check_number
+from cellrank_velot.cells.read import find_basis, read_basis
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.landscape import Landscape, PlaneCells, compute_landscape

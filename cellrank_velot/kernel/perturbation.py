@@ -16,9 +16,10 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
-from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_integer, check_known
-from cellrank_velot.cells import read_loadings
+from cellrank_velot._utils.device import resolve_device
+from cellrank_velot._utils.validation import check_integer, check_known
+from cellrank_velot.cells.read import read_loadings
+from cellrank_velot.cells.select import CellSelector, Interval, select_cells
 from cellrank_velot.dynamics import TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.flow import check_flow_options
 from cellrank_velot.dynamics.motion import check_motion_options
@@ -39,7 +40,6 @@ from cellrank_velot.perturbation import (
     one_by_one,
     parse_changes,
 )
-from cellrank_velot.selection import CellSelector, Interval, select_cells
 
 __all__ = ["Perturbations"]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from cellrank_velot._validation import check_choice
+from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.dynamics.descent import ProcessFates
 from cellrank_velot.dynamics.process import ProcessPaths
-from cellrank_velot.interpolation import Population
 from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.timeseries.interpolation import Population
 
 __all__ = ["Plots"]
 

@@ -1,6 +1,6 @@
 """Which genes drive which, and which drive growth, as methods of the kernel.
 
-Thin calls of :mod:`cellrank_velot.regulation`, and what they read of the AnnData.
+Thin calls of :mod:`cellrank_velot.regulation.matrix`, and what they read of the AnnData.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_integer, check_known
-from cellrank_velot.cells import read_loadings
-from cellrank_velot.derivatives import Decoder, Genes, has_growth
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known
+from cellrank_velot.cells.read import read_loadings
+from cellrank_velot.cells.select import CellSelector, select_cells
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.field import VelocityField
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
-from cellrank_velot.regulation import Regulation as RegulationResult
-from cellrank_velot.regulation import bin_times, compute_growth_genes, compute_regulation, name_intervals
-from cellrank_velot.selection import CellSelector, select_cells
+from cellrank_velot.regulation.derivatives import Decoder, Genes, has_growth
+from cellrank_velot.regulation.matrix import Regulation as RegulationResult
+from cellrank_velot.regulation.matrix import bin_times, compute_growth_genes, compute_regulation, name_intervals
 
 __all__ = ["Regulation"]
 
@@ -74,8 +74,8 @@ class Regulation(Parts):
         """Ask which gene drives which: average the Jacobian of the field's drift over groups of cells.
 
         Genes are read through the loadings of a PCA in ``adata.varm["PCs"]``, or through a ``decoder``. What an edge
-        means, and what it does not, is told by :func:`cellrank_velot.regulation.compute_regulation`. It is of the
-        forward process, in a backward kernel, too.
+        means, and what it does not, is told by :func:`cellrank_velot.regulation.matrix.compute_regulation`. It is of
+        the forward process, in a backward kernel, too.
 
         Parameters
         ----------
@@ -105,7 +105,7 @@ class Regulation(Parts):
             Fields to average over in place of the kernel's own, such as those of kernels of half the cells each: the
             interval then holds what they differ in. The field of the kernel where not given.
         n_bootstrap, level, min_cells, random_state, device
-            See :func:`cellrank_velot.regulation.compute_regulation`.
+            See :func:`cellrank_velot.regulation.matrix.compute_regulation`.
 
         Returns
         -------
@@ -184,7 +184,8 @@ device
 
         Returns
         -------
-        The table of :func:`cellrank_velot.regulation.compute_growth_genes`, the strongest genes of each group first.
+        The table of :func:`cellrank_velot.regulation.matrix.compute_growth_genes`, the strongest genes of each group
+        first.
 
         Raises
         ------

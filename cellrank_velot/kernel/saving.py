@@ -14,13 +14,13 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from cellrank_velot import storage
-from cellrank_velot._validation import check_known
-from cellrank_velot.cells import CellStates
+from cellrank_velot._utils.validation import check_known
+from cellrank_velot.cells.read import CellStates
 from cellrank_velot.kernel._options import STEPS
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.kernel.transitions import PARAMS
+from cellrank_velot.storage import pack as storage
 
 __all__ = ["Saving"]
 
@@ -54,7 +54,7 @@ class Saving(Parts):
         >>> sorted(key for key in adata.obsm if key.startswith("velot"))
         ['velot_velocity', 'velot_velocity_raw']
         >>> from pathlib import Path
-        >>> from cellrank_velot.outputs import write_h5ad
+        >>> from cellrank_velot.job.outputs import write_h5ad
         >>> write_h5ad(adata, Path("cells.h5ad"))
         """
         super().write_to_adata(key=key, copy=copy)

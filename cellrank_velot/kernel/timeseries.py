@@ -15,17 +15,17 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_seed, first_names
-from cellrank_velot.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_seed, first_names
+from cellrank_velot.cells.select import CellSelector, select_cells
+from cellrank_velot.cells.time_points import next_time
 from cellrank_velot.dynamics.descent import ProcessFates, fate_table, labels_near
 from cellrank_velot.dynamics.process import ProcessPaths, simulate_process
 from cellrank_velot.field import VelocityField, fit_process
-from cellrank_velot.interpolation import Population, interpolate_paths
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
-from cellrank_velot.selection import CellSelector, select_cells
-from cellrank_velot.snapshots import next_time
-from cellrank_velot.velocity import TransportVelocity
+from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
+from cellrank_velot.transport.velocity import TransportVelocity
 
 __all__ = ["TimeSeries"]
 
@@ -77,8 +77,8 @@ class TimeSeries(Parts):
             Time, in units of ``time_key``.
         method
             ``"paths"`` for the paths of the coupled cells, see
-            :func:`cellrank_velot.interpolation.interpolate_paths`; ``"field"`` to let the cells of the time point
-            before follow the process to this time, see :func:`cellrank_velot.dynamics.simulate_process`.
+            :func:`cellrank_velot.timeseries.interpolation.interpolate_paths`; ``"field"`` to let the cells of the time
+            point before follow the process to this time, see :func:`cellrank_velot.dynamics.simulate_process`.
         **kwargs
             Passed on to that function.
 

@@ -1,6 +1,6 @@
 """The transition matrix of the kernel: from the velocity that was asked for, with what was asked and found.
 
-Thin calls of :mod:`cellrank_velot.transitions`.
+Thin calls of :mod:`cellrank_velot.transitions.matrix`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cellrank_velot import storage
-from cellrank_velot._device import resolve_device
-from cellrank_velot._validation import check_choice
-from cellrank_velot.cells import read_loadings, warn_about_graph
+from cellrank_velot._utils.device import resolve_device
+from cellrank_velot._utils.validation import check_choice
+from cellrank_velot.cells.read import read_loadings, warn_about_graph
 from cellrank_velot.field import VelocityField
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
-from cellrank_velot.similarities import Similarity, SimilarityFunction, check_similarity
-from cellrank_velot.transitions import (
+from cellrank_velot.storage import pack as storage
+from cellrank_velot.transitions.matrix import (
     BackwardMode,
     Model,
     ScaleRule,
@@ -30,6 +29,7 @@ from cellrank_velot.transitions import (
     condition_number,
     effective_neighbors,
 )
+from cellrank_velot.transitions.similarities import Similarity, SimilarityFunction, check_similarity
 
 __all__ = ["PARAMS", "TransitionMatrix"]
 

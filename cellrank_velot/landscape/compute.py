@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_integer, check_number
+from cellrank_velot._utils.validation import check_integer, check_number
 from cellrank_velot.landscape.density import (
     PlaneCells,
     check_population,

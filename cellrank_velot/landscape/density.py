@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft2, next_fast_len, rfft2
 
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_number
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_number
 
 __all__ = ["PlaneCells", "check_population", "densities", "effective_number", "grid_axes", "kernel_of", "widened"]
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from cellrank_velot._stage import Stage
+from cellrank_velot._utils.stage import Stage
 from cellrank_velot.landscape.passes import spanning_tree, tree_path
 
 __all__ = ["Landscape"]

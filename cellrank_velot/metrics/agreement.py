@@ -13,12 +13,12 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_number, check_seed
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_number, check_seed
 from cellrank_velot.field import fit_field
 from cellrank_velot.metrics.direction import cosines
-from cellrank_velot.velocity import TransportVelocity, compute_velocity
-from cellrank_velot.windows import build_windows
+from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity
+from cellrank_velot.transport.windows import build_windows
 
 __all__ = ["FieldFunction", "HeldOutAgreement", "held_out_agreement"]
 
@@ -106,8 +106,8 @@ def held_out_agreement(
     held_out
         Share of the cells that are held out, in ``(0, 1)``.
     windows, velocity, field
-        Options of :func:`~cellrank_velot.windows.build_windows`, of
-        :func:`~cellrank_velot.velocity.compute_velocity` and of :func:`~cellrank_velot.field.fit_field`.
+        Options of :func:`~cellrank_velot.transport.windows.build_windows`, of
+        :func:`~cellrank_velot.transport.velocity.compute_velocity` and of :func:`~cellrank_velot.field.fit_field`.
     fit
         Another method to judge in place of the three stages: takes positions, time and graph of the cells that are
         kept, returns a function from positions and time to velocities. The three stages where not given.

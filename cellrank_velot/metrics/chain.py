@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from cellrank_velot._validation import check_choice
+from cellrank_velot._utils.validation import check_choice
 
 __all__ = ["Over", "reconstructability", "row_correlations", "step_forward_fraction"]
 

@@ -14,8 +14,8 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from cellrank_velot._validation import check_choice, check_number
-from cellrank_velot.similarities import edge_similarities
+from cellrank_velot._utils.validation import check_choice, check_number
+from cellrank_velot.transitions.similarities import edge_similarities
 
 __all__ = ["BoundaryKind", "cosine_to_truth", "cosines", "cross_boundary_correctness", "inner_cluster_coherence"]
 

@@ -14,9 +14,9 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_known
+from cellrank_velot._utils.validation import check_known
 from cellrank_velot.metrics.chain import Over, reconstructability
-from cellrank_velot.similarities import Similarity
+from cellrank_velot.transitions.similarities import Similarity
 
 if TYPE_CHECKING:
     from cellrank_velot.kernel import OTVelocityKernel

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cellrank_velot._validation import check_integer, check_known
+from cellrank_velot._utils.validation import check_integer, check_known
 
 if TYPE_CHECKING:
     from cellrank.estimators import GPCCA

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_known
+from cellrank_velot._utils.validation import check_known
 from cellrank_velot.metrics.chain import step_forward_fraction
 from cellrank_velot.metrics.direction import (
     BoundaryKind,
@@ -24,7 +24,20 @@ from cellrank_velot.metrics.direction import (
 if TYPE_CHECKING:
     from cellrank_velot.kernel import OTVelocityKernel
 
-__all__ = ["summary"]
+__all__ = ["SCORES", "summary"]
+
+#: Scores of a kernel as a whole, of those that :func:`summary` gives.
+SCORES = (
+    "cross_boundary_cosine",
+    "cross_boundary_fraction",
+    "inner_cluster_coherence",
+    "step_forward",
+    "speed",
+    "coverage",
+    "converged",
+    "cosine_to_truth",
+    "cosine_to_truth_raw",
+)
 
 
 def summary(

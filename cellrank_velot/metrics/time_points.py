@@ -13,12 +13,13 @@ import ot
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_integer, check_seed
-from cellrank_velot.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
+from cellrank_velot.cells.time_points import check_snapshots
 from cellrank_velot.dynamics.process import simulate_process
 from cellrank_velot.field import fit_process
-from cellrank_velot.interpolation import Population, interpolate_paths
-from cellrank_velot.snapshots import build_snapshots, check_snapshots
+from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
+from cellrank_velot.timeseries.snapshots import build_snapshots
 
 __all__ = ["HeldOutMethod", "held_out_time", "wasserstein"]
 
@@ -60,7 +61,7 @@ def held_out_time(
     field_options
         Passed on to :func:`cellrank_velot.field.fit_process`.
     **options
-        Passed on to :func:`cellrank_velot.couplings.couple_snapshots`.
+        Passed on to :func:`cellrank_velot.timeseries.couplings.couple_snapshots`.
 
     Returns
     -------

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_choice, check_number
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_choice, check_number
 
 __all__ = ["Change", "Effect", "Kind", "Perturbation", "compute_perturbation", "parse_changes"]
 

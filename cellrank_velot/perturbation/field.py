@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cellrank_velot._device import as_tensor
-from cellrank_velot._stage import Stage
+from cellrank_velot._utils.device import as_tensor
+from cellrank_velot._utils.stage import Stage
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.field import VelocityField
 from cellrank_velot.field.evaluation import values_at

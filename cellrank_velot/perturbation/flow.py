@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from cellrank_velot._device import resolve_device
-from cellrank_velot._stage import Stage
+from cellrank_velot._utils.device import resolve_device
+from cellrank_velot._utils.stage import Stage
 from cellrank_velot.dynamics.flow import SEARCH_EVERY
 from cellrank_velot.dynamics.guide import Field, TimeFrom, guided, mean_speed, noisy
 from cellrank_velot.dynamics.motion import Limits, move

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_integer, check_seed
+from cellrank_velot._utils.validation import check_integer, check_seed
 from cellrank_velot.perturbation.changes import Change, Perturbation
 from cellrank_velot.perturbation.flow import Variants
 

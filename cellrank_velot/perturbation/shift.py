@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, norm
 
-from cellrank_velot._stage import Stage
-from cellrank_velot._validation import check_number, check_seed
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_number, check_seed
 from cellrank_velot.perturbation.changes import Perturbation
 from cellrank_velot.perturbation.flow import Fates, Variants
 

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_known
-from cellrank_velot.plotting._colors import BACKGROUND, INK, palette, palette_of
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of, draw_categories, positions
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.windows import Windows
+from cellrank_velot._utils.validation import check_known
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, palette, palette_of
+from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, draw_categories, positions
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.transport.windows import Windows
 
 __all__ = ["clusters_of", "kernel_of", "spatial_clusters", "windows_of"]
 

@@ -15,12 +15,12 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
-from cellrank_velot._validation import check_choice, check_integer, check_known
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known
 from cellrank_velot.dynamics.descent import REST, ProcessFates
-from cellrank_velot.plotting._colors import INK, PROBABILITY
-from cellrank_velot.plotting._embedding import HasAnnData, colors_by_name
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.plotting._paths import NOWHERE
+from cellrank_velot.plotting._draw.colors import INK, PROBABILITY
+from cellrank_velot.plotting._draw.embedding import HasAnnData, colors_by_name
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.paths import NOWHERE
 
 __all__ = ["Relatives", "category_colors", "fate_bars", "fate_heatmap"]
 

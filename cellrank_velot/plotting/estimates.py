@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_known
-from cellrank_velot.plotting._colors import BACKGROUND, VALUES
-from cellrank_velot.plotting._embedding import (
+from cellrank_velot._utils.validation import check_known
+from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
+from cellrank_velot.plotting._draw.embedding import (
     HasAnnData,
     adata_of,
     draw_colored,
@@ -24,7 +24,7 @@ from cellrank_velot.plotting._embedding import (
     draw_values,
     positions,
 )
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
 
 __all__ = ["confidence", "embedding", "estimate_of", "uncertainty"]
 

@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_known
-from cellrank_velot.plotting._colors import PROBABILITY, palette_of
-from cellrank_velot.plotting._embedding import (
+from cellrank_velot._utils.validation import check_choice, check_known
+from cellrank_velot.plotting._draw.colors import PROBABILITY, palette_of
+from cellrank_velot.plotting._draw.embedding import (
     HasAnnData,
     adata_of,
     draw_categories,
@@ -26,7 +26,7 @@ from cellrank_velot.plotting._embedding import (
     positions,
     suffix_of,
 )
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
 
 __all__ = ["fate_map", "fate_probabilities", "macrostates"]
 

@@ -12,10 +12,10 @@ from typing import Any
 from anndata import AnnData
 from matplotlib.axes import Axes
 
-from cellrank_velot._validation import check_choice
+from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.field import VelocityField
-from cellrank_velot.plotting._embedding import HasAnnData
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.embedding import HasAnnData
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
 
 __all__ = ["training"]
 

@@ -16,15 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from cellrank_velot._files import replacing
-from cellrank_velot._validation import check_integer, check_number
+from cellrank_velot._utils.files import replacing
+from cellrank_velot._utils.validation import check_integer, check_number
 from cellrank_velot.landscape import Landscape
-from cellrank_velot.plotting._animation import animation_path, show_animation
-from cellrank_velot.plotting._colors import INK, VALUES
-from cellrank_velot.plotting._embedding import HasAnnData
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.plotting._gif import GifWriter
-from cellrank_velot.plotting._relief import Kind, chosen_times, is_3d, scene_of
+from cellrank_velot.plotting._draw.animation import animation_path, show_animation
+from cellrank_velot.plotting._draw.colors import INK, VALUES
+from cellrank_velot.plotting._draw.embedding import HasAnnData
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.gif import GifWriter
+from cellrank_velot.plotting._draw.relief import Kind, chosen_times, is_3d, scene_of
 
 __all__ = ["landscape_animation", "potential_landscape"]
 

@@ -19,12 +19,12 @@ from matplotlib.colors import Colormap, Normalize, to_rgba
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.dynamics import Status, Trajectories
-from cellrank_velot.plotting._colors import INK, VALUES, palette
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of, draw_colored, positions
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.plotting._paths import (
+from cellrank_velot.plotting._draw.colors import INK, VALUES, palette
+from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, draw_colored, positions
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.paths import (
     NOWHERE,
     Place,
     cluster_colors,
@@ -89,9 +89,9 @@ def trajectories(
     """Draw trajectories in an embedding, as lines over the cells.
 
     Trajectories are computed in the basis, and each of their points is drawn where its nearest cells are, see
-    :func:`cellrank_velot.projection.embed_points`. Where the embedding tears apart what are neighbours in the basis, a
-    trajectory jumps: such a step is drawn as a thin dotted line. Where the embedding is the beginning of the basis,
-    such as in ``basis="pca"``, lines are exact.
+    :func:`cellrank_velot.embedding.projection.embed_points`. Where the embedding tears apart what are neighbours in the
+    basis, a trajectory jumps: such a step is drawn as a thin dotted line. Where the embedding is the beginning of the
+    basis, such as in ``basis="pca"``, lines are exact.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Windows in an embedding: pairs of them, and the transport of one pair as arcs.
 
-Depends on the shared files of this folder and on :func:`cellrank_velot.velocity.pair_coupling`.
+Depends on the shared files of this folder and on :func:`cellrank_velot.transport.velocity.pair_coupling`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_integer, check_known, check_number
-from cellrank_velot.plotting._colors import BACKGROUND, INK, palette_of
-from cellrank_velot.plotting._embedding import HasAnnData, draw_cells, positions
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
+from cellrank_velot._utils.validation import check_integer, check_known, check_number
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, palette_of
+from cellrank_velot.plotting._draw.embedding import HasAnnData, draw_cells, positions
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
 from cellrank_velot.plotting.clusters import clusters_of, kernel_of, windows_of
-from cellrank_velot.velocity import pair_coupling
-from cellrank_velot.windows import Windows
+from cellrank_velot.transport.velocity import pair_coupling
+from cellrank_velot.transport.windows import Windows
 
 __all__ = ["window_transport", "windows"]
 

@@ -22,14 +22,14 @@ from matplotlib.colors import Colormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cellrank_velot._files import replacing
-from cellrank_velot._validation import check_choice, check_integer, check_number
+from cellrank_velot._utils.files import replacing
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.dynamics import Trajectories
-from cellrank_velot.plotting._animation import animation_path, show_animation
-from cellrank_velot.plotting._colors import BACKGROUND, INK, VALUES
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of, draw_cells, positions
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.plotting._paths import (
+from cellrank_velot.plotting._draw.animation import animation_path, show_animation
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES
+from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, draw_cells, positions
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.paths import (
     NOWHERE,
     Frames,
     cluster_colors,

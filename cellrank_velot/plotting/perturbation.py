@@ -1,6 +1,6 @@
 """Perturbations: where they take cells in an embedding, and how far they shift fates, beside other genes.
 
-Depends on the shared files of this folder and :mod:`cellrank_velot.projection` for the arithmetic.
+Depends on the shared files of this folder and :mod:`cellrank_velot.embedding.projection` for the arithmetic.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_known, check_number
-from cellrank_velot.grid import velocity_on_grid
+from cellrank_velot._utils.validation import check_choice, check_known, check_number
+from cellrank_velot.embedding.grid import velocity_on_grid
+from cellrank_velot.embedding.projection import project_by_linear_map
 from cellrank_velot.perturbation import FateShift, Perturbation, PerturbedField
-from cellrank_velot.plotting._arrows import arrows_of, draw_arrows, draw_cells_below
-from cellrank_velot.plotting._colors import INK
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of, colors_by_name, positions
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.projection import project_by_linear_map
+from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below
+from cellrank_velot.plotting._draw.colors import INK
+from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name, positions
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
 
 __all__ = ["fate_shift", "perturbation_arrows"]
 
@@ -168,7 +168,7 @@ def perturbation_arrows(
         ``"displacement"``, the change of the cells' state, or ``"response"``, the velocity of perturbed cells less that
         of unperturbed ones, which needs the field.
     n_grid, smooth, min_density
-        Grid on which arrows are averaged, see :func:`cellrank_velot.grid.velocity_on_grid`.
+        Grid on which arrows are averaged, see :func:`cellrank_velot.embedding.grid.velocity_on_grid`.
     arrow_length
         Length of a long arrow, the 95th percentile, in grid spacings.
     size, alpha, legend, title, figsize, dpi, save, show, ax

@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.dynamics.descent import ProcessFates, labels_near
 from cellrank_velot.dynamics.process import ProcessPaths
-from cellrank_velot.plotting._colors import BACKGROUND, INK, VALUES
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.plotting._paths import dot, is_jump, sections
-from cellrank_velot.plotting._plane import Plane, kernel_of, plane_of, share_labels
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES
+from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.paths import dot, is_jump, sections
+from cellrank_velot.plotting._draw.plane import Plane, kernel_of, plane_of, share_labels
 from cellrank_velot.plotting.descent import category_colors
 
 __all__ = ["fate_cells", "process_paths"]

@@ -20,10 +20,10 @@ from matplotlib.path import Path as Curve
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
-from cellrank_velot.plotting._colors import INK
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.regulation import Regulation
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot.plotting._draw.colors import INK
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.regulation.matrix import Regulation
 
 __all__ = ["regulation_heatmap", "regulation_network"]
 

@@ -17,10 +17,10 @@ from matplotlib.colors import Colormap, Normalize, to_rgb
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_known
-from cellrank_velot.plotting._colors import INK, VALUES
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.search import SCORES
+from cellrank_velot._utils.validation import check_known
+from cellrank_velot.metrics.table import SCORES
+from cellrank_velot.plotting._draw.colors import INK, VALUES
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
 
 __all__ = ["gridsearch_heatmap"]
 

@@ -1,6 +1,6 @@
 """Snapshots of a time series: the growth of their cells, and populations between them.
 
-Depends on the shared files of this folder and :mod:`cellrank_velot.interpolation`; reads AnnData.
+Depends on the shared files of this folder and :mod:`cellrank_velot.timeseries.interpolation`; reads AnnData.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
-from cellrank_velot.interpolation import Population
-from cellrank_velot.plotting._colors import BACKGROUND, INK, PROBABILITY, palette
-from cellrank_velot.plotting._embedding import HasAnnData
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.plotting._plane import Plane, kernel_of, plane_of, share_labels
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, PROBABILITY, palette
+from cellrank_velot.plotting._draw.embedding import HasAnnData
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.plane import Plane, kernel_of, plane_of, share_labels
+from cellrank_velot.timeseries.interpolation import Population
 
 __all__ = ["growth_map", "population"]
 

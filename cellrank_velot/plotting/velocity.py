@@ -1,6 +1,6 @@
 """Velocity in an embedding: streams of arrows, arrows on a grid, at cells, and before and after smoothing.
 
-Depends on :mod:`cellrank_velot.projection` for the arithmetic.
+Depends on :mod:`cellrank_velot.embedding.projection` for the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from cellrank_velot._validation import check_choice, check_integer, check_known, check_number
-from cellrank_velot.grid import VelocityGrid, velocity_on_grid
-from cellrank_velot.plotting._arrows import arrows_of, draw_arrows, draw_cells_below
-from cellrank_velot.plotting._colors import INK
-from cellrank_velot.plotting._embedding import HasAnnData, adata_of, positions, suffix_of
-from cellrank_velot.plotting._figure import close_figure, open_axes, style
-from cellrank_velot.plotting.estimates import estimate_of
-from cellrank_velot.projection import (
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot.embedding.grid import VelocityGrid, velocity_on_grid
+from cellrank_velot.embedding.projection import (
     Weighting,
     project_by_linear_map,
     project_by_transitions,
 )
+from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below
+from cellrank_velot.plotting._draw.colors import INK
+from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, positions, suffix_of
+from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting.estimates import estimate_of
 
 __all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
 
@@ -73,15 +73,16 @@ def velocity_stream(
         there is such a column.
     method
         How the velocity comes to the embedding. ``"transitions"``, of any kernel, shows where the transition matrix
-        leads, see :func:`cellrank_velot.projection.project_by_transitions`; ``"linear_map"``, of
+        leads, see :func:`cellrank_velot.embedding.projection.project_by_transitions`; ``"linear_map"``, of
         :class:`~cellrank_velot.OTVelocityKernel`, carries over the velocity of its field, see
-        :func:`cellrank_velot.projection.project_by_linear_map`. Arrows of a backward kernel point back in time.
+        :func:`cellrank_velot.embedding.projection.project_by_linear_map`. Arrows of a backward kernel point back in
+        time.
     weighting
         What neighbours count for in ``"transitions"``: ``"none"``, ``"distance"`` or ``"confidence"``.
     key
         Key in ``adata.obsp`` of the transition matrix, for an AnnData; ``"T_fwd"`` where not given.
     n_grid, smooth, min_density
-        Grid on which the velocity is averaged, see :func:`cellrank_velot.grid.velocity_on_grid`.
+        Grid on which the velocity is averaged, see :func:`cellrank_velot.embedding.grid.velocity_on_grid`.
     density
         Closeness of the streamlines.
     size, alpha

@@ -1,7 +1,7 @@
 """Calibration of the uncertainty: how often the true direction lies within the stated angle, on simulated cells.
 
-Prints the two constants of `cellrank_velot.uncertainty` from the sets that they are taken from, and the coverage on
-others. Writes docs/uncertainty.md. `--quick` takes one set of each and writes nothing.
+Prints the two constants of `cellrank_velot.field.uncertainty` from the sets that they are taken from, and the coverage
+on others. Writes docs/uncertainty.md. `--quick` takes one set of each and writes nothing.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from cellrank_velot import datasets, metrics
 from cellrank_velot.field import fit_field
 from cellrank_velot.field.losses import fit_loss, smoothness_loss
 from cellrank_velot.field.network import build_network, draw_weights
-from cellrank_velot.transport import sinkhorn
-from cellrank_velot.velocity import compute_velocity
+from cellrank_velot.transport.sinkhorn import sinkhorn
+from cellrank_velot.transport.velocity import compute_velocity
 
 DOCS = Path(__file__).parents[2] / "docs"
 SEEDS = (41, 42)

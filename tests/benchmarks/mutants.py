@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="try every mutant")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     args = parser.parse_args()
-    mutate(["cellrank_velot.edge_rows.*"])  # this makes those of the other files, too
+    mutate(["cellrank_velot.graph.rows.*"])  # this makes those of the other files, too
     drawn = {}
     for module, n in DRAWN.items():
         names = sorted(outcomes(module))

@@ -17,7 +17,7 @@ import pandas as pd
 from common import table
 from scaling import cells_in, load
 
-from cellrank_velot.compiled import edge_similarities, neighbor_means
+from cellrank_velot.graph.compiled import edge_similarities, neighbor_means
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 

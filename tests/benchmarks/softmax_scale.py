@@ -23,7 +23,7 @@ from scipy.sparse.linalg import splu
 import cellrank_velot as cv
 from cellrank_velot import datasets, metrics
 from cellrank_velot.datasets.circuit import BIFURCATION, TREE, Circuit, Network, integrate
-from cellrank_velot.transitions import compute_transitions, effective_neighbors
+from cellrank_velot.transitions.matrix import compute_transitions, effective_neighbors
 
 # Rule, and whether cells at an end mostly keep among themselves.
 RULES: tuple[tuple[Any, bool], ...] = (

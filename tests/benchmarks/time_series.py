@@ -19,10 +19,10 @@ import torch
 from common import DATA, quiet, table
 from joblib import Parallel, delayed
 
-from cellrank_velot.couplings import couple_snapshots
 from cellrank_velot.field import fit_process
 from cellrank_velot.metrics import held_out_time, wasserstein
-from cellrank_velot.snapshots import build_snapshots
+from cellrank_velot.timeseries.couplings import couple_snapshots
+from cellrank_velot.timeseries.snapshots import build_snapshots
 
 SETS = {"zebrafish": "X_latent", "emt": "X_pca", "mouse_hematopoiesis": "X_latent", "misa": "X_state"}
 SEEDS = (0, 1, 2)

@@ -15,7 +15,7 @@ import scanpy as sc
 import scipy.sparse as sp
 from common import alternate, quiet
 
-from cellrank_velot.transitions import compute_transitions
+from cellrank_velot.transitions.matrix import compute_transitions
 
 SAMPLES = (8, 16, 32, 64, 128)
 

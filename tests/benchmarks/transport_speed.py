@@ -6,8 +6,8 @@ import numpy as np
 import ot
 from common import alternate, bifurcation, quiet
 
-from cellrank_velot.velocity import compute_velocity
-from cellrank_velot.windows import Windows, build_windows
+from cellrank_velot.transport.velocity import compute_velocity
+from cellrank_velot.transport.windows import Windows, build_windows
 
 EPSILON, TOL, MAX_ITER = 0.05, 1e-6, 500
 

@@ -13,8 +13,8 @@ import numpy as np
 import velot
 from common import bifurcation, pancreas, quiet
 
-from cellrank_velot.velocity import compute_velocity
-from cellrank_velot.windows import Windows, build_windows
+from cellrank_velot.transport.velocity import compute_velocity
+from cellrank_velot.transport.windows import Windows, build_windows
 
 
 def main() -> None:

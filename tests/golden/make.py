@@ -13,7 +13,8 @@ from anndata import AnnData
 from anndata.io import write_elem
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot import OTVelocityKernel, storage
+from cellrank_velot import OTVelocityKernel
+from cellrank_velot.storage import pack as storage
 
 QUIET = {"show_progress_bar": False}
 N_CELLS, N_DIMS = 60, 3

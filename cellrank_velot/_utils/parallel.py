@@ -1,0 +1,193 @@
+"""Work in parts: in threads of this process, or wherever joblib's ``parallel_config`` sends it.
+
+The parts are the same whoever does them, and come back in their order, so that the result does not depend on it.
+Depends on joblib, torch and tqdm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import CancelledError
+from itertools import islice
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+from joblib.parallel import ThreadingBackend, get_active_backend
+from tqdm.auto import tqdm
+
+from cellrank_velot._utils.device import single_thread
+from cellrank_velot._utils.validation import check_integer
+
+__all__ = ["Jobs", "blocks", "count_jobs", "run"]
+
+# What goes with each task: it is smaller than a reference to it.
+PLAIN = (bool, int, float, str, bytes, type(None), torch.device)
+# Seconds until data and tasks are sent again to a cluster that has lost a worker meanwhile, and how often they are.
+RETRY_AFTER = 2.0
+LAST_TIME = (False, False, True)
+
+
+class Jobs(Parallel):
+    """Jobs of joblib that move a progress bar on, with any backend: not every one can return results one by one."""
+
+    def __init__(self, n_jobs: int | None, bar: Any, **options: Any) -> None:
+        super().__init__(n_jobs=n_jobs, **options)
+        self._bar, self._shown = bar, 0
+
+    def __call__(self, iterable: Iterable[Any]) -> Any:
+        self._shown = 0
+        return super().__call__(iterable)
+
+    def print_progress(self) -> None:
+        """Joblib calls this when tasks are done."""
+        self._bar.update(self.n_completed_tasks - self._shown)
+        self._shown = self.n_completed_tasks
+
+
+def run(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple[Any, ...]],
+    shared: tuple[Any, ...] = (),
+    *,
+    n_jobs: int | None = None,
+    desc: str = "",
+    show_progress_bar: bool = False,
+    delay: float = 0.0,
+    at_a_time: int | None = None,
+) -> Generator[Any, None, None]:
+    """Call a function for each task and yield what it returns, in the order of the tasks.
+
+    Parameters
+    ----------
+    function
+        Function of a module, which can be pickled; called as ``function(*shared, *task)``.
+    tasks
+        Arguments of each call, small ones.
+    shared
+        Arguments that all calls have. Those that are no plain values reach another machine once, not once per task.
+    n_jobs
+        Number of jobs. ``None`` takes that of joblib's ``parallel_config``, and outside of one as many threads as
+        torch uses. Without a backend chosen there, jobs are threads.
+    desc
+        What the progress bar says.
+    show_progress_bar
+        Whether to show one.
+    delay
+        Seconds after which it is shown.
+    at_a_time
+        Tasks that are given out before the first of them must have come back; as many as there are where not given.
+    """
+    jobs = min(count_jobs(n_jobs), len(tasks))
+    with (
+        tqdm(total=len(tasks), desc=desc, unit="batch", delay=delay, disable=not show_progress_bar) as bar,
+        single_thread(),
+    ):
+        if jobs <= 1:
+            for task in tasks:
+                yield function(*shared, *task)
+                bar.update()
+            return
+        backend, _ = get_active_backend(prefer="threads")
+        if hasattr(backend, "client"):
+            for result in _on_cluster(backend, function, tasks, shared, at_a_time or len(tasks)):
+                yield result
+                bar.update()
+            return
+        streams = getattr(backend, "supports_return_generator", False)
+        options = {"prefer": "threads", "return_as": "generator" if streams else "list"}
+        with Jobs(jobs, bar, **options) as parallel:
+            for start, stop in blocks(len(tasks), at_a_time or len(tasks)):
+                yield from parallel(delayed(_call)(function, *shared, *task) for task in tasks[start:stop])
+
+
+def blocks(n: int, size: int) -> list[tuple[int, int]]:
+    """Return where each of successive parts of at most ``size`` begins and ends."""
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def count_jobs(n_jobs: int | None) -> int:
+    """Return how many jobs are meant, see :func:`run`.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is zero.
+    """
+    if n_jobs is not None:
+        if check_integer("n_jobs", n_jobs, low=-(2**31)) == 0:
+            raise ValueError("Expected `n_jobs` to be a number of jobs, or -1 for all cores, found `0`.")
+        return effective_n_jobs(n_jobs)
+    backend, _ = get_active_backend(prefer="threads")
+    _, configured = get_active_backend()
+    if configured is None and isinstance(backend, ThreadingBackend):  # nobody has said anything of processes
+        return torch.get_num_threads()
+    return effective_n_jobs(None)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Do one task, by itself: what it calls must not ask for more workers."""
+    with parallel_config(backend="sequential"), single_thread():
+        return function(*arguments)
+
+
+def _on_cluster(
+    backend: Any, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], shared: tuple[Any, ...], n_ahead: int
+) -> Generator[Any, None, None]:
+    """Do tasks on a dask cluster, and those again that it forgets as a worker dies.
+
+    By its client, not by joblib's backend, which sends data in a way that never comes back where a worker dies then.
+    """
+    client, done = backend.client, 0
+    for last_time in LAST_TIME:
+        futures: deque[Any] = deque()
+        try:
+            arguments = _sent(client, shared)
+            left = iter(tasks[done:])
+            while True:
+                for task in islice(left, n_ahead - len(futures)):
+                    submitted = client.submit(_call, function, *arguments, *task, pure=False, **backend.submit_kwargs)
+                    futures.append(submitted)
+                if not futures:
+                    return
+                result = futures[0].result()
+                futures.popleft()
+                done += 1
+                yield result
+        except CancelledError:
+            if last_time:
+                raise
+            time.sleep(RETRY_AFTER)
+        finally:
+            if futures:
+                client.cancel(list(futures))
+
+
+def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
+    """Send what all tasks need to all workers of a cluster, once: a worker that dies takes no data with it.
+
+    First to one worker, and to the others by a task for each that needs the data and does nothing. Dask's own broadcast
+    goes on forever where one of the workers that it counted at its start is gone.
+    """
+    large = [value for value in shared if not isinstance(value, PLAIN)]
+    if not large:
+        return list(shared)
+    try:
+        sent = client.scatter(large, hash=False)
+        for copy in [
+            client.submit(_nothing, *sent, workers=[worker], allow_other_workers=True, pure=False)
+            for worker in client.ncores()
+        ]:
+            copy.result()
+    except (KeyError, OSError) as error:  # a worker has just died, which the scheduler is about to learn
+        raise CancelledError from error
+    there = iter(sent)
+    return [value if isinstance(value, PLAIN) else next(there) for value in shared]
+
+
+def _nothing(*_values: Any) -> None:
+    """Need some values where one is."""

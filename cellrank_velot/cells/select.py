@@ -1,0 +1,193 @@
+"""Which cells: by position or name, by cluster, by time, by CellRank's selector, by a box in an embedding.
+
+One of the few modules that know AnnData. Depends on anndata, numpy and pandas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.validation import check_known
+
+__all__ = ["CellSelector", "Interval", "cells_in_box", "cells_in_cluster", "cells_in_time", "select_cells"]
+
+CellSelector = Sequence[int] | Sequence[str] | NDArray[Any] | Mapping[str, Any]
+#: From where to where; None for no bound.
+Interval = tuple[float | None, float | None]
+
+
+def select_cells(adata: AnnData, selector: CellSelector | None) -> NDArray[np.bool_]:
+    """Return which cells are meant, shape ``[n_cells]``; all where ``selector`` is ``None``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    selector
+        Positions or names of cells, a mask, or CellRank's selector: a dictionary from columns of ``adata.obs`` to a
+        category or several, or to the two ends of an interval. More than one column must all hold.
+
+    Raises
+    ------
+    KeyError
+        If a name, column or category is unknown.
+    TypeError
+        If the selector is none of these.
+    ValueError
+        If a position is out of range, or an interval has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells.select import select_cells
+    >>> int(select_cells(adata, ["cell0", "cell7"]).sum())
+    2
+    >>> late = select_cells(
+    ...     adata, {"clusters": ["Fate A", "Fate B"], "dpt_pseudotime": [0.8, 1.0]}
+    ... )
+    >>> bool((vk.cells.time[late] >= 0.8).all())
+    True
+    """
+    if selector is None:
+        return np.ones(adata.n_obs, dtype=bool)
+    if isinstance(selector, Mapping):
+        masks = [_by_column(adata, str(key), value) for key, value in selector.items()]
+        return np.logical_and.reduce(masks) if masks else np.ones(adata.n_obs, dtype=bool)
+    if isinstance(selector, str) or not isinstance(selector, Sequence | np.ndarray | pd.Index | pd.Series):
+        raise TypeError(
+            "Expected cells as positions, names, a mask or a dictionary such as `{'clusters': 'Ductal'}`, found "
+            f"`{selector!r}`."
+        )
+    return _by_cells(adata, np.asarray(selector))
+
+
+def _by_cells(adata: AnnData, chosen: NDArray[Any]) -> NDArray[np.bool_]:
+    mask = np.zeros(adata.n_obs, dtype=bool)
+    if chosen.dtype == bool:
+        if chosen.shape != mask.shape:
+            raise ValueError(f"Expected a mask of `{adata.n_obs}` cells, found the shape `{chosen.shape}`.")
+        return chosen.copy()
+    if chosen.size == 0:
+        return mask
+    if np.issubdtype(chosen.dtype, np.integer):
+        if chosen.min() < 0 or chosen.max() >= adata.n_obs:
+            raise ValueError(
+                f"Expected positions of cells in [0, {adata.n_obs - 1}], found `{chosen.min()}` to `{chosen.max()}`."
+            )
+        mask[chosen] = True
+        return mask
+    if np.issubdtype(chosen.dtype, np.number):
+        raise TypeError(f"Expected whole positions of cells, found `{chosen.dtype}`.")
+    names = chosen.astype(str)
+    unknown = ~np.isin(names, adata.obs_names)
+    if unknown.any():
+        raise KeyError(f"Expected names of cells, found {sorted(set(names[unknown].tolist()))[:3]}, which are none.")
+    mask[np.isin(adata.obs_names, names)] = True
+    return mask
+
+
+def _by_column(adata: AnnData, key: str, value: Any) -> NDArray[np.bool_]:
+    check_known("adata.obs", key, adata.obs.columns)
+    column = adata.obs[key]
+    numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+    if not numeric:
+        return cells_in_cluster(adata, key, value)
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence | np.ndarray) or len(value) != 2:
+        raise ValueError(f"Expected the two ends of an interval of `adata.obs[{key!r}]`, found `{value!r}`.")
+    return cells_in_time(column.to_numpy(dtype=np.float64, na_value=np.nan), key, (value[0], value[1]))
+
+
+def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool_]:
+    """Return which cells are in a cluster, or in one of several, of ``adata.obs[key]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        Key in ``adata.obs``.
+    clusters
+        A category, or several.
+
+    Raises
+    ------
+    KeyError
+        If the column or a cluster is unknown.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells.select import cells_in_cluster
+    >>> int(cells_in_cluster(adata, "clusters", ["Fate A", "Fate B"]).sum())
+    121
+    """
+    check_known("adata.obs", key, adata.obs.columns)
+    values = adata.obs[key].astype(str)
+    chosen = [clusters] if isinstance(clusters, str) or not isinstance(clusters, Iterable) else list(clusters)
+    known = set(values[adata.obs[key].notna()])
+    for name in chosen:
+        if str(name) not in known:
+            raise KeyError(f"Expected a cluster of `adata.obs[{key!r}]`, one of {sorted(known)}, found {str(name)!r}.")
+    return np.asarray(values.isin([str(name) for name in chosen]) & adata.obs[key].notna())
+
+
+def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) -> NDArray[np.bool_]:
+    """Return which values lie in an interval, its ends included.
+
+    Parameters
+    ----------
+    values
+        Numbers, shape ``[n_cells]``; NaN lies in no interval.
+    name
+        What messages call them.
+    interval
+        Lowest and highest value; ``None`` for no bound.
+
+    Raises
+    ------
+    ValueError
+        If it has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells.select import cells_in_time
+    >>> cells_in_time(np.array([0.0, 0.5, 1.0]), "time", (0.5, None)).tolist()
+    [False, True, True]
+    """
+    if isinstance(interval, str) or not isinstance(interval, Sequence | np.ndarray) or len(interval) != 2:
+        raise ValueError(f"Expected the two ends of an interval of `{name}`, found `{interval!r}`.")
+    low, high = (
+        infinite if end is None else float(end) for end, infinite in zip(interval, (-np.inf, np.inf), strict=True)
+    )
+    if not low <= high:
+        raise ValueError(f"Expected an interval of `{name}` from low to high, found `{interval!r}`.")
+    return np.asarray((values >= low) & (values <= high))
+
+
+def cells_in_box(embedding: NDArray[np.float64], x_lim: Interval, y_lim: Interval) -> NDArray[np.bool_]:
+    """Return which cells lie in a box of the first two dimensions of an embedding.
+
+    Parameters
+    ----------
+    embedding
+        Positions of shape ``[n_cells, n_dims]``.
+    x_lim, y_lim
+        Ends of the box along both dimensions; ``None`` for no bound.
+
+    Raises
+    ------
+    ValueError
+        If a limit has not two ends in order.
+
+    Examples
+    --------
+    >>> from cellrank_velot.cells.select import cells_in_box
+    >>> cells_in_box(np.array([[0.0, 0.0], [2.0, 1.0]]), (1.0, None), (None, None)).tolist()
+    [False, True]
+    """
+    inside = cells_in_time(embedding[:, 0], "source_x_lim", x_lim)
+    return inside & cells_in_time(embedding[:, 1], "source_y_lim", y_lim)

@@ -1,0 +1,227 @@
+"""How far the velocity of each cell may be off: the spread of fields of half the cells, as simulations calibrate it.
+
+Depends on the stages windows, velocity and field, numpy and scipy; knows neither AnnData nor CellRank.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from cellrank_velot._utils.parallel import run
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_integer, check_number, check_seed
+from cellrank_velot.field import VelocityField, fit_field
+from cellrank_velot.transport.velocity import compute_velocity
+from cellrank_velot.transport.windows import Windows, build_windows
+
+__all__ = ["Uncertainty", "compute_uncertainty"]
+
+logger = logging.getLogger("cellrank_velot")
+
+# Mean and standard deviation of the logarithm of the true squared deviation over the spread of the members, with
+# which the angles of `tests/benchmarks/calibration.py` hold on simulated sets.
+LOG_RATIO_MEAN, LOG_RATIO_STD = 1.54, 0.88
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Uncertainty(Stage):
+    """How far the velocity of each cell may be off.
+
+    Attributes
+    ----------
+    spread
+        Mean squared distance between the direction of a cell's velocity and that of each member, both of length one,
+        shape ``[n_cells]``.
+    std
+        Standard deviation of the velocity per dimension, in units of the basis per unit of time, shape
+        ``[n_cells, n_dims]``; of its direction, as that of its length is not calibrated.
+    n_members
+        Number of fields.
+
+    Examples
+    --------
+    >>> found = vk.uncertainty
+    >>> bool((found.angle(0.5) <= found.angle(0.9)).all()), found.n_members
+    (True, 2)
+    """
+
+    spread: NDArray[np.float64]
+    std: NDArray[np.float64]
+    n_members: int
+
+    def angle(self, level: float = 2 / 3) -> NDArray[np.float64]:
+        """Return the angle within which the true direction lies.
+
+        Parameters
+        ----------
+        level
+            Share of the cells in which it does, in ``(0, 1)``.
+
+        Returns
+        -------
+        Angles in degrees, at most 180, shape ``[n_cells]``.
+        """
+        check_number("level", level, low=0, high=1, open_low=True, open_high=True)
+        square = self.spread * np.exp(LOG_RATIO_MEAN + LOG_RATIO_STD * norm.ppf(level))
+        return np.degrees(2 * np.arcsin(np.minimum(np.sqrt(square) / 2, 1.0)))
+
+
+def compute_uncertainty(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    windows: Windows,
+    field: VelocityField,
+    *,
+    labels: NDArray[np.int64] | None = None,
+    components: NDArray[np.int64] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    n_members: int = 4,
+    random_state: int = 0,
+    n_jobs: int | None = None,
+    show_progress_bar: bool = False,
+) -> Uncertainty:
+    """Fit fields to halves of the cells and compare them with the field of all.
+
+    Cells are halved at random, and each half goes through windows, transport and training by itself. The spread of
+    such half-samples is the sampling variance of the whole :cite:`mccarthy:69`. The error is larger, as all share what
+    the method does wrong: on simulated sets, where the truth is known, by a factor of about two in the angle, and by
+    that the angles are widened. They hold in the mean over such sets, not in each.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``.
+    windows, field
+        Windows and field of all cells.
+    labels, components
+        Clusters and connected components of the cells, as for :func:`cellrank_velot.transport.windows.build_windows`.
+    options
+        Options of the steps ``"windows"``, ``"velocity"`` and ``"field"``; default ones where not given. Half the cells
+        are cut into as many clusters, and into windows of half the size.
+    n_members
+        Number of fields, even: both halves are used.
+    random_state
+        Seed of the halves, of the clusters and of training.
+    n_jobs
+        Number of jobs, see :func:`cellrank_velot.transport.velocity.compute_velocity`. The result is the same.
+    show_progress_bar
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    The spread of the fields, and the error of each velocity that follows from it.
+
+    Raises
+    ------
+    ValueError
+        If ``n_members`` is odd or below two, or half the cells are too few for windows.
+
+    Examples
+    --------
+    >>> from cellrank_velot.field.uncertainty import compute_uncertainty
+    >>> cells, options = vk.cells, {"field": {"n_steps": 50}}
+    >>> found = compute_uncertainty(
+    ...     cells.x,
+    ...     cells.time,
+    ...     vk.connectivities,
+    ...     vk.windows,
+    ...     vk.field,
+    ...     options=options,
+    ...     n_members=2,
+    ... )
+    >>> found.std.shape
+    (300, 20)
+    """
+    check_integer("n_members", n_members, low=2)
+    if n_members % 2:
+        raise ValueError(f"Expected an even `n_members`, as cells are halved, found `{n_members}`.")
+    check_seed(random_state)
+    rng = np.random.default_rng(random_state)
+    halves = [np.sort(part) for _ in range(n_members // 2) for part in np.array_split(rng.permutation(len(x)), 2)]
+    steps = _of_half(windows, labels, options or {})
+    tasks = [(half, (random_state + number) % 2**32) for number, half in enumerate(halves)]
+    shared = (x, time, graph, labels, components, steps)
+    found = run(_member, tasks, shared, n_jobs=n_jobs, desc="uncertainty", show_progress_bar=show_progress_bar)
+    velocity = field(x, time)
+    direction, speed = _directions(velocity), np.linalg.norm(velocity, axis=1)
+    square = np.zeros_like(x)
+    with closing(found):
+        for other in found:
+            square += (_directions(other) - direction) ** 2 / n_members
+    spread = square.sum(axis=1)
+    return Uncertainty(spread, _std(square, spread, speed, graph), n_members)
+
+
+def _of_half(
+    windows: Windows, labels: NDArray[np.int64] | None, options: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the options of the steps for half the cells."""
+    steps = {step: dict(options.get(step, {})) for step in ("windows", "velocity", "field")}
+    of_windows = steps["windows"]
+    of_windows["n_clusters"] = int(np.unique(windows.cluster).size) if labels is None else None
+    of_windows["time_lag"] = windows.time_lag if np.isfinite(windows.time_lag) else None
+    of_windows["min_window_size"] = max(2, of_windows.get("min_window_size", 20) // 2)
+    if of_windows.get("window_size") is not None:
+        of_windows["window_size"] = max(of_windows["min_window_size"], of_windows["window_size"] // 2)
+    return steps
+
+
+def _member(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    labels: NDArray[np.int64] | None,
+    components: NDArray[np.int64] | None,
+    steps: Mapping[str, Mapping[str, Any]],
+    half: NDArray[np.int64],
+    seed: int,
+) -> NDArray[np.float64]:
+    """Return what the field of half the cells says for all."""
+    part, at, edges = x[half], time[half], sp.csr_matrix(graph[half][:, half])
+    codes, pieces = (None if values is None else values[half] for values in (labels, components))
+    try:
+        windows = build_windows(
+            part, at, graph=edges, labels=codes, components=pieces, random_state=seed, **steps["windows"]
+        )
+        transport = compute_velocity(part, at, windows, edges, **steps["velocity"])
+        values = transport.velocity, transport.confidence, edges, transport.relaxation
+        field = fit_field(part, at, *values, random_state=seed, **steps["field"])
+    except ValueError as error:
+        raise ValueError(
+            f"Expected enough cells for an uncertainty, which takes fields of half of them, found that `{half.size}` "
+            f"do not do: {error}"
+        ) from error
+    return field(x, time)
+
+
+def _directions(velocity: NDArray[np.float64]) -> NDArray[np.float64]:
+    length = np.linalg.norm(velocity, axis=1, keepdims=True)
+    return velocity / np.where(length > 0, length, 1.0)
+
+
+def _std(
+    square: NDArray[np.float64], spread: NDArray[np.float64], speed: NDArray[np.float64], graph: sp.csr_matrix
+) -> NDArray[np.float64]:
+    """Return the standard deviation by dimension, whose sum of squares is the expected squared deviation.
+
+    A few members don't tell dimensions apart: how the variance divides among them is taken from the neighbours, too.
+    """
+    around = square + graph @ square
+    total = around.sum(axis=1, keepdims=True)
+    profile = np.divide(around, total, out=np.full_like(around, 1 / square.shape[1]), where=total > 0)
+    expected = spread * np.exp(LOG_RATIO_MEAN + LOG_RATIO_STD**2 / 2)
+    return np.asarray(speed[:, None] * np.sqrt(expected[:, None] * profile))

@@ -1,0 +1,171 @@
+"""Loops along the edges of the neighbour graph: similarities, softmax of rows, means of neighbours, components.
+
+Depends on numba and numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.jit import compiled, read_only
+
+__all__ = ["connected_components", "edge_similarities", "neighbor_means", "row_softmax"]
+
+
+def edge_similarities(
+    x: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    indptr: NDArray[np.integer[Any]],
+    indices: NDArray[np.integer[Any]],
+    transpose: bool,
+    cosine: bool,
+    first: int,
+    last: int,
+) -> NDArray[np.float64]:
+    """Return the product, or the cosine, of the velocity and the displacement along each edge of some rows.
+
+    Parameters
+    ----------
+    x, velocity
+        Positions and velocities, shape ``[n_cells, n_dims]`` each.
+    indptr, indices
+        The graph in CSR form.
+    transpose
+        Whether the displacement leads from the neighbour to the cell, and is compared with the neighbour's velocity.
+    cosine
+        Whether to divide by both lengths; the cosine with nothing is zero.
+    first, last
+        Rows to take.
+    """
+    return _edge_similarities(*read_only(x, velocity, indptr, indices), transpose, cosine, first, last)
+
+
+def row_softmax(
+    values: NDArray[np.float64], indptr: NDArray[np.integer[Any]], scale: float, first: int, last: int
+) -> NDArray[np.float64]:
+    """Return the softmax of ``scale`` times the values of each row from ``first`` to ``last``, for all its edges."""
+    return _row_softmax(*read_only(values, indptr), scale, first, last)
+
+
+def neighbor_means(
+    x: NDArray[np.float64],
+    indptr: NDArray[np.integer[Any]],
+    indices: NDArray[np.integer[Any]],
+    weights: NDArray[np.float64],
+    rows: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Return the weighted mean position of the neighbours of some cells; their own where they have none."""
+    return _neighbor_means(*read_only(x, indptr, indices, weights, rows))
+
+
+def connected_components(
+    indptr: NDArray[np.integer[Any]], indices: NDArray[np.integer[Any]], weights: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Return the connected component of each cell, numbered by their first cells; an edge of zero is none."""
+    return np.asarray(_connected_components(*read_only(indptr, indices, weights)))
+
+
+@compiled
+def _edge_similarities(
+    x: Any, velocity: Any, indptr: Any, indices: Any, transpose: bool, cosine: bool, first: int, last: int
+) -> Any:
+    n_dims = x.shape[1]
+    start = indptr[first]
+    out = np.empty(indptr[last] - start)
+    for i in range(first, last):
+        own, of_own = x[i], velocity[i]
+        own_speed = 0.0
+        for k in range(n_dims):
+            own_speed += of_own[k] * of_own[k]
+        for edge in range(indptr[i], indptr[i + 1]):
+            j = indices[edge]
+            other = x[j]
+            product = length = speed = 0.0
+            if transpose:
+                of_other = velocity[j]
+                for k in range(n_dims):
+                    step = own[k] - other[k]
+                    product += of_other[k] * step
+                    length += step * step
+                    speed += of_other[k] * of_other[k]
+            else:
+                speed = own_speed
+                for k in range(n_dims):
+                    step = other[k] - own[k]
+                    product += of_own[k] * step
+                    length += step * step
+            if cosine:
+                norm = np.sqrt(length) * np.sqrt(speed)
+                product = product / norm if norm > 0 else 0.0
+            out[edge - start] = product
+    return out
+
+
+@compiled
+def _row_softmax(values: Any, indptr: Any, scale: float, first: int, last: int) -> Any:
+    start = indptr[first]
+    out = np.empty(indptr[last] - start)
+    for i in range(first, last):
+        begin, end = indptr[i], indptr[i + 1]
+        if begin == end:
+            continue
+        largest = values[begin]
+        for edge in range(begin, end):
+            largest = max(largest, values[edge])
+        total = 0.0
+        for edge in range(begin, end):
+            out[edge - start] = np.exp(scale * values[edge] - scale * largest)
+            total += out[edge - start]
+        for edge in range(begin, end):
+            out[edge - start] /= total
+    return out
+
+
+@compiled
+def _neighbor_means(x: Any, indptr: Any, indices: Any, weights: Any, rows: Any) -> Any:
+    n_dims = x.shape[1]
+    out = np.empty((rows.size, n_dims))
+    total = np.empty(n_dims)
+    for at in range(rows.size):
+        i = rows[at]
+        weight = 0.0
+        for k in range(n_dims):
+            total[k] = 0.0
+        for edge in range(indptr[i], indptr[i + 1]):
+            other = x[indices[edge]]
+            for k in range(n_dims):
+                total[k] += weights[edge] * other[k]
+            weight += weights[edge]
+        for k in range(n_dims):
+            out[at, k] = total[k] / weight if weight > 0 else x[i, k]
+    return out
+
+
+@compiled
+def _connected_components(indptr: Any, indices: Any, weights: Any) -> Any:
+    n_cells = indptr.size - 1
+    above = np.arange(n_cells)
+    for i in range(n_cells):
+        for edge in range(indptr[i], indptr[i + 1]):
+            if weights[edge] == 0:
+                continue
+            a, b = i, indices[edge]
+            # Each look at what is above brings a cell half way up.
+            while above[a] != a:
+                above[a] = above[above[a]]
+                a = above[a]
+            while above[b] != b:
+                above[b] = above[above[b]]
+                b = above[b]
+            above[max(a, b)] = min(a, b)
+    number, n_found = np.empty(n_cells, dtype=np.int64), 0
+    for i in range(n_cells):
+        if above[i] == i:
+            number[i] = n_found
+            n_found += 1
+        else:  # what is above comes first
+            number[i] = number[above[i]]
+    return number

@@ -1,0 +1,261 @@
+"""Inputs of the main job: time, positions, neighbours and embedding, found or computed, and the kernel on them.
+
+Knows AnnData and scanpy. All keys and names are checked before anything is computed.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+from anndata import AnnData
+
+from cellrank_velot._utils.validation import check_known, first_names
+from cellrank_velot.cells.read import TIME_KEYS, find_basis, read_time, warn_about_graph
+from cellrank_velot.job.options import JobOptions
+from cellrank_velot.kernel import OTVelocityKernel
+from cellrank_velot.plotting._draw.colors import palette
+from cellrank_velot.preprocessing.prepare import choose_root_cell, prepare, set_pseudotime
+
+__all__ = ["build_kernel", "prepare_inputs"]
+
+logger = logging.getLogger("cellrank_velot")
+
+# As many different values as a series of snapshots may have, and no pseudotime of many cells.
+FEW_TIMES = 20
+
+
+def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
+    """Find or compute positions, neighbours, time and embedding, and return the options with their keys.
+
+    All keys are checked before anything is computed. What is there already is used as it is.
+
+    Parameters
+    ----------
+    adata
+        Annotated data; what is missing is written to it.
+    options
+        What the user asks for.
+
+    Returns
+    -------
+    The options with all keys that were found or written.
+
+    Raises
+    ------
+    KeyError
+        If a key is missing and cannot be computed.
+    TypeError
+        If a column is of the wrong type.
+    ValueError
+        If a name is unknown or the data do not allow a step.
+
+    Examples
+    --------
+    >>> from cellrank_velot.job import JobOptions, prepare_inputs
+    >>> options = prepare_inputs(adata, JobOptions())
+    >>> options.time_key, options.basis, options.cluster_key
+    ('dpt_pseudotime', 'X_pca', 'clusters')
+    """
+    _make_names_unique(adata)
+    options = replace(options, cluster_key=_find_clusters(adata, options))
+    time_key = _find_time(adata, options)
+    basis = _find_basis(adata, options)
+    if options.embedding not in ("umap", "X_umap"):
+        find_basis(adata, options.embedding)
+
+    if basis is None:
+        prepare(
+            adata,
+            root_cluster=options.root_cluster if time_key is None else None,
+            root_cell=options.root_cell if time_key is None else None,
+            pseudotime_key=time_key,
+            cluster_key=options.cluster_key or "clusters",
+            n_pcs=options.n_pcs,
+            n_neighbors=options.n_neighbors,
+            random_state=options.seed,
+        )
+        logger.info("Computed PCA, neighbours and UMAP from %d genes", adata.n_vars)
+        basis, time_key = "X_pca", time_key or "dpt_pseudotime"
+    _complete_graph(adata, basis, options)
+    if time_key is None:
+        time_key = _diffusion_time(adata, options)
+    read_time(adata, time_key)
+    if options.embedding in ("umap", "X_umap") and "X_umap" not in adata.obsm:
+        _describe_graph(adata)
+        logger.info("Computing a UMAP for the pictures")
+        sc.tl.umap(adata, random_state=options.seed)
+    _check_root(adata, options, time_key)
+    logger.info("Time is `obs[%r]`, positions are `obsm[%r]`, %d cells", time_key, basis, adata.n_obs)
+    return replace(options, time_key=time_key, basis=basis, embedding=find_basis(adata, options.embedding))
+
+
+def _make_names_unique(adata: AnnData) -> None:
+    for kind, names, repair in (
+        ("cells", adata.obs_names, adata.obs_names_make_unique),
+        ("genes", adata.var_names, adata.var_names_make_unique),
+    ):
+        if not names.is_unique:
+            logger.warning("Names of %d %s occur more than once: a number was appended", names.duplicated().sum(), kind)
+            repair()
+
+
+def _find_clusters(adata: AnnData, options: JobOptions) -> str | None:
+    """Return the column of clusters, made categorical and given colours, after a check of all clusters named."""
+    key = options.cluster_key
+    named = [name for name in (options.root_cluster, *options.terminal_states) if name is not None]
+    if key is None:
+        if "clusters" not in adata.obs and not named:
+            logger.info("No clusters given: states are numbered, not named")
+            return None
+        key = "clusters"
+    check_known("adata.obs", key, adata.obs.columns, "Name the column of your clusters with `--cluster-key`.")
+    column = adata.obs[key]
+    if column.isna().any():
+        raise ValueError(
+            f"Expected a cluster for each cell in `adata.obs[{key!r}]`, found none for `{column.isna().sum()}` cells: "
+            f"{first_names(adata.obs_names, column.isna())}."
+        )
+    if not isinstance(column.dtype, pd.CategoricalDtype) or column.cat.categories.inferred_type != "string":
+        adata.obs[key] = column.astype(str).astype("category")
+    adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
+    valid = [str(category) for category in adata.obs[key].cat.categories]
+    unknown = [name for name in named if name not in valid]
+    if unknown:
+        raise ValueError(f"Unknown clusters {unknown} in `adata.obs[{key!r}]`, valid ones are {valid}.")
+    if len(adata.uns.get(f"{key}_colors", ())) != len(valid):
+        adata.uns[f"{key}_colors"] = palette(len(valid))
+    return key
+
+
+def _find_time(adata: AnnData, options: JobOptions) -> str | None:
+    """Return the column of a time that is there; ``None`` where one is to be computed from the root."""
+    if options.root_cell is not None and options.root_cell not in adata.obs_names:
+        raise KeyError(
+            f"Expected `root_cell` to be a name such as {adata.obs_names[0]!r}, found {options.root_cell!r}."
+        )
+    if options.time_key is not None:
+        check_known("adata.obs", options.time_key, adata.obs.columns)
+        read_time(adata, options.time_key)
+        return options.time_key
+    if options.root_cluster is not None or options.root_cell is not None:
+        return None
+    found = next((key for key in TIME_KEYS if key in adata.obs), None)
+    if found is None:
+        raise KeyError(
+            f"Expected a time, found none of {list(TIME_KEYS)} in `adata.obs`. Name a column with `--time-key`, or say "
+            "where the process begins with `--root-cluster` or `--root-cell`."
+        )
+    logger.info("No time given: using `obs[%r]`", found)
+    read_time(adata, found)
+    return found
+
+
+def _find_basis(adata: AnnData, options: JobOptions) -> str | None:
+    """Return the key of the positions; ``None`` where a PCA is to be computed."""
+    if options.basis is not None or "X_pca" in adata.obsm:
+        return find_basis(adata, options.basis or "X_pca")
+    if adata.X is None or adata.n_vars == 0:
+        raise KeyError(
+            f"Expected genes or a basis, found no genes and the keys {sorted(adata.obsm)} in `adata.obsm`. "
+            "Name one of them with `--basis`."
+        )
+    return None
+
+
+def _complete_graph(adata: AnnData, basis: str, options: JobOptions) -> None:
+    if "connectivities" not in adata.obsp:
+        n_neighbors = min(options.n_neighbors, max(2, adata.n_obs // 2))
+        logger.info("Computing %d neighbours in `obsm[%r]`", n_neighbors, basis)
+        sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep=basis, random_state=options.seed)
+
+
+def _diffusion_time(adata: AnnData, options: JobOptions) -> str:
+    """Compute a diffusion pseudotime from the root on the graph that is there."""
+    _describe_graph(adata)
+    warn_about_graph(adata.obsp["connectivities"], strict=True)
+    sc.tl.diffmap(adata, random_state=options.seed)
+    if options.root_cell is not None:
+        root = int(adata.obs_names.get_loc(options.root_cell))
+    else:
+        root = choose_root_cell(adata, str(options.root_cluster), str(options.cluster_key))
+    set_pseudotime(adata, [root])
+    logger.info("Computed a diffusion pseudotime from cell %r", str(adata.obs_names[root]))
+    return "dpt_pseudotime"
+
+
+def _describe_graph(adata: AnnData) -> None:
+    """Write the entry by which scanpy finds the graph, which other programs leave out."""
+    if "neighbors" in adata.uns:
+        return
+    n_neighbors = int(np.median(np.diff(sp.csr_matrix(adata.obsp["connectivities"]).indptr)))
+    adata.uns["neighbors"] = {
+        "connectivities_key": "connectivities",
+        "distances_key": "distances",
+        "params": {"n_neighbors": n_neighbors, "method": "umap"},
+    }
+
+
+def _check_root(adata: AnnData, options: JobOptions, time_key: str) -> None:
+    """Warn where another cluster is clearly earlier than the one said to be the root: the direction would be wrong."""
+    if options.root_cluster is None:
+        return
+    labels = adata.obs[options.cluster_key].astype(str)
+    rank = adata.obs[time_key].rank(pct=True)
+    median = rank.groupby(labels.to_numpy()).median()
+    if median[options.root_cluster] > median.min() + 0.1:
+        logger.warning(
+            "By `obs[%r]` the earliest cluster is %r, not the root %r: check the direction of time",
+            time_key,
+            median.idxmin(),
+            options.root_cluster,
+        )
+
+
+def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel:
+    """Run all steps of the velocity kernel.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    options
+        Options as :func:`prepare_inputs` returns them.
+
+    Returns
+    -------
+    The kernel with its transition matrix.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If the kernel refuses the data, see :class:`~cellrank_velot.OTVelocityKernel`.
+
+    Examples
+    --------
+    >>> from cellrank_velot.job import JobOptions, build_kernel, prepare_inputs
+    >>> options = prepare_inputs(adata, JobOptions(n_steps=50))
+    >>> build_kernel(adata, options).transition_matrix.shape
+    (300, 300)
+    """
+    bar = options.show_progress_bar
+    kernel = OTVelocityKernel(adata, time_key=options.time_key, basis=options.basis or "X_pca")
+    n_times = np.unique(kernel.cells.time).size
+    if n_times <= FEW_TIMES < kernel.adata.n_obs:
+        logger.warning(
+            "`obs[%r]` has %d different values and is taken as a pseudotime. If they are real time points, take "
+            'OTVelocityKernel(adata, time_key=%r, time_kind="experimental") in Python',
+            options.time_key,
+            n_times,
+            options.time_key,
+        )
+    kernel.compute_windows(random_state=options.seed)
+    kernel.compute_velocity(show_progress_bar=bar)
+    kernel.fit_field(n_steps=options.n_steps, random_state=options.seed, show_progress_bar=bar)
+    kernel.compute_transition_matrix(show_progress_bar=bar)
+    kernel.write_to_adata()
+    return kernel

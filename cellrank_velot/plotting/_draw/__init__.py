@@ -1,0 +1,1 @@
+"""What the plots share: figures, colours, cells, arrows, paths and films."""

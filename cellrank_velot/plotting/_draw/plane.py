@@ -1,0 +1,88 @@
+"""The plane that time series are drawn in: two columns of an embedding, or of the basis of the kernel.
+
+Depends on the shared files of this folder; reads AnnData.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.validation import check_integer
+from cellrank_velot.cells.read import find_basis, read_basis
+from cellrank_velot.plotting._draw.embedding import adata_of, draw_cells
+from cellrank_velot.plotting._draw.paths import Place
+
+__all__ = ["Plane", "kernel_of", "plane_of", "share_labels"]
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Cells in two dimensions, shape ``[n_cells, 2]``, and how points of the basis get there; as they are without."""
+
+    cells: FloatArray
+    name: str
+    dims: tuple[int, int]
+    place: Place | None
+
+    def embed(self, points: FloatArray) -> FloatArray:
+        """Return points of the basis of the kernel in the plane, shape ``[n_points, 2]``."""
+        return points[:, list(self.dims)] if self.place is None else self.place.embed(points)
+
+    def draw(self, ax: Axes, x: FloatArray, colors: Any, *, size: float | None, alpha: float = 1.0) -> None:
+        """Draw points of the plane, within its limits."""
+        size = size or _dot_size(ax, len(x))
+        draw_cells(ax, x, self.name, colors, size=size, alpha=alpha)
+        ax.set(xlabel=f"{self.name} {self.dims[0] + 1}", ylabel=f"{self.name} {self.dims[1] + 1}")
+        low, high = self.limits
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+
+    @property
+    def limits(self) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper limits of both axes."""
+        low, high = self.cells.min(axis=0), self.cells.max(axis=0)
+        margin = np.where(high > low, 0.04 * (high - low), 0.5)
+        return low - margin, high + margin
+
+
+def _dot_size(ax: Axes, n: int) -> float:
+    area = float(np.prod(np.asarray(ax.bbox.size) / ax.figure.dpi))
+    return float(np.clip(2200 * area / max(n, 1), 0.8, 14))
+
+
+def kernel_of(data: Any) -> Any:
+    if not hasattr(data, "cells") or not hasattr(data, "interpolate"):
+        raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
+    return data
+
+
+def plane_of(data: Any, basis: str | None, dims: tuple[int, int]) -> Plane:
+    """Return two columns of an embedding, or of the basis of the kernel."""
+    adata = adata_of(data)
+    own = getattr(data, "basis", None)
+    key = find_basis(adata, basis or own or "umap")
+    x = data.cells.x if key == own else read_basis(adata, key)
+    for dim in dims:
+        check_integer("dims", dim)
+    if len(dims) != 2 or dims[0] == dims[1] or max(dims) >= x.shape[1]:
+        raise ValueError(f"Expected `dims` to be two of the `{x.shape[1]}` columns of {key!r}, found `{dims}`.")
+    cells = np.asarray(x[:, list(dims)], dtype=np.float64)
+    name = key.removeprefix("X_")
+    place = None if key == own or own is None else Place(data.cells.x, cells)
+    return Plane(cells, name.upper() if len(name) <= 4 else name, (dims[0], dims[1]), place)
+
+
+def share_labels(panels: Sequence[Axes], n_columns: int, ours: bool) -> None:
+    """Leave the labels of the axes to the panels on the left and below."""
+    for place, panel in enumerate(panels if ours else []):
+        if place % n_columns:
+            panel.set_ylabel("")
+        if place + n_columns < len(panels):
+            panel.set_xlabel("")

@@ -1,0 +1,381 @@
+"""From counts to a time: normalisation, genes, PCA, neighbours, UMAP and diffusion pseudotime, all by scanpy.
+
+Exposed as ``cellrank_velot.pp``. Depends on scanpy and on the checks of :mod:`cellrank_velot.cells.read`. All work is
+done on a temporary object and written back at the end, so that a failure leaves the caller's AnnData as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.validation import check_integer, check_known, check_seed
+from cellrank_velot.cells.read import read_time, warn_about_graph
+from cellrank_velot.preprocessing.growth import score_growth
+
+__all__ = ["choose_root_cell", "prepare", "score_growth", "set_pseudotime"]
+
+logger = logging.getLogger("cellrank_velot")
+
+_MIN_CELLS, _MIN_GENES = 10, 3
+_TARGET_SUM = 1e4
+_N_DIFFUSION, _N_DPT = 15, 10  # components computed, and used for pseudotime, the trivial one included; as scanpy
+_MAX_LOG = 15.0  # log1p of a cell's 10 000 counts is 9.2, of a million 13.8
+
+
+def prepare(
+    adata: AnnData,
+    *,
+    root_cluster: str | Sequence[str] | None = None,
+    root_cell: str | int | Sequence[str | int] | None = None,
+    pseudotime_key: str | None = None,
+    cluster_key: str = "clusters",
+    n_pcs: int = 30,
+    n_neighbors: int = 30,
+    n_hvg: int = 2000,
+    normalize: bool | Literal["auto"] = "auto",
+    random_state: int = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Prepare an AnnData for :class:`~cellrank_velot.OTVelocityKernel`.
+
+    The time comes from exactly one of `root_cluster` and `root_cell` (diffusion pseudotime :cite:p:`haghverdi:16` from
+    there) and `pseudotime_key` (a column that exists). The direction of every velocity follows from it.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, with counts or log-normalised expression in `X`, dense or sparse.
+    root_cluster
+        Category of ``obs[cluster_key]`` where the process begins; :func:`choose_root_cell` finds the cell. Several
+        categories give one root each, see Notes.
+    root_cell
+        Name or position of the cell where the process begins, or several of them; not used where not given.
+    pseudotime_key
+        Numeric column of `obs`, used in place of a diffusion pseudotime. It is checked and stays where it is: give the
+        same name to the kernel as ``time_key``.
+    cluster_key
+        Column of `obs` that `root_cluster` refers to.
+    n_pcs
+        Number of principal components, lowered to what the data allow, with a message in the log.
+    n_neighbors
+        Number of neighbours in the graph, lowered to half of the cells, with a message in the log.
+    n_hvg
+        Number of highly variable genes that enter the PCA. All genes do where there are no more than that, or where
+        `X` has negative values.
+    normalize
+        Whether to scale every cell to 10 000 counts and take ``log1p``. "auto" does so where `X` holds whole numbers
+        only, and otherwise takes `X` to be log-normalised. ``False`` takes `X` as it is, negative values included.
+    random_state
+        Seed of PCA, neighbours, diffusion map and UMAP.
+    copy
+        Whether to return a prepared copy rather than to write to `adata`.
+
+    Returns
+    -------
+    ``None``, or the prepared copy. Written are, where normalised, ``X`` and ``layers["counts"]`` (unless that layer
+    exists); ``var["highly_variable"]``, ``varm["PCs"]``, ``obsm["X_pca"]`` of shape ``[n_cells, n_pcs]``,
+    ``obsm["X_umap"]``, ``obsp["distances"]``, ``obsp["connectivities"]`` and what goes with them in `uns`; unless
+    `pseudotime_key` is given, ``obsm["X_diffmap"]``, ``uns["iroot"]`` and ``obs["dpt_pseudotime"]`` in [0, 1].
+
+    Raises
+    ------
+    TypeError
+        If `adata` is not an AnnData, an option has the wrong type, or `X` or the column `pseudotime_key` is not
+        numeric.
+    KeyError
+        If `cluster_key`, `pseudotime_key` or a root cell does not exist.
+    ValueError
+        If none or several of the sources of time are given; if a root cluster is unknown or holds every cell; if `X`
+        has NaN, infinite or (unless ``normalize=False``) negative values; if there are too few cells or genes; if a
+        root is given and the neighbour graph is not connected; if `adata` is a view or backed, unless ``copy=True``.
+
+    Notes
+    -----
+    The diffusion map is scanpy's. The pseudotime is that of :func:`scanpy.tl.dpt`, except that components with an
+    eigenvalue above 0.9994, the long axes of a thin process, count in full.
+
+    With several roots, the pseudotime of a cell is the smallest of its diffusion pseudotimes from each of them, over
+    the largest such value: how far the nearest root is.
+
+    Examples
+    --------
+    >>> adata = datasets.bifurcation(n_cells=100, preprocess=False)
+    >>> pp.prepare(adata, root_cluster="Progenitor", n_pcs=10, n_neighbors=15, normalize=False)
+    >>> adata.obsm["X_pca"].shape, "dpt_pseudotime" in adata.obs
+    ((100, 10), True)
+    >>> vk = OTVelocityKernel(adata)
+    """
+    _check_options(adata, n_pcs=n_pcs, n_neighbors=n_neighbors, n_hvg=n_hvg, normalize=normalize, copy=copy)
+    check_seed(random_state)
+    _check_one_source(root_cluster=root_cluster, root_cell=root_cell, pseudotime_key=pseudotime_key)
+    root_clusters = [] if root_cluster is None else _known_clusters(adata, root_cluster, cluster_key)
+    roots = [] if root_cell is None else _positions(adata, root_cell)
+    if pseudotime_key is not None:
+        check_known("adata.obs", pseudotime_key, adata.obs.columns)
+        read_time(adata, pseudotime_key)
+
+    source = adata.to_memory() if adata.isbacked else adata
+    _check_expression(source.X, allow_negative=normalize is False)
+    work, normalized = _normalized(source, normalize)
+    _reduce(work, n_pcs=n_pcs, n_neighbors=n_neighbors, n_hvg=n_hvg, random_state=random_state)
+    warn_about_graph(work.obsp["connectivities"], strict=pseudotime_key is None)
+    if pseudotime_key is None:
+        sc.tl.diffmap(work, n_comps=min(_N_DIFFUSION, work.n_obs - 2), random_state=random_state)
+        roots = roots or [choose_root_cell(work, name, cluster_key) for name in root_clusters]
+        set_pseudotime(work, roots)
+    sc.tl.umap(work, random_state=random_state)
+
+    if copy and source is adata:
+        source = adata.copy()
+    _write_back(source, work, normalized=normalized)
+    return source if copy else None
+
+
+def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clusters") -> int:
+    r"""Choose the most extreme cell of a cluster in diffusion space.
+
+    It is the cell of the cluster that lies farthest from the centroid of all cells outside, in the metric of diffusion
+    pseudotime, :math:`\sum_k (\lambda_k / (1 - \lambda_k))^2 (\psi_k(x) - \psi_k(y))^2` over the diffusion components
+    :math:`\psi_k` with eigenvalues :math:`\lambda_k` :cite:p:`haghverdi:16`. This is the custom of taking the extreme
+    cell of a diffusion component, without looking for the component by eye. Distances are first averaged over each
+    cell's neighbours in the cluster, so that no outlier is chosen.
+
+    Parameters
+    ----------
+    adata
+        With a diffusion map (``obsm["X_diffmap"]``, ``uns["diffmap_evals"]``) and ``obsp["connectivities"]``.
+    root_cluster
+        Category of ``obs[cluster_key]``.
+    cluster_key
+        Column of `obs` with the clusters.
+
+    Returns
+    -------
+    Position of the root cell in `adata`.
+
+    Raises
+    ------
+    KeyError
+        If `cluster_key`, the diffusion map or the neighbours are missing.
+    ValueError
+        If `root_cluster` is unknown or holds every cell.
+
+    Examples
+    --------
+    >>> root = pp.choose_root_cell(adata, "Progenitor")
+    >>> adata.obs["clusters"].iloc[root]
+    'Progenitor'
+    >>> root == adata.uns["iroot"]  # the one that `prepare` has chosen
+    True
+    """
+    (name,) = _known_clusters(adata, root_cluster, cluster_key)
+    check_known("adata.obsm", "X_diffmap", adata.obsm.keys(), "Call `scanpy.tl.diffmap(adata)` first.")
+    check_known("adata.obsp", "connectivities", adata.obsp.keys(), "Call `scanpy.pp.neighbors(adata)` first.")
+    inside = (adata.obs[cluster_key].astype(str) == name).to_numpy()
+
+    position = _diffusion_position(adata)
+    distance = np.linalg.norm(position[inside] - position[~inside].mean(axis=0), axis=1)
+    graph = sp.csr_matrix(adata.obsp["connectivities"])[inside][:, inside] + sp.identity(distance.size)
+    smooth = graph @ distance / np.asarray(graph.sum(axis=1)).ravel()
+    root = int(np.flatnonzero(inside)[np.argmax(smooth)])
+    logger.info("Chose cell %r of cluster %r as a root", str(adata.obs_names[root]), name)
+    return root
+
+
+def _check_options(
+    adata: Any, *, n_pcs: int, n_neighbors: int, n_hvg: int, normalize: bool | Literal["auto"], copy: bool
+) -> None:
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"Expected `adata` to be an AnnData, found `{type(adata).__name__}`.")
+    for name, value in (("n_pcs", n_pcs), ("n_neighbors", n_neighbors), ("n_hvg", n_hvg)):
+        check_integer(name, value, low=2)
+    if normalize not in (True, False, "auto"):
+        raise ValueError(f"Expected `normalize` to be one of [True, False, 'auto'], found `{normalize!r}`.")
+    if adata.n_obs < _MIN_CELLS or adata.n_vars < _MIN_GENES:
+        raise ValueError(
+            f"Expected at least `{_MIN_CELLS}` cells and `{_MIN_GENES}` genes, "
+            f"found `{adata.n_obs}` cells and `{adata.n_vars}` genes."
+        )
+    if not copy and (adata.is_view or adata.isbacked):
+        raise ValueError(
+            f"Expected an AnnData to write to, found one that is {'a view' if adata.is_view else 'backed by a file'}. "
+            "Pass `copy=True`, which returns a prepared copy."
+        )
+
+
+def _check_one_source(**sources: object) -> None:
+    given = [f"`{name}`" for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"Expected exactly one of {', '.join(f'`{name}`' for name in sources)}, which give time its direction, "
+            f"found {' and '.join(given) or 'none'}."
+        )
+
+
+def _known_clusters(adata: AnnData, root_cluster: str | Sequence[str], cluster_key: str) -> list[str]:
+    """Return the names of the root clusters, of which each exists."""
+    check_known("adata.obs", cluster_key, adata.obs.columns)
+    wanted = [str(name) for name in _as_list(root_cluster)]
+    present = sorted(adata.obs[cluster_key].dropna().astype(str).unique())
+    unknown = [name for name in wanted if name not in present]
+    if unknown or not wanted:
+        raise ValueError(
+            f"Expected `root_cluster` to be of {present} in `adata.obs[{cluster_key!r}]`, found {unknown}."
+        )
+    if len(present) == 1 and adata.obs[cluster_key].notna().all():
+        raise ValueError(
+            f"Expected a root cluster, found every cell in cluster {present[0]!r}. Pass `root_cell` instead."
+        )
+    return wanted
+
+
+def _positions(adata: AnnData, root_cell: str | int | Sequence[str | int]) -> list[int]:
+    """Return the positions of the root cells, which were given by name or position."""
+    positions = []
+    for cell in _as_list(root_cell):
+        if isinstance(cell, str):
+            if cell not in adata.obs_names:
+                raise KeyError(f"Expected `root_cell` in `adata.obs_names`, found {cell!r}.")
+            positions.append(int(np.flatnonzero(adata.obs_names == cell)[0]))
+        else:
+            positions.append(check_integer("root_cell", cell))
+            if positions[-1] >= adata.n_obs:
+                raise ValueError(f"Expected `root_cell` to be below `{adata.n_obs}`, found `{cell}`.")
+    if not positions:
+        raise ValueError("Expected `root_cell` to name at least one cell, found none.")
+    return positions
+
+
+def _as_list(values: Any) -> list[Any]:
+    return [values] if isinstance(values, str) or np.ndim(values) == 0 else list(values)
+
+
+def _stored(matrix: Any) -> NDArray[Any]:
+    """Return the stored values of a dense or sparse matrix."""
+    return np.asarray(matrix.data if sp.issparse(matrix) else matrix)
+
+
+def _check_expression(matrix: Any, *, allow_negative: bool) -> None:
+    if matrix is None:
+        raise ValueError("Expected expression in `adata.X`, found none.")
+    values = _stored(matrix)
+    if not np.issubdtype(values.dtype, np.number):
+        raise TypeError(f"Expected `adata.X` to be numeric, found `{values.dtype}`.")
+    n_bad = np.count_nonzero(~np.isfinite(values))
+    if n_bad:
+        raise ValueError(f"Expected `adata.X` to be finite, found `{n_bad}` NaN or infinite values.")
+    n_negative = np.count_nonzero(values < 0)
+    if n_negative and not allow_negative:
+        raise ValueError(
+            f"Expected counts or log-normalised expression in `adata.X`, found `{n_negative}` negative values. "
+            "Pass `normalize=False` to use scaled or corrected expression as it is."
+        )
+
+
+def _normalized(source: AnnData, normalize: bool | Literal["auto"]) -> tuple[AnnData, bool]:
+    """Return a temporary AnnData with log-normalised expression, and whether it had to be normalised."""
+    matrix = sp.csr_matrix(source.X) if sp.issparse(source.X) else np.asarray(source.X)
+    dtype = matrix.dtype if np.issubdtype(matrix.dtype, np.floating) else np.float32
+    var = pd.DataFrame(index=source.var_names)
+    work = AnnData(matrix.astype(dtype, copy=True), obs=source.obs.copy(), var=var)
+
+    values = _stored(matrix)
+    if normalize == "auto":
+        normalize = bool((values == np.round(values)).all())
+        found = "whole numbers, taken as counts" if normalize else "fractions, taken as log-normalised"
+        logger.info("Found %s in `adata.X`", found)
+        if not normalize and values.max() > _MAX_LOG:
+            logger.warning("`adata.X` reaches %.4g: pass `normalize=True` if it is not logarithmic", values.max())
+    if not normalize:
+        return work, False
+    n_empty = np.count_nonzero(np.asarray(work.X.sum(axis=1)) == 0)
+    if n_empty:
+        logger.warning("Found %d cells without any count: remove them, e.g. with `scanpy.pp.filter_cells`", n_empty)
+    logger.info("Normalising to %d counts per cell, then log1p", _TARGET_SUM)
+    sc.pp.normalize_total(work, target_sum=_TARGET_SUM)
+    sc.pp.log1p(work)
+    return work, True
+
+
+def _reduce(work: AnnData, *, n_pcs: int, n_neighbors: int, n_hvg: int, random_state: int) -> None:
+    """Choose genes, and compute PCA and neighbours."""
+    if work.n_vars > n_hvg and _stored(work.X).min(initial=0) >= 0:
+        sc.pp.highly_variable_genes(work, n_top_genes=n_hvg)
+    else:
+        work.var["highly_variable"] = True
+    limits = {"n_pcs": min(work.n_obs, int(work.var["highly_variable"].sum())) - 1, "n_neighbors": work.n_obs // 2}
+    for name, value in (("n_pcs", n_pcs), ("n_neighbors", n_neighbors)):
+        if value > limits[name]:
+            logger.warning("Lowered `%s` from %d to %d, the most that the data allow", name, value, limits[name])
+    sc.pp.pca(work, n_comps=min(n_pcs, limits["n_pcs"]), mask_var="highly_variable", random_state=random_state)
+    n_neighbors = min(n_neighbors, limits["n_neighbors"])
+    sc.pp.neighbors(work, n_neighbors=n_neighbors, use_rep="X_pca", random_state=random_state)
+
+
+def _diffusion_position(adata: AnnData) -> NDArray[np.float64]:
+    """Return coordinates whose Euclidean distances are those of diffusion pseudotime, shape ``[n_cells, 9]``.
+
+    ``scanpy.tl.dpt`` differs in one respect: it takes components with an eigenvalue above 0.9994 for a sign of a
+    disconnected graph and all but drops them. In a connected graph they are the long axes of a thin process.
+    """
+    eigenvalues = np.asarray(adata.uns["diffmap_evals"], dtype=np.float64)[1:_N_DPT]
+    components = np.asarray(adata.obsm["X_diffmap"], dtype=np.float64)[:, 1:_N_DPT]
+    # eigenvalues are stored in single precision, in which 1 - eigenvalue is known to about 1e-7
+    return np.asarray(components * eigenvalues / np.maximum(1 - eigenvalues, 1e-6))
+
+
+def set_pseudotime(work: AnnData, roots: Sequence[int]) -> None:
+    """Write the diffusion pseudotime from the nearest root, in [0, 1], to ``obs["dpt_pseudotime"]``.
+
+    Needs the diffusion map of scanpy. Source: :cite:`haghverdi:16`.
+
+    Parameters
+    ----------
+    work
+        With a diffusion map of scanpy, ``obsm["X_diffmap"]`` and ``uns["diffmap_evals"]``.
+    roots
+        Positions of the cells where the process begins.
+
+    Returns
+    -------
+    Nothing. Writes ``uns["iroot"]``, the first root, and ``obs["dpt_pseudotime"]``.
+
+    Examples
+    --------
+    >>> pp.set_pseudotime(adata, [0])
+    >>> float(adata.obs["dpt_pseudotime"].iloc[0])
+    0.0
+    """
+    position = _diffusion_position(work)
+    scaled = []
+    for root in roots:
+        distance = np.linalg.norm(position - position[root], axis=1)
+        scaled.append(distance / distance.max())
+    nearest = np.min(scaled, axis=0)
+    work.uns["iroot"] = roots[0]
+    work.obs["dpt_pseudotime"] = nearest / nearest.max()
+
+
+def _write_back(target: AnnData, work: AnnData, *, normalized: bool) -> None:
+    """Take over from `work` what was computed there."""
+    if normalized:
+        if "counts" in target.layers:
+            logger.info("Kept the existing `adata.layers['counts']`")
+        else:
+            target.layers["counts"] = target.X.copy()
+        target.X = work.X
+    target.var["highly_variable"] = work.var["highly_variable"].to_numpy()
+    if "iroot" in work.uns:
+        target.obs["dpt_pseudotime"] = work.obs["dpt_pseudotime"].to_numpy()
+    for slot in ("obsm", "varm", "obsp", "uns"):
+        for key, value in getattr(work, slot).items():
+            getattr(target, slot)[key] = value

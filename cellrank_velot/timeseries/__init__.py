@@ -1,0 +1,12 @@
+"""Real time points: how a population moves, grows and dies from each snapshot to the next.
+
+``snapshots`` pairs the time points, ``couplings`` transports each to the next, ``bridges`` draws paths between the
+cells that belong together, and ``interpolation`` returns the population at any time.
+"""
+
+from cellrank_velot.timeseries.bridges import Bridges
+from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
+from cellrank_velot.timeseries.snapshots import build_snapshots
+
+__all__ = ["Bridges", "Population", "SnapshotCouplings", "build_snapshots", "couple_snapshots", "interpolate_paths"]

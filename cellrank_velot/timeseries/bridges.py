@@ -1,0 +1,148 @@
+"""Bridges: the paths along which the pairs of a coupling move, through more than two time points.
+
+Depends on couplings, numpy and torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellrank_velot.timeseries.couplings import SnapshotCouplings
+
+__all__ = ["Bridges", "limited_slope"]
+
+# A slope is at most so many times as steep as the flatter of the two secants beside it: a cubic with a steeper one may
+# pass its ends and come back (Fritsch and Carlson).
+MAX_SLOPE = 3.0
+
+
+class Bridges:
+    """Positions, velocities and masses of the pairs of a coupling, at any time between their time points.
+
+    A pair moves along a cubic from its source to its target. Where the interval has a neighbour, its slope at that end
+    is the mean of the velocity there and of its own, see :func:`limited_slope`; else it is that of a parabola. Between
+    two time points that have no other, it moves straight.
+
+    Parameters
+    ----------
+    couplings
+        The pairs.
+    x
+        Positions of the cells, shape ``[n_cells, n_dims]``.
+    device
+        Torch device.
+    straight
+        Whether pairs move straight in any case.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.timeseries.bridges import Bridges
+    >>> bridges = Bridges(sk.couplings, sk.cells.x)
+    >>> positions, velocities = bridges.move(torch.arange(3), torch.zeros(3))
+    >>> np.allclose(positions, sk.cells.x[sk.couplings.source[:3]])  # where pairs start
+    True
+    """
+
+    def __init__(
+        self,
+        couplings: SnapshotCouplings,
+        x: NDArray[np.float64],
+        *,
+        device: torch.device | str = "cpu",
+        straight: bool = False,
+    ) -> None:
+        self.couplings = couplings
+        self.straight = straight
+
+        def tensor(values: NDArray[np.float64] | NDArray[np.int64]) -> torch.Tensor:
+            return torch.tensor(values, device=device)
+
+        self.x, self.before, self.after = tensor(x), tensor(couplings.before), tensor(couplings.after)
+        self.source, self.target = tensor(couplings.source), tensor(couplings.target)
+        self.log_start, self.log_end = tensor(np.log(couplings.start)), tensor(np.log(couplings.end))
+        self.times = tensor(couplings.times)
+        self.length = torch.diff(self.times)
+        intervals = np.repeat(np.arange(couplings.n_intervals), np.diff(couplings.offsets))
+        self.interval = tensor(intervals)
+
+    def move(self, pairs: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return positions and velocities of pairs, shape ``[n, n_dims]`` each.
+
+        Parameters
+        ----------
+        pairs
+            Numbers of the pairs, shape ``[n]``.
+        share
+            Share of their interval that is over, in ``[0, 1]``, shape ``[n]``.
+        """
+        here, there = self.x[self.source[pairs]], self.x[self.target[pairs]]
+        dt = self.length[self.interval[pairs]].unsqueeze(1)
+        secant = (there - here) / dt
+        start, end = self._slopes(pairs, secant)
+        s = share.unsqueeze(1)
+        # The cubic, written as what it adds to the straight line.
+        lean_start, lean_end = (start - secant) * dt, (end - secant) * dt
+        bend = s * (1 - s) * ((1 - s) * lean_start - s * lean_end)
+        turn = (1 - s) * (1 - 3 * s) * lean_start - s * (2 - 3 * s) * lean_end
+        return here + s * (there - here) + bend, secant + turn / dt
+
+    def log_mass(self, pairs: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of the mass of pairs, shape ``[n]``."""
+        return (1 - share) * self.log_start[pairs] + share * self.log_end[pairs]
+
+    def _slopes(self, pairs: torch.Tensor, secant: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        n_intervals = self.length.numel()
+        if self.straight or n_intervals == 1:
+            return secant, secant
+        k = self.interval[pairs]
+        first, last = (k == 0).unsqueeze(1), (k == n_intervals - 1).unsqueeze(1)
+        length, length_before, length_after = (
+            self.length[(k + by).clamp(0, n_intervals - 1)].unsqueeze(1) for by in (0, -1, 1)
+        )
+        came, goes = self.before[self.source[pairs]], self.after[self.target[pairs]]
+        start = limited_slope(came, secant, length_before, length)
+        end = limited_slope(secant, goes, length, length_after)
+        return (
+            torch.where(first, _no_steeper(1.5 * secant - 0.5 * end, secant), start),
+            torch.where(last, _no_steeper(1.5 * secant - 0.5 * start, secant), end),
+        )
+
+
+def limited_slope(
+    before: torch.Tensor, after: torch.Tensor, time_before: torch.Tensor, time_after: torch.Tensor
+) -> torch.Tensor:
+    """Return the velocity between two secants, shape ``[n, n_dims]``.
+
+    It is the slope of the parabola through the three points, no steeper than three times the flatter secant
+    :cite:`fritsch:80`, times the cosine of the angle between the secants, zero where that is obtuse: a path that turns
+    is slow there. In one dimension that is the rule for cubics that keep monotone; in more it does not depend on the
+    axes.
+
+    Parameters
+    ----------
+    before, after
+        Velocities along the secants, shape ``[n, n_dims]``.
+    time_before, time_after
+        Times that they take, that broadcast.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.timeseries.bridges import limited_slope
+    >>> before, after, length = torch.tensor([[1.0]]), torch.tensor([[-1.0]]), torch.ones(1, 1)
+    >>> limited_slope(before, after, length, length).abs().tolist()  # it turns around
+    [[0.0]]
+    """
+    slope = (before * time_after + after * time_before) / (time_before + time_after)
+    length = before.norm(dim=1) * after.norm(dim=1)
+    cosine = (before * after).sum(1) / torch.where(length > 0, length, 1.0)
+    flatter = torch.where((before.norm(dim=1) < after.norm(dim=1)).unsqueeze(1), before, after)
+    return _no_steeper(slope, flatter) * cosine.clamp_min(0).unsqueeze(1)
+
+
+def _no_steeper(slope: torch.Tensor, secant: torch.Tensor) -> torch.Tensor:
+    size = slope.norm(dim=1, keepdim=True)
+    return slope * (MAX_SLOPE * secant.norm(dim=1, keepdim=True) / torch.where(size > 0, size, 1.0)).clamp_max(1.0)

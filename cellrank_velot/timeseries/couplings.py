@@ -1,0 +1,475 @@
+"""Couplings between snapshots: which cells of consecutive time points belong together, and how their mass changes.
+
+Depends on snapshots, transport, velocity, windows, numpy and torch; knows no AnnData.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_integer, check_number, check_seed
+from cellrank_velot.transport.sinkhorn import sinkhorn
+from cellrank_velot.transport.velocity import TransportVelocity, report_convergence
+from cellrank_velot.transport.windows import Windows
+
+__all__ = ["SnapshotCouplings", "check_coupling_options", "couple_snapshots"]
+
+# Tolerance of a transport that is done again, and of the balanced one at the end: masses are made to fit in any case,
+# see `_Batch.draw`.
+ROUGH_TOL = 1e-3
+# Share of a batch, and smallest number of its cells, that tell how cells grow and where they go in common.
+NEAR_SHARE = 0.05
+MIN_NEAR = 10
+# Rounds in which drawn pairs are brought to the sums of the coupling; more change nothing that shows.
+N_ROUNDS = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SnapshotCouplings(Stage):
+    r"""Pairs of cells of consecutive time points, drawn from their couplings, and the mass that each carries.
+
+    A pair carries the mass :math:`m_0` when it starts and :math:`m_1` when it ends; in between it grows or shrinks at a
+    constant rate, :math:`m(s) = m_0^{1 - s} m_1^s`. The mass of the pairs that start in a cell is that of the cell, and
+    so is that of the pairs that end in one: both snapshots come out as they are, however relaxed their coupling.
+
+    Attributes
+    ----------
+    source, target
+        Cells of each pair, shape ``[n_pairs]``, by interval.
+    offsets
+        Where the pairs of each interval start, and the end, shape ``[n_times]``.
+    start, end
+        Mass of each pair at its source and its target, shape ``[n_pairs]``.
+    times
+        Time points, shape ``[n_times]``.
+    mass
+        Mass of each time point, shape ``[n_times]``.
+    before, after
+        Mean velocity of the pairs that lead to a cell, and of those that it starts, in basis per time, shape
+        ``[n_cells, n_dims]``; NaN at the first, respectively the last time point.
+    scale
+        Mean squared distance between the cells of two time points, of each interval, shape ``[n_times - 1]``.
+    epsilon, tau
+        What the couplings were made with: see :func:`couple_snapshots`.
+
+    Examples
+    --------
+    >>> couplings = sk.couplings
+    >>> first = couplings.pairs(0)  # pairs of days 0 and 1
+    >>> np.unique(sk.cells.time[couplings.target[first]]).tolist()
+    [1.0]
+    >>> round(float(couplings.start[first].sum()), 6), couplings.matrix(0, 400).shape
+    (1.0, (400, 400))
+    """
+
+    source: NDArray[np.int64]
+    target: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+    times: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    epsilon: float
+    tau: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together."""
+        Stage.__post_init__(self)
+        n = self.source.size
+        for name in ("target", "start", "end"):
+            if getattr(self, name).shape != (n,):
+                raise ValueError(f"Expected `{name}` of shape `({n},)`, found `{getattr(self, name).shape}`.")
+        if self.offsets.shape != self.times.shape or (self.offsets.size and self.offsets[-1] != n):
+            raise ValueError(f"Expected `offsets` of `{self.times.size}` values that end at `{n}`.")
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of pairs."""
+        return int(self.source.size)
+
+    @property
+    def n_intervals(self) -> int:
+        """Number of intervals between time points."""
+        return int(self.times.size - 1)
+
+    @property
+    def rate(self) -> NDArray[np.float64]:
+        """Growth rate of each pair, per time, shape ``[n_pairs]``."""
+        return np.log(self.end / self.start) / np.repeat(np.diff(self.times), np.diff(self.offsets))
+
+    @property
+    def diffusion(self) -> float:
+        r"""Diffusion whose Schroedinger bridge has this entropic regularisation, in basis per root time.
+
+        Transport with cost :math:`|x - y|^2` and regularisation :math:`\epsilon` is the static bridge of a Brownian
+        motion of variance :math:`\sigma^2 \Delta t = \epsilon / 2` per dimension; here the mean over the intervals.
+        """
+        return float(np.sqrt(np.sum(self.epsilon * self.scale / 2) / np.sum(np.diff(self.times))))
+
+    def pairs(self, interval: int) -> slice:
+        """Return where the pairs of an interval are."""
+        return slice(int(self.offsets[interval]), int(self.offsets[interval + 1]))
+
+    def mass_at(self, pairs: NDArray[np.int64] | slice, share: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """Return the mass of some pairs when this share of their interval is over, shape ``[n]``."""
+        return np.asarray(self.start[pairs] ** (1.0 - share) * self.end[pairs] ** share)
+
+    def matrix(self, interval: int, n_cells: int) -> sp.csr_matrix:
+        """Return the coupling of an interval, as drawn: mass from each cell to each, ``[n_cells, n_cells]``.
+
+        The mass of an entry is that which the pair carries half-way.
+        """
+        part = self.pairs(interval)
+        entries = (self.mass_at(part, 0.5), (self.source[part], self.target[part]))
+        return sp.csr_matrix(entries, shape=(n_cells, n_cells))
+
+
+def couple_snapshots(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    windows: Windows,
+    *,
+    epsilon: float = 0.05,
+    tau: float | Sequence[float] = 0.9,
+    prior: NDArray[np.float64] | None = None,
+    mass: NDArray[np.float64] | None = None,
+    n_passes: int = 4,
+    n_draws: int = 4,
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    random_state: int = 0,
+    device: str = "auto",
+    show_progress_bar: bool = False,
+) -> tuple[SnapshotCouplings, TransportVelocity]:
+    r"""Transport each snapshot to the next, and draw pairs of cells from the couplings.
+
+    The transport is entropic and unbalanced :cite:`chizat:18`: ``tau`` says how strictly the distributions of the cells
+    are kept. The rest is growth and loss. What mass the cells around a cell keep is what it grows or shrinks by: a cell
+    that lies apart would else die of it. With these masses the transport is solved once more, and keeps them. With the
+    coupling :math:`P`, its row sums :math:`r` and column sums :math:`c` and the masses of the cells :math:`p, q`, a
+    pair carries :math:`P_{ij} p_i / r_i` at its source and :math:`P_{ij} q_j / c_j` at its target.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    windows
+        Batches of cells and their pairs, from :func:`cellrank_velot.timeseries.snapshots.build_snapshots`.
+    epsilon
+        Entropic regularisation, relative to the mean squared distance between the cells of two time points.
+    tau
+        How strictly the distributions are kept, in ``(0, 1]``; two values are for source and target. At 1, exactly:
+        without growth. The cost of leaving them is :math:`\epsilon \tau / (1 - \tau)`, so 0.9 allows growth where
+        cells would have to move by much more than half of the usual squared distance.
+    prior
+        Growth rate of each cell that is expected, per time, shape ``[n_cells]``; none where not given.
+    mass
+        Mass of each time point, shape ``[n_times]``; one where not given, for numbers of cells tell how many were
+        sampled.
+    n_passes
+        How often to transport. From the second time on, only what a cell moves further than the cells around it did on
+        average counts as its cost, so that a population may move far without growth being taken for it. What the cells
+        around do in common may also be that they make up for the growth of others, far away: more passes take
+        differences of growth for motion, one takes motion for growth. Of groups that are far apart and do not move,
+        one pass tells the growth best. Without effect where ``tau`` is 1.
+    n_draws
+        Pairs drawn for each cell, forward and backward.
+    tol, max_iter
+        Tolerance and bound of the solver, see :func:`cellrank_velot.transport.sinkhorn.sinkhorn`.
+    random_state
+        Seed of the draws.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or another torch device.
+    show_progress_bar
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    The couplings, and the velocity and growth of each cell.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.timeseries.couplings import couple_snapshots
+    >>> from cellrank_velot.timeseries.snapshots import build_snapshots
+    >>> x, time = sk.cells.x, sk.cells.time
+    >>> couplings, velocity = couple_snapshots(
+    ...     x, time, build_snapshots(time), mass=np.array([1.0, 1.4, 2.0, 3.0])
+    ... )
+    >>> couplings.n_intervals, velocity.growth.shape
+    (3, (400,))
+    """
+    check_seed(random_state)
+    strictness = check_coupling_options(epsilon, tau, n_passes, n_draws, tol, max_iter)
+    where = resolve_device(device)
+    options = _Options(float(epsilon), strictness, n_passes, tol, max_iter, where)
+    times = np.unique(time)
+    total = np.ones(times.size) if mass is None else np.asarray(mass, dtype=np.float64)
+    cell_mass = (total / np.bincount(windows.cluster, minlength=times.size))[windows.cluster]
+    scale = np.array(
+        [_mean_square(x[windows.cluster == k], x[windows.cluster == k + 1]) for k in range(times.size - 1)]
+    )
+    rng = np.random.default_rng(random_state)
+    sides = _Sides(x.shape)
+    drawn: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
+    interval, converged, errors = [], [], []
+    with (
+        tqdm(total=windows.n_pairs, desc="transport", unit="batch", disable=not show_progress_bar) as bar,
+        single_thread(where),
+    ):
+        for (source, target), dt in zip(windows.pairs, windows.dt, strict=True):
+            i, j = windows.cells(source), windows.cells(target)
+            k = int(windows.cluster[i[0]])
+            expected = np.zeros(i.size) if prior is None else prior[i] * dt
+            batch = _Batch(x[i], x[j], expected, scale[k], options)
+            # A batch stands for its share of the snapshot.
+            batch.weigh(cell_mass[i], cell_mass[j])
+            sides.add(batch, i, j, float(dt))
+            drawn.append(batch.draw(n_draws, rng, i, j))
+            interval.append(k)
+            converged.append(batch.converged)
+            errors.append(batch.error)
+            bar.update()
+    sizes = np.bincount(interval, [pairs[0].size for pairs in drawn], minlength=times.size - 1).astype(np.int64)
+    source, target, start, end = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    report_convergence(np.array(converged), np.array(errors))
+    couplings = SnapshotCouplings(
+        source=source,
+        target=target,
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        start=start,
+        end=end,
+        times=times,
+        mass=total,
+        before=sides.before,
+        after=sides.after,
+        scale=scale,
+        epsilon=float(epsilon),
+        tau=np.array(strictness),
+    )
+    return couplings, sides.velocity(np.array(converged), np.array(errors))
+
+
+def check_coupling_options(
+    epsilon: float, tau: float | Sequence[float], n_passes: int, n_draws: int, tol: float, max_iter: int
+) -> tuple[float, float]:
+    """Refuse options of :func:`couple_snapshots` that are out of range; return ``tau`` of source and target.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is.
+    """
+    check_number("epsilon", epsilon, low=0, open_low=True)
+    values = [*tau] if isinstance(tau, list | tuple | np.ndarray) else [tau, tau]
+    if len(values) != 2:
+        raise ValueError(f"Expected `tau` as one number, or as two for source and target, found `{len(values)}`.")
+    source, target = (check_number("tau", value, low=0, high=1, open_low=True) for value in values)
+    check_integer("n_passes", n_passes, low=1)
+    check_integer("n_draws", n_draws, low=1)
+    check_number("tol", tol, low=0, open_low=True)
+    check_integer("max_iter", max_iter, low=1)
+    return source, target
+
+
+def _mean_square(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return the mean squared distance of two groups of cells, which their means and variances tell."""
+    square = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + x.var(axis=0).sum() + y.var(axis=0).sum()
+    return float(square) or 1.0
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What all batches are solved with."""
+
+    epsilon: float
+    tau: tuple[float, float]
+    n_passes: int
+    tol: float
+    max_iter: int
+    device: torch.device
+
+
+class _Batch:
+    """The transport between two batches of cells."""
+
+    def __init__(
+        self,
+        x: NDArray[np.float64],
+        y: NDArray[np.float64],
+        log_weights: NDArray[np.float64],
+        scale: float,
+        options: _Options,
+    ) -> None:
+        centre = y.mean(axis=0)
+        # Centred, so that the squared distances don't cancel far from the origin.
+        self.x, self.y = (torch.tensor(a - centre, dtype=torch.float64, device=options.device) for a in (x, y))
+        self.scale, self.options = scale, options
+        a = torch.softmax(torch.tensor(log_weights, dtype=torch.float64, device=options.device), 0)
+        b = torch.full_like(self.y[:, 0], 1.0 / y.shape[0])
+        if min(options.tau) == 1:
+            self._solve(self.x, a, b, options.tau, options.tol)
+            self.kept = torch.ones_like(a), torch.ones_like(b)
+        else:
+            self._grow(a, b)
+
+    def _grow(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Transport in the frame that cells share, and once more with the growth that cells share."""
+        options, near, moved = self.options, _near(self.x), self.x
+        rough = max(options.tol, ROUGH_TOL)
+        for _ in range(options.n_passes - 1):
+            self._solve(moved, a, b, options.tau, rough)
+            moved = self.x + self._common_way(near)
+        self._solve(moved, a, b, options.tau, options.tol)
+        kept_a, kept_b = self.rows / a, self.columns / b
+        self.kept = kept_a.clamp_max(1.0), kept_b.clamp_max(1.0)
+        grown_a, grown_b = a * kept_a[near].mean(1), b * kept_b[_near(self.y)].mean(1)
+        self._solve(moved, grown_a / grown_a.sum(), grown_b / grown_b.sum(), (1.0, 1.0), rough)
+
+    def _solve(
+        self, moved: torch.Tensor, a: torch.Tensor, b: torch.Tensor, tau: tuple[float, float], tol: float
+    ) -> None:
+        norms = moved.square().sum(1)[:, None] + self.y.square().sum(1)
+        cost = torch.addmm(norms, moved, self.y.T, alpha=-2).clamp_(min=0) / self.scale
+        options = self.options
+        solved = sinkhorn(cost[None], a[None], b[None], options.epsilon, tau=tau, tol=tol, max_iter=options.max_iter)
+        self.plan = solved.plan[0]
+        self.converged, self.error = bool(solved.converged[0]), float(solved.marginal_error[0])
+        # Of a cell without plausible partners nothing may be left in double precision: it keeps the least.
+        tiny = torch.finfo(torch.float64).tiny
+        self.rows, self.columns = self.plan.sum(1).clamp_min(tiny), self.plan.sum(0).clamp_min(tiny)
+
+    def _common_way(self, near: torch.Tensor) -> torch.Tensor:
+        """Return the mean displacement of the sources around each, shape ``[n_sources, n_dims]``."""
+        way = self.plan @ self.y / self.rows[:, None] - self.x
+        kept = self.rows[near].unsqueeze(2)
+        return (way[near] * kept).sum(1) / kept.sum(1)
+
+    def weigh(self, p: NDArray[np.float64], q: NDArray[np.float64]) -> None:
+        """Say what mass the cells have."""
+        self.p, self.q = (torch.tensor(mass, dtype=torch.float64, device=self.plan.device) for mass in (p, q))
+        self.log_start, self.log_end = (self.p / self.rows).log(), (self.q / self.columns).log()
+
+    def draw(
+        self, n: int, rng: np.random.Generator, i: NDArray[np.int64], j: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return source, target and masses of pairs: ``n`` for each cell, sources and targets.
+
+        A pair is drawn for its source and for its target, and weighs what it has in the plan over how often it is
+        drawn, so that cells count in full that few others lead to. Rows and columns of the drawn plan are brought to
+        the sums of the whole one: their chance would be taken for growth, which is the ratio of the two masses.
+        """
+        forward = _draw_columns(self.plan, self.rows, n, rng)
+        backward = _draw_columns(self.plan.T, self.columns, n, rng)
+        rows, columns = (
+            torch.arange(drawn.shape[0], device=drawn.device).repeat_interleave(n) for drawn in (forward, backward)
+        )
+        source, target = torch.cat([rows, backward.ravel()]), torch.cat([forward.ravel(), columns])
+        each = 1.0 / (n * (1.0 / self.rows[source] + 1.0 / self.columns[target]))
+        for _ in range(N_ROUNDS):
+            each = _shared(_shared(each, target, self.columns), source, self.rows)
+        start = _shared((each.log() + self.log_start[source]).exp(), source, self.p)
+        end = _shared((each.log() + self.log_end[target]).exp(), target, self.q)
+        return i[source.cpu()], j[target.cpu()], start.cpu().numpy(), end.cpu().numpy()
+
+
+def _near(x: torch.Tensor) -> torch.Tensor:
+    """Return the points nearest to each, shape ``[n, k]``, itself among them."""
+    n = min(x.shape[0], max(MIN_NEAR, round(NEAR_SHARE * x.shape[0])))
+    return torch.cdist(x, x).topk(n, largest=False).indices
+
+
+def _draw_columns(plan: torch.Tensor, rows: torch.Tensor, n: int, rng: np.random.Generator) -> torch.Tensor:
+    """Return ``n`` columns for each row in proportion to its entries, evenly spread, shape ``[n_rows, n]``."""
+    cumulated = torch.cumsum(plan / rows[:, None], 1)
+    start = torch.tensor(rng.random((plan.shape[0], 1)), device=plan.device)
+    places = (torch.arange(n, dtype=torch.float64, device=plan.device) + start) / n * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, places).clamp_max(plan.shape[1] - 1)
+
+
+def _shared(weights: torch.Tensor, cells: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
+    """Return the weights of pairs such that those of a cell have its mass; chance would leave them a little off."""
+    # A mass of zero would have no growth rate.
+    weights = weights.clamp_min(torch.finfo(torch.float64).tiny)
+    return weights * (mass / torch.zeros_like(mass).index_add_(0, cells, weights))[cells]
+
+
+class _Sides:
+    """What the couplings tell of each cell, as a target of the interval before and a source of the one after."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        # Of the interval after (0) and before (1).
+        self.mean = np.full((2, *shape), np.nan)
+        self.spread = np.full((2, *shape), np.nan)
+        self.n_effective = np.zeros((2, shape[0]))
+        self.growth = np.full((2, shape[0]), np.nan)
+        self.support = np.zeros((2, shape[0]))
+        self.dt = np.full((2, shape[0]), np.nan)
+
+    @property
+    def after(self) -> NDArray[np.float64]:
+        """Mean velocity to the cells of the next time point."""
+        return self.mean[0]
+
+    @property
+    def before(self) -> NDArray[np.float64]:
+        """Mean velocity from the cells of the time point before."""
+        return self.mean[1]
+
+    def add(self, batch: _Batch, i: NDArray[np.int64], j: NDArray[np.int64], dt: float) -> None:
+        """Take what a batch tells of its sources ``i`` and targets ``j``."""
+        forward = (0, i, batch.plan / batch.rows[:, None], batch.x, batch.y, batch.log_start, batch.log_end)
+        backward = (1, j, (batch.plan / batch.columns).T, batch.y, batch.x, batch.log_end, batch.log_start)
+        for side, cells, shares, own, other, mine, theirs in (forward, backward):
+            sign = 1 - 2 * side
+            place = shares @ other
+            spread = (shares @ other.square() - place.square()).clamp_(min=0)
+            self.mean[side, cells] = (sign * (place - own) / dt).cpu().numpy()
+            self.spread[side, cells] = (spread / dt**2).cpu().numpy()
+            self.n_effective[side, cells] = (1.0 / shares.square().sum(1)).cpu().numpy()
+            self.growth[side, cells] = (sign * (shares @ theirs - mine * shares.sum(1)) / dt).cpu().numpy()
+            self.support[side, cells] = batch.kept[side].cpu().numpy()
+            self.dt[side, cells] = dt
+
+    def velocity(self, converged: NDArray[np.bool_], error: NDArray[np.float64]) -> TransportVelocity:
+        """Return velocity and growth of each cell: the mean of both sides, weighted as the slope of a parabola is."""
+        known = np.isfinite(self.dt)
+        # The nearer time point says more of the slope here.
+        weight = np.where(known, 1.0 / np.where(known, self.dt, 1.0), 0.0)
+        weight /= weight.sum(axis=0)
+        velocity, growth, spread, n_effective, support = (
+            np.einsum("sn,sn...->n...", weight, np.nan_to_num(values))
+            for values in (self.mean, self.growth, self.spread, self.n_effective, self.support)
+        )
+        difference = np.nan_to_num(np.sum((self.mean[0] - self.mean[1]) ** 2, axis=1))
+        return TransportVelocity(
+            velocity=velocity,
+            relaxation=np.zeros_like(velocity),
+            spread=spread,
+            n_effective=n_effective,
+            disagreement=weight.prod(axis=0) * difference,
+            support=support,
+            n_forward=known[0].astype(np.int64),
+            n_backward=known[1].astype(np.int64),
+            converged=converged,
+            marginal_error=error,
+            growth=growth,
+        )

@@ -1,0 +1,188 @@
+"""Transition probabilities under the error of the velocities: their mean over samples.
+
+Depends on edge_rows and similarities, numpy, scipy and torch.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from scipy.stats import chi
+
+from cellrank_velot._utils.device import as_tensor, in_parts
+from cellrank_velot._utils.parallel import blocks, run
+from cellrank_velot.graph.rows import normalized, softmax
+from cellrank_velot.transitions.similarities import (
+    Similarity,
+    SimilarityFunction,
+    edge_similarities,
+    elements_at_a_time,
+    genes_on,
+    transformed,
+    unit_vectors,
+)
+
+__all__ = ["mean_probabilities"]
+
+
+def mean_probabilities(
+    certain: NDArray[np.float64],
+    x: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    std: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    scale: float,
+    similarity: Similarity | SimilarityFunction,
+    *,
+    n_samples: int,
+    random_state: int,
+    transpose: bool,
+    **options: Any,
+) -> NDArray[np.float64]:
+    """Return the mean probability of each edge over velocities drawn around the given ones, shape ``[n_edges]``.
+
+    Parameters are those of :func:`cellrank_velot.transitions.matrix.compute_transitions`, and of
+    :func:`~cellrank_velot.transitions.similarities.edge_similarities`.
+
+    Parameters
+    ----------
+    certain
+        Probabilities of the velocities as given, shape ``[n_edges]``.
+    x, velocity, std
+        Positions, velocities and the standard deviations of their errors, shape ``[n_cells, n_dims]`` each.
+    graph
+        Neighbour graph.
+    scale
+        Softmax scale.
+    similarity, transpose, options
+        What is compared, and how.
+    n_samples, random_state
+        Number of samples, and their seed.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transitions.monte_carlo import mean_probabilities
+    >>> certain, std = vk.transition_matrix.data, np.ones(vk.velocity.shape)
+    >>> options = {"n_samples": 8, "random_state": 0, "transpose": False}
+    >>> rest = {"variance_stabilize": False, "loadings": None, "device": "cpu", "n_jobs": 1}
+    >>> cells, scale = (
+    ...     (vk.cells.x, vk.velocity, std, vk.connectivities),
+    ...     vk.params["softmax_scale"],
+    ... )
+    >>> found = mean_probabilities(certain, *cells, scale, "cosine", **options, **rest)
+    >>> found.shape == certain.shape, bool(found.std() < certain.std())  # rows are flatter
+    (True, True)
+    """
+    rng = np.random.default_rng(random_state)
+    normals = _standard_samples(n_samples, x.shape[1], rng)
+    # Signs of its own make the sampling error of a cell independent of its neighbours'.
+    spread = std * rng.choice([-1.0, 1.0], std.shape)
+    sampled = (x, velocity, spread, normals, graph, scale)
+    if transpose or callable(similarity):
+        return _mean_by_edge(*sampled, similarity, transpose=transpose, **options)
+    # A cell without an error keeps its row: the mean over samples is taken in single precision.
+    uncertain = np.repeat(std.any(axis=1), np.diff(graph.indptr))
+    return np.where(uncertain, _mean_by_cell(*sampled, similarity, **options), certain)
+
+
+def _standard_samples(n_samples: int, n_dims: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw standard normal vectors that cover space evenly: mirrored pairs of orthogonal directions.
+
+    With random signs of the dimensions each has the distribution of a plain sample. Orthogonal directions as in
+    :cite:`yu:16`; the lengths are drawn from as many equal shares as there are pairs, one from each.
+    """
+    n_pairs = -(-n_samples // 2)
+    n_blocks = -(-n_pairs // n_dims)
+    directions = np.linalg.qr(rng.standard_normal((n_blocks, n_dims, n_dims)))[0].reshape(-1, n_dims)
+    lengths = chi.ppf((rng.permutation(n_pairs) + rng.random(n_pairs)) / n_pairs, n_dims)
+    half = directions[:n_pairs] * lengths[:, None]
+    return np.asarray(np.concatenate([half, -half])[:n_samples])
+
+
+def _mean_by_edge(
+    x: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    normals: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    scale: float,
+    similarity: Similarity | SimilarityFunction,
+    **options: Any,
+) -> NDArray[np.float64]:
+    """Return the mean probability of each edge over samples, one deterministic matrix after the other."""
+    total = np.zeros(graph.indices.size)
+    for normal in normals:
+        logits = edge_similarities(x, velocity + spread * normal, graph, similarity, **options)
+        total += softmax(logits, graph.indptr, scale, options["n_jobs"])
+    return total / len(normals)
+
+
+def _mean_by_cell(
+    x: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    normals: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    scale: float,
+    similarity: Similarity,
+    *,
+    variance_stabilize: bool,
+    loadings: NDArray[np.float64] | None,
+    device: str | torch.device,
+    n_jobs: int | None,
+) -> NDArray[np.float64]:
+    """Return the mean probability of each edge over samples, all edges of cells of one degree at once."""
+    where = torch.device(device)
+    bound = elements_at_a_time(where)
+    width = x.shape[1] if loadings is None else max(loadings.shape)
+    degree = np.diff(graph.indptr)
+    order = np.argsort(degree, kind="stable")
+    tasks = []
+    for alike in np.split(order, np.flatnonzero(np.diff(degree[order])) + 1):
+        n_edges = int(degree[alike[0]])
+        step = max(1, bound // (width * (n_edges + len(normals)) + n_edges * len(normals)))
+        tasks += [(alike[first:last],) for first, last in blocks(alike.size, step) if n_edges]
+    arrays = (x, velocity, spread, normals, graph.indptr, graph.indices)
+    shared = (*arrays, scale, similarity, variance_stabilize, loadings, where)
+    result = np.empty(graph.indices.size)
+    found = run(_mean_of_cells, tasks, shared, n_jobs=n_jobs if where.type == "cpu" else 1)
+    with closing(found):
+        for (cells,), values in zip(tasks, found, strict=True):
+            result[graph.indptr[cells][:, None] + np.arange(values.shape[1])] = values
+    return normalized(result, degree)
+
+
+def _mean_of_cells(
+    x: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    normals: NDArray[np.float64],
+    indptr: NDArray[np.integer[Any]],
+    indices: NDArray[np.integer[Any]],
+    scale: float,
+    similarity: Similarity,
+    variance_stabilize: bool,
+    loadings: NDArray[np.float64] | None,
+    device: torch.device,
+    cells: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Return the mean probabilities of the edges of some cells, which have as many each, shape ``[n, n_edges]``."""
+    genes, _ = genes_on(loadings, x.shape[1], device)
+
+    def means(some: NDArray[np.int64]) -> NDArray[np.float32]:
+        targets = indices[indptr[some][:, None] + np.arange(indptr[some[0] + 1] - indptr[some[0]])]
+        here, there, v, s, standard = (
+            as_tensor(values, device) for values in (x[some], x[targets], velocity[some], spread[some], normals)
+        )
+        vectors = (v[:, None] + s[:, None] * standard, there - here[:, None])
+        unit_v, unit_d = (unit_vectors(transformed(a, genes, variance_stabilize), similarity) for a in vectors)
+        # Single precision is three times as fast, and its error thousands of times below that of the samples.
+        logits = (scale * unit_v).float() @ unit_d.float().mT
+        return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
+
+    return np.concatenate([found for _, found in in_parts(means, [cells], "the transition matrix")])

@@ -1,0 +1,19 @@
+"""Optimal transport in windows of time: from positions and a time to a velocity of each cell.
+
+``windows`` groups the cells and pairs the groups, ``problem`` states what it costs to move a cell, ``sinkhorn`` solves
+it, and ``velocity`` averages the displacements of each cell. Out come :class:`Windows` and :class:`TransportVelocity`.
+"""
+
+from cellrank_velot.transport.sinkhorn import sinkhorn
+from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity, end_cells, pair_coupling
+from cellrank_velot.transport.windows import Windows, build_windows
+
+__all__ = [
+    "TransportVelocity",
+    "Windows",
+    "build_windows",
+    "compute_velocity",
+    "end_cells",
+    "pair_coupling",
+    "sinkhorn",
+]

@@ -1,0 +1,311 @@
+"""The transport of one pair of windows after the other, each in the processor's cache.
+
+What :mod:`cellrank_velot.transport.sinkhorn` and :mod:`cellrank_velot.transport.batches` do in torch for many pairs at
+once, for balanced problems. Depends on numba and numpy only.
+"""
+
+from __future__ import annotations
+
+from math import factorial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.jit import compiled, inlined, read_only
+
+__all__ = ["MAX_EXCESS", "add_rows", "transport_pairs"]
+
+# As in `transport`: POT looks as often.
+CHECK_EVERY = 10
+# Scalings beyond e^(+-150) lose digits; such a pair is left to the solver in the log domain.
+SAFE = 1e65
+# exp(-700) is about the smallest number there is.
+HIGHEST = 700.0
+# Taylor's series of the exponential, highest power first: below a half, what it leaves out is less than a last place.
+TAYLOR = tuple(1.0 / factorial(k) for k in range(13, -1, -1))
+# A weight below exp(-MAX_EXCESS) would be lost, and with it the cell that has no better.
+MAX_EXCESS = 20.0
+
+
+@inlined
+def _gibbs(cost: Any, epsilon: float) -> None:
+    """Turn costs C into exp(-C / epsilon), in place: by squaring, which all lanes of the processor do at once."""
+    n, m = cost.shape
+    largest = 0.0
+    for i in range(n):
+        for j in range(m):
+            largest = max(largest, cost[i, j])
+    steepest = min(largest / epsilon, HIGHEST)
+    n_squares = 0
+    while steepest > 0.5 * 2.0**n_squares:
+        n_squares += 1
+    scale = -(0.5**n_squares) / epsilon
+    lowest = -HIGHEST * 0.5**n_squares
+    for i in range(n):
+        row = cost[i]
+        for j in range(m):
+            y = max(row[j] * scale, lowest)
+            value = TAYLOR[0]
+            for k in range(1, 14):
+                value = value * y + TAYLOR[k]
+            row[j] = value
+        for _ in range(n_squares):
+            for j in range(m):
+                row[j] *= row[j]
+
+
+@inlined
+def _cost(xs: Any, ys: Any, ts: Any, tt: Any, adjacent: Any, lambda_time: float, lambda_knn: float) -> Any:
+    """Return the costs: squared distances over their maximum, and what going back or to no neighbour costs besides."""
+    n, d = xs.shape
+    m = ys.shape[0]
+    cost = np.dot(xs, ys.T)
+    norms = np.zeros(m)
+    for j in range(m):
+        for k in range(d):
+            norms[j] += ys[j, k] * ys[j, k]
+    largest = 0.0
+    for i in range(n):
+        own = 0.0
+        for k in range(d):
+            own += xs[i, k] * xs[i, k]
+        for j in range(m):
+            cost[i, j] = max(own + norms[j] - 2.0 * cost[i, j], 0.0)
+            largest = max(largest, cost[i, j])
+    scale = 1.0 / largest if largest > 0 else 1.0
+    for i in range(n):
+        for j in range(m):
+            cost[i, j] = cost[i, j] * scale + (lambda_time if ts[i] > tt[j] else 0.0)
+    if lambda_knn > 0:
+        for i in range(n):
+            for j in range(m):
+                cost[i, j] += 0.0 if adjacent[i, j] else lambda_knn
+    return cost
+
+
+@inlined
+def _scale(kernel: Any, tol: float, max_iter: int) -> Any:
+    """Scale a kernel, in place, to the plan of even marginals; return the deviation of its columns, negative if unsafe.
+
+    Each step reads the kernel once: while a row is at hand, its scaling and what it adds to the columns are taken.
+    """
+    n, m = kernel.shape
+    a, b = 1.0 / n, 1.0 / m
+    u, v, columns, new = np.ones(n), np.ones(m), np.zeros(m), np.zeros(m)
+    for i in range(n):
+        for j in range(m):
+            columns[j] += kernel[i, j]
+    error, done, next_look = np.inf, 0, 1
+    while done < max_iter and error > tol:
+        for j in range(m):
+            v[j] = b / columns[j]
+            new[j] = 0.0
+        for i in range(n):
+            reached = 0.0
+            for j in range(m):
+                reached += kernel[i, j] * v[j]
+            u[i] = a / reached
+            for j in range(m):
+                new[j] += u[i] * kernel[i, j]
+        columns, new = new, columns
+        done += 1
+        if done in (next_look, max_iter):
+            next_look = min(next_look + CHECK_EVERY, max_iter)
+            square = 0.0
+            for j in range(m):
+                off = v[j] * columns[j] - b
+                square += off * off
+            error = np.sqrt(square)
+            if not (u.min() > 1 / SAFE and u.max() < SAFE and v.min() > 1 / SAFE and v.max() < SAFE):
+                return -1.0
+    for i in range(n):
+        for j in range(m):
+            kernel[i, j] *= u[i] * v[j]
+    return error
+
+
+@inlined
+def _side(plan: Any, x: Any, y: Any, sign: float, moved: Any, spread: Any, n_effective: Any, square: Any) -> None:
+    """Write what the plan means for each row: displacement, spread, effective number, and squared displacement."""
+    n, m = plan.shape
+    d = x.shape[1]
+    both = np.empty((m, 2 * d))
+    for j in range(m):
+        for k in range(d):
+            both[j, k] = y[j, k]
+            both[j, d + k] = y[j, k] * y[j, k]
+    moments = np.dot(plan, both)
+    for i in range(n):
+        mass = of_squares = 0.0
+        for j in range(m):
+            mass += plan[i, j]
+            of_squares += plan[i, j] * plan[i, j]
+        mass = mass if mass > 0 else 1.0
+        total = 0.0
+        for k in range(d):
+            place = moments[i, k] / mass
+            spread[i, k] = max(moments[i, d + k] / mass - place * place, 0.0)
+            moved[i, k] = sign * (place - x[i, k])
+            total += moved[i, k] * moved[i, k]
+        square[i] = total
+        n_effective[i] = mass * mass / (of_squares if of_squares > 0 else 1.0)
+
+
+@inlined
+def _adjacent(graph: Any, here: Any, there: Any) -> Any:
+    """Return which target cells are neighbours of which source cells."""
+    indptr, indices, data = graph
+    found = np.zeros((here.size, there.size), dtype=np.bool_)
+    order = np.argsort(there)
+    ascending = there[order]
+    for i in range(here.size):
+        for edge in range(indptr[here[i]], indptr[here[i] + 1]):
+            at = np.searchsorted(ascending, indices[edge])
+            if data[edge] != 0 and at < there.size and ascending[at] == indices[edge]:
+                found[i, order[at]] = True
+    return found
+
+
+@inlined
+def _solve(x: Any, time: Any, here: Any, there: Any, adjacent: Any, costs: Any, tol: float, max_iter: int) -> Any:
+    """Transport one window to its target; return positions of both, relative to the pair, the plan and its error."""
+    epsilon, lambda_time, lambda_knn = costs
+    n, m, d = here.size, there.size, x.shape[1]
+    xs, ys = np.empty((n, d)), np.empty((m, d))
+    # Centred at the pair, so that the squared distances don't cancel far from the origin.
+    for k in range(d):
+        centre = x[there[0], k]
+        for i in range(n):
+            xs[i, k] = x[here[i], k] - centre
+        for j in range(m):
+            ys[j, k] = x[there[j], k] - centre
+    plan = _cost(xs, ys, time[here], time[there], adjacent, lambda_time, lambda_knn)
+    _gibbs(plan, epsilon)
+    error = _scale(plan, tol, max_iter)
+    return xs, ys, plan, error
+
+
+@inlined
+def _add(
+    total: Any, cells: Any, window: Any, counts: Any, plan: Any, x: Any, y: Any, sign: float, rest: Any, columns: Any
+) -> None:
+    """Add what each cell of a window has from its pair to its row of the sums."""
+    dt, limit, reach = rest
+    d = x.shape[1]
+    moved, spread, n_effective, square = columns
+    _side(plan, x, y, sign, moved, spread, n_effective, square)
+    for i in range(window.size):
+        if not counts[i]:
+            continue
+        # In units of the typical square, of which the limit has so many as the reach says.
+        excess = max(square[i] / limit - 1.0, 0.0) * reach
+        weight = np.exp(-min(excess, MAX_EXCESS))
+        row = total[np.searchsorted(cells, window[i])]
+        for k in range(d):
+            row[k] += weight * moved[i, k]
+            row[d + k] += weight * spread[i, k]
+        row[2 * d] += weight * dt
+        row[2 * d + 1] += weight * n_effective[i]
+        row[2 * d + 2] += weight * square[i] / (dt * dt)
+        row[2 * d + 3] += weight
+        row[2 * d + 4] += 1.0
+
+
+def transport_pairs(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    indices: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    graph: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]],
+    pairs: NDArray[np.int64],
+    dt: NDArray[np.float64],
+    cells: NDArray[np.int64],
+    costs: tuple[float, float, float],
+    solver: tuple[float, int],
+    weights: tuple[float, float],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Transport pairs of windows and sum what their cells have from it.
+
+    Parameters
+    ----------
+    x, time
+        Positions and times of all cells, shapes ``[n_cells, n_dims]`` and ``[n_cells]``.
+    indices, offsets
+        Cells of all windows, as in :class:`cellrank_velot.transport.windows.Windows`.
+    graph
+        Neighbour graph of all cells in CSR form, read only where ``lambda_knn`` is above zero.
+    pairs, dt
+        The pairs to solve, shape ``[n_pairs, 2]``, and the time between their windows.
+    cells
+        All cells of these windows, ascending, shape ``[n_local]``.
+    costs, solver, weights
+        Epsilon, ``lambda_time`` and ``lambda_knn``; tolerance and bound on the iterations; limit and reach.
+
+    Returns
+    -------
+    Columns as in :class:`cellrank_velot.transport.sums.PairSums`, forward and backward, shape ``[2, n_local, 2 * n_dims
+    + 5]``, and the deviation of each plan from its marginals, shape ``[n_pairs]``: negative for a pair whose scalings
+    left the safe range, which has added nothing.
+    """
+    arrays = read_only(x, time, indices, offsets)
+    return _transport_pairs(*arrays, read_only(*graph), *read_only(pairs, dt, cells), costs, solver, weights)
+
+
+@compiled
+def _transport_pairs(
+    x: Any,
+    time: Any,
+    indices: Any,
+    offsets: Any,
+    graph: Any,
+    pairs: Any,
+    dt: Any,
+    cells: Any,
+    costs: Any,
+    solver: Any,
+    weights: Any,
+) -> Any:
+    tol, max_iter = solver
+    limit, reach = weights
+    d = x.shape[1]
+    total = np.zeros((2, cells.size, 2 * d + 5))
+    error = np.empty(pairs.shape[0])
+    largest = 0
+    for p in range(pairs.shape[0]):
+        for side in range(2):
+            largest = max(largest, offsets[pairs[p, side] + 1] - offsets[pairs[p, side]])
+    moved, spread = np.empty((largest, d)), np.empty((largest, d))
+    columns = (moved, spread, np.empty(largest), np.empty(largest))
+    by_graph = costs[2] > 0
+    none = np.zeros((1, 1), dtype=np.bool_)
+    for p in range(pairs.shape[0]):
+        here = indices[offsets[pairs[p, 0]] : offsets[pairs[p, 0] + 1]]
+        there = indices[offsets[pairs[p, 1]] : offsets[pairs[p, 1] + 1]]
+        adjacent = _adjacent(graph, here, there) if by_graph else none
+        xs, ys, plan, error[p] = _solve(x, time, here, there, adjacent, costs, tol, max_iter)
+        if error[p] < 0:
+            continue
+        goes, comes = np.ones(here.size, dtype=np.bool_), np.ones(there.size, dtype=np.bool_)
+        if by_graph:
+            for i in range(here.size):
+                goes[i] = adjacent[i].any()
+            for j in range(there.size):
+                comes[j] = adjacent[:, j].any()
+        rest = (dt[p], limit, reach)
+        _add(total[0], cells, here, goes, plan, xs, ys, 1.0, rest, columns)
+        _add(total[1], cells, there, comes, plan.T.copy(), ys, xs, -1.0, rest, columns)
+    return total, error
+
+
+def add_rows(total: NDArray[np.float64], cells: NDArray[np.int64], rows: NDArray[np.float64]) -> None:
+    """Add rows, shape ``[n, n_local, n_columns]``, to those of their cells in ``[n, n_cells, n_columns]``."""
+    _add_rows(total, *read_only(cells, rows))
+
+
+@compiled
+def _add_rows(total: Any, cells: Any, rows: Any) -> None:
+    for side in range(rows.shape[0]):
+        for i in range(cells.size):
+            for k in range(rows.shape[2]):
+                total[side, cells[i], k] += rows[side, i, k]

@@ -1,0 +1,314 @@
+"""Transport of pairs of windows, and what each cell has from the pairs of its windows in sum.
+
+On the processor one pair after the other in compiled loops, in as many threads, processes or machines as there are; on
+another device in padded batches. Depends on compiled, pair_batches, pair_problem and windows, numpy, scipy and torch.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from cellrank_velot._utils.device import as_tensor, in_parts, single_thread
+from cellrank_velot._utils.parallel import count_jobs, run
+from cellrank_velot.transport.batches import PairBatch, like_sized
+from cellrank_velot.transport.compiled import add_rows, transport_pairs
+from cellrank_velot.transport.problem import PairCosts, PairProblem
+from cellrank_velot.transport.windows import Windows
+
+__all__ = ["PairSums", "memory_of_sums", "pair_plan", "sum_pairs", "typical_square"]
+
+# Elements of the cost matrices solved together: on a processor small enough for its cache, elsewhere as large as hides
+# the cost of a call, and takes little memory.
+BATCH_ELEMENTS = {"cpu": 2**17, "other": 2**23}
+# Pairs of one task, by the elements of their cost matrices: some hundredths of a second.
+TASK_ELEMENTS = 2**21
+# Tasks that have been done and wait to be added, at most, for each job, where memory is short.
+TASKS_WAITING = 2
+# Pairs that are solved beforehand to learn what a typical displacement is.
+PILOT_PAIRS = 64
+# Tolerance to which: a median needs no more.
+PILOT_TOL = 1e-3
+_NO_GRAPH = (np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0))
+
+
+@dataclass(frozen=True, eq=False)
+class PairSums:
+    """Sums over the window pairs of each cell.
+
+    Attributes
+    ----------
+    cells
+        Cell of each row of the sums, shape ``[n_cells]``.
+    total
+        Forward and backward, shape ``[2, n_cells, 2 * n_dims + 5]``. Columns are displacement, spread, time, effective
+        number of places and squared speed, all weighted, the weight, and the number of pairs.
+    converged
+        Whether the coupling of each pair converged, shape ``[n_pairs]``.
+    marginal_error
+        Deviation of each coupling from its marginal, shape ``[n_pairs]``; NaN where the pair was left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
+    >>> from cellrank_velot.transport.sums import sum_pairs
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> sums = sum_pairs(problem, np.arange(3), np.inf, np.inf, torch.device("cpu"))
+    >>> bool(sums.converged[:3].all())
+    True
+    >>> bool(np.isnan(sums.marginal_error[3:]).all())  # others were left out
+    True
+    """
+
+    cells: NDArray[np.int64]
+    total: NDArray[np.float64]
+    converged: NDArray[np.bool_]
+    marginal_error: NDArray[np.float64]
+
+
+def sum_pairs(
+    problem: PairProblem,
+    use: NDArray[np.int64],
+    limit: float,
+    reach: float,
+    device: torch.device,
+    *,
+    n_jobs: int | None = None,
+    few_at_a_time: bool = False,
+    show_progress_bar: bool = False,
+) -> PairSums:
+    """Transport each window to its target and sum what its cells have from that.
+
+    Parameters
+    ----------
+    problem
+        Cells and windows.
+    use
+        Rows of ``windows.pairs`` to take, shape ``[n_used]``.
+    limit, reach
+        Squared displacement up to which one counts in full, and that in units of the typical one.
+    device
+        Where to do it.
+    n_jobs
+        See ``cellrank_velot._utils.parallel.run``.
+    few_at_a_time
+        Whether to wait with tasks until the sums of those before are added.
+    show_progress_bar
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    The sums, of all cells.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
+    >>> from cellrank_velot.transport.sums import sum_pairs, typical_square
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> use, cpu = np.arange(vk.windows.n_pairs), torch.device("cpu")
+    >>> limit = 2 * typical_square(problem, use, cpu)
+    >>> sum_pairs(problem, use, limit, 2.0, cpu).total.shape  # forward and backward
+    (2, 300, 45)
+    """
+    if device.type == "cpu":
+        return _sum_in_loops(problem, use, limit, reach, n_jobs, few_at_a_time, show_progress_bar)
+    return _sum_in_batches(problem, use, limit, reach, device, show_progress_bar)
+
+
+def memory_of_sums(problem: PairProblem, use: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the bytes that :func:`sum_pairs` takes on the CPU in any case, and those of one job.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
+    >>> from cellrank_velot.transport.sums import memory_of_sums
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> in_any_case, per_job = memory_of_sums(problem, np.arange(vk.windows.n_pairs))
+    >>> in_any_case > 300 * 2 * 45 * 8  # the sums themselves
+    True
+    """
+    windows, graph = problem.windows, problem.graph
+    n_cells, n_dims = problem.x.shape
+    row = 2 * 8 * (2 * n_dims + 5)
+    # Cells in another order, their windows, their graph; sums of all cells.
+    fixed = n_cells * 8 * (n_dims + 5) + 8 * windows.indices.size + (24 * graph.nnz if graph is not None else 0)
+    entries = [int(windows.sizes[np.unique(windows.pairs[part])].sum()) for part in _tasks(windows, use)]
+    plans = 4 * 8 * int(windows.sizes.max(initial=0)) ** 2
+    return fixed + n_cells * row, (1 + TASKS_WAITING) * max(entries, default=0) * row + plans
+
+
+def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.device) -> float:
+    """Return the median squared displacement over some pairs, spread over all; parameters are as in `sum_pairs`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
+    >>> from cellrank_velot.transport.sums import typical_square
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> typical_square(problem, np.arange(vk.windows.n_pairs), torch.device("cpu")) > 0
+    True
+    """
+    windows = problem.windows
+    pilot = use[:: max(1, use.size // PILOT_PAIRS)]
+    rough = replace(problem.costs, tol=PILOT_TOL)
+    squares = []
+    cells = problem.cells_on(device)
+
+    def squares_of(chosen: NDArray[np.int64]) -> list[torch.Tensor]:
+        batch = PairBatch.of(problem, pilot[chosen], *cells)
+        return batch.squares(batch.couplings(rough).plan)
+
+    with single_thread(device):
+        batches = like_sized(windows.sizes[windows.pairs[pilot]], BATCH_ELEMENTS["cpu"])
+        for _, found in in_parts(squares_of, batches, "transport"):
+            squares += found
+    median = float(torch.cat(squares).median()) if squares else 0.0
+    return median if median > 0 else np.inf
+
+
+def pair_plan(problem: PairProblem, pair: int, device: torch.device) -> NDArray[np.float64]:
+    """Return the plan of one pair, shape ``[n_source, n_target]``; parameters are as in `sum_pairs`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
+    >>> from cellrank_velot.transport.sums import pair_plan
+    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
+    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
+    >>> plan = pair_plan(problem, 0, torch.device("cpu"))
+    >>> plan.shape == tuple(vk.windows.sizes[vk.windows.pairs[0]]), round(float(plan.sum()), 6)
+    (True, 1.0)
+    """
+    batch = PairBatch.of(problem, np.array([pair]), *problem.cells_on(device))
+    with single_thread(device):
+        plan = batch.couplings(problem.costs).plan[0]
+    result: NDArray[np.float64] = plan.cpu().numpy()
+    return result
+
+
+def _sum_in_batches(
+    problem: PairProblem,
+    use: NDArray[np.int64],
+    limit: float,
+    reach: float,
+    device: torch.device,
+    show_progress_bar: bool,
+) -> PairSums:
+    """Do what :func:`sum_pairs` does in padded batches."""
+    windows = problem.windows
+    n_cells, n_dims = problem.x.shape
+    error = np.full(windows.n_pairs, np.nan)
+    positions, times = problem.cells_on(device)
+    total = positions.new_zeros((2, n_cells, 2 * n_dims + 5))
+
+    def solve(chosen: NDArray[np.int64]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], NDArray[np.float64]]:
+        batch = PairBatch.of(problem, use[chosen], positions, times)
+        couplings = batch.couplings(problem.costs)
+        return batch.addends(couplings.plan, limit, reach), couplings.marginal_error.cpu().numpy()
+
+    batches = like_sized(windows.sizes[windows.pairs[use]], BATCH_ELEMENTS["other"])
+    with tqdm(total=use.size, desc="transport", unit="pair", disable=not show_progress_bar) as bar:
+        # Added here: of a batch that is done again in halves, nothing must have been added.
+        for chosen, (addends, errors) in in_parts(solve, batches, "transport"):
+            for side, (rows, values) in zip(total, addends, strict=True):
+                side.index_add_(0, rows, values)
+            error[use[chosen]] = errors
+            bar.update(chosen.size)
+    sums = total.cpu().numpy().astype(np.float64)
+    return PairSums(np.arange(n_cells), sums, error <= problem.costs.tol, error)
+
+
+def _sum_in_loops(
+    problem: PairProblem,
+    use: NDArray[np.int64],
+    limit: float,
+    reach: float,
+    n_jobs: int | None,
+    few_at_a_time: bool,
+    show_progress_bar: bool,
+) -> PairSums:
+    """Do what :func:`sum_pairs` does in compiled loops."""
+    x, time, windows, graph = problem.x, problem.time, problem.windows, problem.graph
+    parts = _tasks(windows, use)
+    # Cells of one window are brought together in memory: from all over it, they would be waited for.
+    order = np.lexsort((time, windows.cluster))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(order.size)
+    if graph is not None:
+        graph = graph[order][:, order]
+    adjacency = _NO_GRAPH if graph is None else (graph.indptr, graph.indices, graph.data)
+    shared = (x[order], time[order], rank[windows.indices], windows.offsets, *adjacency, problem.costs, limit, reach)
+    found = run(
+        _sum_task,
+        [(windows.pairs[part], windows.dt[part]) for part in parts],
+        shared,
+        n_jobs=n_jobs,
+        desc="transport",
+        show_progress_bar=show_progress_bar,
+        at_a_time=(1 + TASKS_WAITING) * count_jobs(n_jobs) if few_at_a_time else None,
+    )
+    total = np.zeros((2, x.shape[0], 2 * x.shape[1] + 5))
+    error = np.full(windows.n_pairs, np.nan)
+    with closing(found):
+        for part, (cells, sums, errors) in zip(parts, found, strict=True):
+            add_rows(total, cells, sums)
+            error[part] = errors
+    return PairSums(order, total, error <= problem.costs.tol, error)
+
+
+def _sum_task(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    indices: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    indptr: NDArray[np.int32],
+    neighbors: NDArray[np.int32],
+    weights: NDArray[np.float64],
+    costs: PairCosts,
+    limit: float,
+    reach: float,
+    pairs: NDArray[np.int64],
+    dt: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the cells of some pairs, their sums, and the error of each pair."""
+    used = np.unique(pairs)
+    cells = np.unique(np.concatenate([indices[offsets[window] : offsets[window + 1]] for window in used]))
+    total, error = transport_pairs(
+        *(x, time, indices, offsets, (indptr, neighbors, weights), pairs, dt, cells),
+        (float(costs.epsilon), float(costs.lambda_time), float(costs.lambda_knn)),
+        (float(costs.tol), int(costs.max_iter)),
+        (float(limit), float(reach)),
+    )
+    left = np.flatnonzero(error < 0)
+    if left.size:
+        # Their scalings left the safe range: the other solver works in the log domain.
+        graph = sp.csr_matrix((weights, neighbors, indptr), shape=(x.shape[0],) * 2) if costs.lambda_knn > 0 else None
+        positions, times = (as_tensor(values, torch.device("cpu")) for values in (x, time))
+        sums = torch.from_numpy(total)
+        for part in like_sized(np.diff(offsets)[pairs[left]], BATCH_ELEMENTS["cpu"]):
+            chosen = left[part]
+            batch = PairBatch(indices, offsets, pairs[chosen], dt[chosen], positions, times, graph)
+            couplings = batch.couplings(costs)
+            batch.add_to(sums, couplings.plan, limit, reach, torch.from_numpy(cells))
+            error[chosen] = couplings.marginal_error.numpy()
+    return cells, total, error
+
+
+def _tasks(windows: Windows, use: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return successive pairs, which share their cells, in parts that take about as long."""
+    elements = np.cumsum(windows.sizes[windows.pairs[use]].prod(axis=1))
+    return np.split(use, np.flatnonzero(np.diff(elements // TASK_ELEMENTS)) + 1) if use.size else []

@@ -1,0 +1,549 @@
+"""Velocity of each cell from the couplings of its windows.
+
+Depends on manifold, pair_problem, pairs and windows, numpy and scipy; knows no AnnData.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.device import resolve_device
+from cellrank_velot._utils.memory import jobs_within
+from cellrank_velot._utils.parallel import blocks, count_jobs
+from cellrank_velot._utils.stage import Stage, frozen
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot.graph.residuals import residuals, structured_share
+from cellrank_velot.transport.problem import PairCosts, PairProblem
+from cellrank_velot.transport.sums import PairSums, memory_of_sums, pair_plan, sum_pairs, typical_square
+from cellrank_velot.transport.windows import Windows
+
+__all__ = [
+    "TransportVelocity",
+    "check_velocity_options",
+    "compute_velocity",
+    "end_cells",
+    "pair_coupling",
+    "report_convergence",
+]
+
+logger = logging.getLogger("cellrank_velot")
+
+# Cells whose sums are worked on at a time: they stay in a processor's cache.
+BLOCK_CELLS = 8192
+# The relaxation that is kept has at most this share of the size of the current velocity.
+MAX_RELAXATION = 0.47
+# Share of the whole time in which a cell is taken to return to the manifold.
+RELAXATION_TIME = 0.03
+# Cells with a neighbour that is later by more than this share of the time between windows are at no end.
+END_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TransportVelocity(Stage):
+    """Optimal-transport velocity of each cell.
+
+    Attributes
+    ----------
+    velocity
+        Velocity in units of the basis per unit of time, shape ``[n_cells, n_dims]``; NaN without an estimate.
+    relaxation
+        The part of it that returns the cell to the manifold, shape ``[n_cells, n_dims]``; zero without an estimate.
+        Neighbours differ in it, while they share the rest.
+    spread
+        Variance per dimension of the velocities to the places that a coupling of the cell leads to, the diagonal of
+        their conditional covariance, mean over its couplings, shape ``[n_cells, n_dims]``; NaN without an estimate.
+    n_effective
+        Effective number of places that a coupling leads a cell to, shape ``[n_cells]``; 0 without an estimate.
+    disagreement
+        Variance between the velocities of a cell's window pairs, forward and backward each by itself, sum over the
+        dimensions, shape ``[n_cells]``; NaN without an estimate.
+    support
+        How plausible the displacements of a cell are, in ``[0, 1]``, shape ``[n_cells]``: one where none is much longer
+        than usual, forward or backward, whichever is better; 0 without an estimate.
+    n_forward, n_backward
+        Number of window pairs that a cell goes out from and comes in by, shape ``[n_cells]``.
+    converged
+        Whether the coupling of each window pair converged, shape ``[n_pairs]``.
+    marginal_error
+        Euclidean norm of the deviation of each coupling from its marginal, shape ``[n_pairs]``; NaN where the pair has
+        no difference in time and was left out.
+    growth
+        Growth rate of each cell, per time, shape ``[n_cells]``; None where mass is kept, as in pseudotime.
+
+    Examples
+    --------
+    >>> sure = vk.transport.confidence > np.median(vk.transport.confidence)
+    >>> truth = adata.obsm["true_velocity_pca"]
+    >>> cosine = metrics.cosines(vk.transport.velocity, truth)
+    >>> bool(cosine[sure].mean() > cosine[~sure].mean())
+    True
+    >>> float(vk.transport.converged.mean()), float(vk.transport.has_estimate.mean())
+    (1.0, 1.0)
+    """
+
+    velocity: NDArray[np.float64]
+    relaxation: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    n_effective: NDArray[np.float64]
+    disagreement: NDArray[np.float64]
+    support: NDArray[np.float64]
+    n_forward: NDArray[np.int64]
+    n_backward: NDArray[np.int64]
+    converged: NDArray[np.bool_]
+    marginal_error: NDArray[np.float64]
+    growth: NDArray[np.float64] | None = None
+
+    @property
+    def n_windows(self) -> NDArray[np.int64]:
+        """Number of window pairs that contributed to each cell, shape ``[n_cells]``."""
+        return self.n_forward + self.n_backward
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Variance of the velocity per dimension that the couplings' spread gives, shape ``[n_cells, n_dims]``.
+
+        As of the mean over so many places as are effective: window pairs share cells, and don't count as independent.
+        """
+        return self.spread / np.maximum(self.n_effective, 1.0)[:, None]
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """Confidence in each velocity, in ``[0, 1]``, shape ``[n_cells]``.
+
+        The product of its support, of the share of the squared velocity in its sum with its variance and with that of
+        the mean over its window pairs, and of the number of these pairs over the largest of any cell.
+        """
+        square = np.nan_to_num(np.sum(self.velocity**2, axis=1))
+        between = self.disagreement / np.maximum(self.n_windows, 1)
+        total = square + np.nan_to_num(self.variance.sum(axis=1) + between)
+        share = np.divide(square, total, out=np.ones_like(square), where=total > 0)  # no motion at all is certain, too
+        return self.support * share * self.n_windows / max(int(self.n_windows.max()), 1)
+
+    @property
+    def has_estimate(self) -> NDArray[np.bool_]:
+        """Whether a cell has an estimate, shape ``[n_cells]``."""
+        return self.n_windows > 0
+
+
+def compute_velocity(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    windows: Windows,
+    graph: sp.csr_matrix | None = None,
+    *,
+    epsilon: float = 0.05,
+    lambda_time: float = 1.0,
+    lambda_knn: float = 0.0,
+    reach: float | None = 2.0,
+    relaxation: float | Literal["auto"] = "auto",
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    device: str = "auto",
+    n_jobs: int | None = None,
+    memory_limit: float | str | None = None,
+    show_progress_bar: bool = False,
+) -> TransportVelocity:
+    r"""Transport each window to its target and average the displacements of each cell.
+
+    The cost of moving cell i to cell j is :math:`\|x_i - x_j\|^2` over its maximum in the pair, plus
+    ``lambda_time`` where j is earlier than i, plus ``lambda_knn`` where j is no neighbour of i. A cell is displaced
+    forward to :math:`\sum_j P_{ij} x_j / \sum_j P_{ij}`, the mean of where it goes, and backward to the mean of where
+    it comes from. The forward velocity :math:`v^+` is the sum of its forward displacements over the sum of the time
+    between the windows, :math:`v^-` likewise.
+
+    All mass of a window has to go to its target. Where a branch ends in between, that is another branch, and the
+    displacement unusually long: ``reach`` says from where on it counts less. If that leaves a cell little support in
+    one direction, the other is relied on.
+
+    The mean of both, the current velocity, is free of the cell's own noise: whatever takes it off the manifold, the
+    forward displacement takes back and the backward one adds. What is left, :math:`(v^+ - v^-) / 2`, relaxes the cell
+    to the manifold :cite:`nelson:66`. Measurement noise does that as well as regulation does, so that a share F of it
+    is kept, :math:`v = (v^+ + v^-) / 2 + F (v^+ - v^-) / 2`.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    windows
+        Windows and their pairs.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``; without it ``lambda_knn`` has no effect.
+    epsilon
+        Entropic regularisation, relative to the largest squared distance of a pair of windows.
+    lambda_time
+        Cost of going back in time.
+    lambda_knn
+        Cost of going to a cell that is no neighbour. With it, a cell without a neighbour in the other window takes
+        nothing from that pair.
+    reach
+        Squared displacement, in units of the median one, up to which a displacement counts in full. Beyond, its weight
+        falls exponentially. ``None`` counts all alike, as VelOT does.
+    relaxation
+        Share of the relaxation to the manifold that is kept: ``1`` is the forward velocity, which VelOT reports, ``0``
+        the current velocity. ``"auto"`` takes a cell to return in 0.03 of the whole time, whatever the time between the
+        windows, and keeps of this the :func:`~cellrank_velot.graph.residuals.structured_share` of the residuals; in the
+        root mean square over the cells at most 0.47 of the current velocity. It needs ``graph``. A cell with support in
+        one direction takes its relaxation from its residual to the mean of its neighbours; without a graph it keeps
+        that velocity as it is.
+    tol, max_iter
+        Tolerance and bound of the solver, see :func:`cellrank_velot.transport.sinkhorn.sinkhorn`.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or another torch device.
+    n_jobs
+        Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
+        threads, processes and a cluster, and outside of one as many threads as torch uses. The result is the same.
+    memory_limit
+        Bytes, or ``"4 GB"``, that this process may take besides what it holds, the result included. There are as many
+        jobs at a time as that allows.
+    show_progress_bar
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    The velocity of each cell, and what it rests on.
+
+    Raises
+    ------
+    MemoryError
+        If ``memory_limit`` is too low for so many cells.
+    ValueError
+        If a parameter is out of range, or ``relaxation="auto"`` comes without a graph.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transport.velocity import compute_velocity
+    >>> found = compute_velocity(
+    ...     vk.cells.x, vk.cells.time, vk.windows, vk.connectivities, epsilon=0.1
+    ... )
+    >>> found.velocity.shape, bool(found.converged.all())
+    ((300, 20), True)
+    """
+    check_velocity_options(epsilon, lambda_time, lambda_knn, reach, relaxation, tol, max_iter)
+    if relaxation == "auto" and graph is None:
+        raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
+    where = resolve_device(device)
+    costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
+    problem = PairProblem.of(x, time, windows, graph, costs)
+    use = np.flatnonzero(windows.dt > 0)
+    if use.size < windows.n_pairs:
+        logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
+    if memory_limit is not None:
+        fixed, of_job = memory_of_sums(problem, use)
+        fixed += 4 * problem.x.nbytes + 80 * problem.x.shape[0]  # what comes out of the sums, and the residuals
+        n_jobs = jobs_within(memory_limit, fixed, of_job, count_jobs(n_jobs), "transport")
+    limit = np.inf if reach is None else reach * typical_square(problem, use, where)
+    sums = sum_pairs(
+        *(problem, use, limit, reach or 1.0, where),
+        n_jobs=n_jobs,
+        few_at_a_time=memory_limit is not None,
+        show_progress_bar=show_progress_bar,
+    )
+    report_convergence(sums.converged[use], sums.marginal_error[use])
+    lag = float(windows.dt[use].mean() / np.ptp(problem.time)) if use.size else 0.0
+    residual = None if graph is None else residuals(problem.x, graph, n_jobs=n_jobs)
+    result = _combine(sums, residual, relaxation, lag)
+    n_none = int((~result.has_estimate).sum())
+    if n_none:
+        logger.info("%d of %d cells have no estimate from transport", n_none, problem.x.shape[0])
+    return result
+
+
+def pair_coupling(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    windows: Windows,
+    pair: int,
+    graph: sp.csr_matrix | None = None,
+    *,
+    epsilon: float = 0.05,
+    lambda_time: float = 1.0,
+    lambda_knn: float = 0.0,
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
+    """Return the transport plan of one pair of windows, the one that :func:`compute_velocity` takes its cells along.
+
+    It keeps no plans: they would take more memory than all else. Called with its parameters, this solves one again.
+
+    Parameters
+    ----------
+    x, time, windows, graph
+        Cells and windows, as for :func:`compute_velocity`.
+    pair
+        Which row of ``windows.pairs``.
+    epsilon, lambda_time, lambda_knn, tol, max_iter, device
+        As for :func:`compute_velocity`.
+
+    Returns
+    -------
+    Mass from each source cell to each target cell, one in all, shape ``[n_source, n_target]``, in the order of
+    ``windows.cells``.
+
+    Raises
+    ------
+    TypeError
+        If the pair is not an integer.
+    ValueError
+        If there is no such pair, it has no difference in time, so that no velocity was taken from it, or a parameter
+        is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transport.velocity import pair_coupling
+    >>> plan = pair_coupling(vk.cells.x, vk.cells.time, vk.windows, 0)
+    >>> source, target = (vk.windows.cells(window) for window in vk.windows.pairs[0])
+    >>> plan.shape == (source.size, target.size), round(float(plan.sum()), 6)
+    (True, 1.0)
+    """
+    check_velocity_options(epsilon, lambda_time, lambda_knn, None, 0.0, tol, max_iter)
+    if check_integer("pair", pair) >= windows.n_pairs:
+        raise ValueError(f"Expected `pair` below the number of pairs, `{windows.n_pairs}`, found `{pair}`.")
+    if not windows.dt[pair] > 0:
+        raise ValueError(f"Expected a pair whose target is later, found `{windows.dt[pair]:g}` of time to it.")
+    costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
+    return pair_plan(PairProblem.of(x, time, windows, graph, costs), pair, resolve_device(device))
+
+
+def end_cells(
+    transport: TransportVelocity,
+    windows: Windows,
+    time: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    backward: bool = False,
+) -> NDArray[np.bool_]:
+    """Return the cells at an end of the process, where none is known to go on.
+
+    Parameters
+    ----------
+    transport, windows
+        Velocities and the windows that they come from.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``.
+    backward
+        Whether to return the cells at a beginning instead.
+
+    Returns
+    -------
+    Whether a cell has a window before and none after it, and no neighbour later by more than a quarter of the time from
+    a window to its target; shape ``[n_cells]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transport.velocity import end_cells
+    >>> last = end_cells(vk.transport, vk.windows, vk.cells.time, vk.connectivities)
+    >>> first = end_cells(
+    ...     vk.transport, vk.windows, vk.cells.time, vk.connectivities, backward=True
+    ... )
+    >>> bool(vk.cells.time[first].max() < vk.cells.time[last].min())
+    True
+    """
+    if backward:
+        gone, come, time = transport.n_backward, transport.n_forward, -time
+    else:
+        gone, come = transport.n_forward, transport.n_backward
+    row = np.repeat(np.arange(time.size), np.diff(graph.indptr))
+    ahead = np.zeros(time.size)
+    np.maximum.at(ahead, row, np.where(graph.data != 0, time[graph.indices] - time[row], 0.0))
+    return np.asarray((gone == 0) & (come > 0) & (ahead <= END_SHARE * windows.dt.mean()))
+
+
+def check_velocity_options(
+    epsilon: float,
+    lambda_time: float,
+    lambda_knn: float,
+    reach: float | None,
+    relaxation: float | str,
+    tol: float,
+    max_iter: int,
+) -> None:
+    """Refuse options of :func:`compute_velocity` that are out of range.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is.
+    """
+    check_number("epsilon", epsilon, low=0, open_low=True)
+    check_number("lambda_time", lambda_time, low=0)
+    check_number("lambda_knn", lambda_knn, low=0)
+    if reach is not None:
+        check_number("reach", reach, low=0, open_low=True)
+    if isinstance(relaxation, str):
+        check_choice("relaxation", relaxation, ["auto"])
+    else:
+        check_number("relaxation", relaxation, low=0, high=1)
+    check_number("tol", tol, low=0, open_low=True)
+    check_integer("max_iter", max_iter, low=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """What the displacements of one direction, forward or backward, come to for some cells: means, zero without any."""
+
+    velocity: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    n_effective: NDArray[np.float64]
+    disagreement: NDArray[np.float64]
+    support: NDArray[np.float64]
+    n: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sums: NDArray[np.float64]) -> _Side:
+        """Take the means of :class:`cellrank_velot.transport.sums.PairSums`, of shape ``[n_cells, 2 * n_dims + 5]``."""
+        d = sums.shape[1] // 2 - 2
+        time, n_effective, square, weight, count = sums[:, 2 * d :].T
+        none = weight <= 0
+        time, weight, count = (np.where(none, 1.0, values) for values in (time, weight, count))
+        velocity = sums[:, :d] / time[:, None]
+        return cls(
+            velocity=velocity,
+            spread=sums[:, d : 2 * d] / (time * time / weight)[:, None],
+            n_effective=n_effective / weight,
+            disagreement=np.maximum(square / weight - np.einsum("ij,ij->i", velocity, velocity), 0.0),
+            support=np.where(none, 0.0, weight / count),
+            n=sums[:, -1].astype(np.int64),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Both:
+    """Both directions of some cells, and what they have in common."""
+
+    ahead: _Side
+    behind: _Side
+
+    @property
+    def balance(self) -> NDArray[np.float64]:
+        """Balance of support, from -1 (backward) to 1 (forward)."""
+        total = self.ahead.support + self.behind.support
+        difference = self.ahead.support - self.behind.support
+        return np.divide(difference, total, out=np.zeros_like(total), where=total > 0)
+
+    @property
+    def measured(self) -> NDArray[np.float64]:
+        """Relaxation as measured, half the difference of the velocities."""
+        return (self.ahead.velocity - self.behind.velocity) / 2
+
+    def even(self) -> NDArray[np.bool_]:
+        """Return which cells have both directions, with about as much support."""
+        return (self.ahead.n > 0) & (self.behind.n > 0) & (np.abs(self.balance) < 0.5)
+
+
+def _combine(
+    sums: PairSums, residual: NDArray[np.float64] | None, relaxation: float | str, lag: float
+) -> TransportVelocity:
+    """Return the velocity of each cell from its sums, some cells at a time.
+
+    Where a direction lacks support, the relaxation is taken to be in proportion to the residual of the cell from the
+    mean of its neighbours, as it is in the cells that have both.
+    """
+    n_cells, n_dims = sums.total.shape[1], sums.total.shape[2] // 2 - 2
+    parts = [slice(*part) for part in blocks(n_cells, BLOCK_CELLS)]
+
+    def both(part: slice) -> _Both:
+        return _Both(*(_Side.of(side[part]) for side in sums.total))
+
+    slope = 0.0 if residual is None else _slope((both(part), residual[sums.cells[part]]) for part in parts)
+    velocity, relaxing, spread = (np.empty((n_cells, n_dims)) for _ in range(3))
+    by_cell, counts = np.empty((3, n_cells)), np.empty((2, n_cells), dtype=np.int64)
+    squares = np.zeros(2)
+    for part in parts:
+        now, cells = both(part), sums.cells[part]
+        expected = slope * residual[cells] if residual is not None else np.zeros_like(now.ahead.velocity)
+        m = now.balance[:, None]
+        forward, back = (1 + m) / 2, (1 - m) / 2
+        none = (now.ahead.n + now.behind.n) == 0
+        current = forward * now.ahead.velocity + back * now.behind.velocity - m * expected
+        returning = (1 - np.abs(m)) * now.measured + np.abs(m) * expected
+        returning[none] = 0.0
+        velocity[cells] = np.where(none[:, None], np.nan, current)
+        relaxing[cells] = returning
+        both_spread = forward * now.ahead.spread + back * now.behind.spread
+        spread[cells] = np.where(none[:, None], np.nan, both_spread)
+        of_ahead, of_behind = forward[:, 0], back[:, 0]
+        disagreement = of_ahead * now.ahead.disagreement + of_behind * now.behind.disagreement
+        by_cell[0, cells] = of_ahead * now.ahead.n_effective + of_behind * now.behind.n_effective
+        by_cell[1, cells] = np.where(none, np.nan, disagreement)
+        by_cell[2, cells] = np.maximum(now.ahead.support, now.behind.support)
+        counts[:, cells] = now.ahead.n, now.behind.n
+        squares += np.sum(current[~none] ** 2), np.sum(returning**2)
+
+    share = _kept_share(relaxation, squares, residual, lag)
+    for part in parts:  # in the order of the cells
+        relaxing[part] *= share
+        velocity[part] += relaxing[part]
+    n_effective, disagreement, support = by_cell
+    return TransportVelocity(
+        velocity=frozen(velocity),
+        relaxation=frozen(relaxing),
+        spread=frozen(spread),
+        n_effective=n_effective,
+        disagreement=disagreement,
+        support=support,
+        n_forward=counts[0],
+        n_backward=counts[1],
+        converged=sums.converged,
+        marginal_error=sums.marginal_error,
+    )
+
+
+def _slope(parts: Iterable[tuple[_Both, NDArray[np.float64]]]) -> float:
+    """Return the relaxation as a multiple of the residual, over the cells that have both directions."""
+    product = square = 0.0
+    for both, residual in parts:
+        even = both.even()
+        product += np.sum(residual[even] * both.measured[even])
+        square += np.sum(residual[even] ** 2)
+    return float(product / square) if square > 0 else 0.0
+
+
+def _kept_share(
+    relaxation: float | str, squares: NDArray[np.float64], residual: NDArray[np.float64] | None, lag: float
+) -> float:
+    """Return the share F of :func:`compute_velocity`; ``squares`` are of the current velocity and the relaxation."""
+    if not isinstance(relaxation, str):
+        return float(relaxation)
+    assert residual is not None
+    size, of_relaxation = np.sqrt(squares)
+    if of_relaxation == 0:
+        return 0.0
+    return float(min(structured_share(residual) * lag / RELAXATION_TIME, MAX_RELAXATION * size / of_relaxation))
+
+
+def report_convergence(converged: NDArray[np.bool_], error: NDArray[np.float64]) -> None:
+    """Say how many couplings did not converge, if any, and how far they are off.
+
+    Parameters
+    ----------
+    converged
+        Whether each coupling did, shape ``[n_pairs]``.
+    error
+        How far each is from its marginal, shape ``[n_pairs]``.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transport.velocity import report_convergence
+    >>> report_convergence(np.array([True, True]), np.array([1e-8, 1e-9]))  # nothing to say
+    """
+    if not converged.all():
+        # Below this error a plan moves no velocity that anyone could see.
+        level = logging.WARNING if error.max() > 1e-3 else logging.INFO
+        logger.log(
+            level,
+            "%d of %d couplings did not converge (largest marginal error %.1e). Raise `max_iter` or `epsilon`",
+            (~converged).sum(),
+            converged.size,
+            error.max(),
+        )

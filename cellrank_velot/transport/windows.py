@@ -1,0 +1,450 @@
+"""Windows: groups of cells that are near each other in the basis and in time, and the pairs between which cells move.
+
+Depends on manifold, numpy, scipy and scikit-learn; knows neither AnnData nor transport.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
+
+from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
+from cellrank_velot.graph.residuals import residuals
+
+__all__ = ["Tail", "Windows", "build_windows", "cluster_cells"]
+
+logger = logging.getLogger("cellrank_velot")
+
+Tail = Literal["force", "drop", "split"]
+
+# Clusters are those of so many cells drawn at random: more cells would not move the centres.
+CLUSTER_CELLS = 10_000
+# Larger windows cost more and resolve less: the cost of transport grows with their square.
+MAX_WINDOW_SIZE = 60
+# Cells whose distances to all centres are held at a time.
+CHUNK_CELLS = 65_536
+# Lags that are tried in turn, each a quarter longer; beyond the last, cells near the ends have no later window.
+LAGS = 0.02 * 1.25 ** np.arange(9)
+# Windows that tell the lag: more move a median by less than a twentieth of what they scatter.
+LAG_WINDOWS = 1024
+# Lag without a graph to learn the noise from, about what the simulated and real sets at hand ask for.
+USUAL_LAG = 0.05
+# Share of cells in no window from which on it is a warning.
+MANY = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows(Stage):
+    """Windows of cells and the pairs of windows between which mass is transported.
+
+    Attributes
+    ----------
+    indices
+        Cells of all windows one after the other, shape ``[n_entries]``.
+    offsets
+        Where each window starts in ``indices``, and the end, shape ``[n_windows + 1]``.
+    pairs
+        Source and target window of each pair, shape ``[n_pairs, 2]``.
+    dt
+        Time from source to target of each pair, difference of the windows' mean times, shape ``[n_pairs]``.
+    cluster
+        Spatial cluster of each cell, shape ``[n_cells]``.
+    n_skipped
+        Number of clusters too small for a pair of windows.
+    time_lag
+        Time that a target was looked for at; NaN where windows were paired otherwise.
+
+    Examples
+    --------
+    >>> source, target = vk.windows.pairs[0]
+    >>> earlier = vk.cells.time[vk.windows.cells(source)].mean()
+    >>> later = vk.cells.time[vk.windows.cells(target)].mean()
+    >>> bool(np.isclose(later - earlier, vk.windows.dt[0]))
+    True
+    """
+
+    indices: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+    dt: NDArray[np.float64]
+    cluster: NDArray[np.int64]
+    n_skipped: int
+    time_lag: float = float("nan")
+
+    def __post_init__(self) -> None:
+        """Check that every index has something to point to."""
+        Stage.__post_init__(self)
+        if self.pairs.ndim != 2 or self.pairs.shape[1] != 2:
+            raise ValueError(f"Expected `pairs` of shape `[n_pairs, 2]`, found `{self.pairs.shape}`.")
+        if self.dt.shape != (self.n_pairs,):
+            raise ValueError(f"Expected `dt` of shape `({self.n_pairs},)`, found `{self.dt.shape}`.")
+        if self.indices.size and not 0 <= self.indices.min() <= self.indices.max() < self.n_cells:
+            raise ValueError(f"Expected `indices` below `{self.n_cells}`, found `{self.indices.max()}`.")
+        ends = (self.offsets[0], self.offsets[-1]) if self.offsets.size else (-1, -1)
+        if ends != (0, self.indices.size) or (np.diff(self.offsets) < 0).any():
+            raise ValueError(f"Expected `offsets` that ascend from `0` to `{self.indices.size}`, found `{ends}`.")
+        if self.pairs.size and not 0 <= self.pairs.min() <= self.pairs.max() < self.n_windows:
+            raise ValueError(f"Expected `pairs` of windows below `{self.n_windows}`, found `{self.pairs.max()}`.")
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells that the windows were drawn from."""
+        return int(self.cluster.size)
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows."""
+        return int(self.offsets.size - 1)
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of pairs of windows."""
+        return int(self.pairs.shape[0])
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Number of cells in each window, shape ``[n_windows]``."""
+        return np.diff(self.offsets)
+
+    def cells(self, window: int) -> NDArray[np.int64]:
+        """Return the cells of one window."""
+        return self.indices[self.offsets[window] : self.offsets[window + 1]]
+
+    @classmethod
+    def from_pairs(
+        cls, pairs: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], time: NDArray[np.float64]
+    ) -> Windows:
+        """Build windows from pairs of cell indices, as other packages keep them.
+
+        Parameters
+        ----------
+        pairs
+            Source and target cells of each pair.
+        time
+            Time of each cell, shape ``[n_cells]``.
+        """
+        windows = [np.asarray(window, dtype=np.int64) for pair in pairs for window in pair]
+        numbers = np.arange(len(windows), dtype=np.int64).reshape(-1, 2)
+        return _assemble(windows, numbers, time, np.zeros(time.size, dtype=np.int64), n_skipped=0)
+
+
+def build_windows(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    *,
+    graph: sp.csr_matrix | None = None,
+    labels: NDArray[np.int64] | None = None,
+    n_clusters: int | None = None,
+    window_size: int | None = None,
+    overlap: float = 0.5,
+    min_window_size: int = 20,
+    time_lag: float | Literal["auto"] | None = "auto",
+    overlap_clusters: int | None = None,
+    components: NDArray[np.int64] | None = None,
+    tail: Tail = "force",
+    tail_threshold: int = 10,
+    random_state: int = 0,
+) -> Windows:
+    """Cut each neighbourhood of cells into overlapping windows of time, and pair each with a later one.
+
+    Neighbourhoods are spatial clusters that overlap: a cell belongs to its own and to the next nearest, so that flow
+    crosses borders. ``time_lag=None, overlap_clusters=1`` with VelOT's clusters and window size is its scheme.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    time
+        Time of each cell, shape ``[n_cells]``.
+    graph
+        Neighbour graph of shape ``[n_cells, n_cells]``, which tells the noise for ``time_lag="auto"``; a fixed lag is
+        taken without.
+    labels
+        Cluster of each cell, shape ``[n_cells]``, codes from zero. KMeans in ``x`` where not given.
+    n_clusters
+        Number of clusters; where not given, one per 40 cells, 5 to 14, and one per 100 cells up to 30.
+    window_size
+        Cells per window; a quarter of the mean neighbourhood, at most 60, where not given. A smaller neighbourhood
+        takes half of its cells.
+    overlap
+        Fraction of a window shared with the next one, in ``[0, 1)``.
+    min_window_size
+        Smallest window. A neighbourhood of less than twice as many cells is skipped, and counted.
+    time_lag
+        Time from a window to its target. ``"auto"`` takes the shortest one, from 0.02 to 0.12 of the whole time, over
+        which windows typically move further than cells lie off the manifold, and no shorter than a window typically
+        spans: the displacement of cells between windows that are closer is mostly noise. Without a graph it takes
+        0.05. A neighbourhood that spans less than half of the lag has no pairs. ``None`` pairs consecutive windows.
+    overlap_clusters
+        Number of clusters that each cell belongs to, its own and those with the nearest centres; where not given, 3,
+        but at most half of the clusters, or neighbourhoods would be much the same.
+    components
+        Connected component of each cell in the neighbour graph, shape ``[n_cells]``; no window has cells of two; one
+        for all where not given.
+    tail
+        What happens to the last cells of a cluster where they don't fill a window: ``"force"`` takes a last full
+        window that ends with them, ``"drop"`` does so only for at least ``tail_threshold`` cells, ``"split"``
+        shares them between two last windows.
+    tail_threshold
+        Cells that are worth a window of their own under ``"drop"``, counted from where the next window would start,
+        as VelOT does: those that it shares with the last one are among them.
+    random_state
+        Seed of KMeans.
+
+    Returns
+    -------
+    The windows and their pairs.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range or there are fewer cells than two windows.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transport.windows import build_windows
+    >>> x, time = vk.cells.x, vk.cells.time
+    >>> windows = build_windows(x, time, graph=vk.connectivities, window_size=40)
+    >>> windows.n_cells, windows.pairs.shape == (windows.n_pairs, 2)
+    (300, True)
+
+    VelOT's own scheme:
+
+    >>> scheme = {"time_lag": None, "overlap_clusters": 1}
+    >>> windows = build_windows(x, time, n_clusters=3, window_size=30, **scheme)
+    """
+    check_seed(random_state)
+    _check_options(x.shape[0], window_size, overlap, min_window_size, time_lag, overlap_clusters, tail, tail_threshold)
+    if labels is None:
+        labels = cluster_cells(x, n_clusters, random_state=random_state)
+    codes = np.unique(labels, return_inverse=True)[1]
+    groups = _neighborhoods(x, codes, overlap_clusters or min(3, (int(codes.max()) + 2) // 2))
+    if components is not None:
+        groups = [group[components[group] == part] for group in groups for part in np.unique(components[group])]
+    size = window_size or min(MAX_WINDOW_SIZE, sum(map(len, groups)) // len(groups) // 4)
+
+    neighborhoods = []
+    for members in groups:
+        if members.size < 2 * min_window_size:
+            continue
+        ordered = members[np.argsort(time[members], kind="stable")]
+        local = max(min(size, ordered.size // 2), min_window_size)
+        starts = _starts(ordered.size, local, max(1, int(round(local * (1 - overlap), 6))), tail, tail_threshold)
+        neighborhoods.append((ordered, starts, local))
+    lag = _find_lag(x, time, neighborhoods, graph) if isinstance(time_lag, str) else time_lag
+
+    windows: list[NDArray[np.int64]] = []
+    pairs: list[NDArray[np.int64]] = []
+    for ordered, starts, local in neighborhoods:
+        source, target = _consecutive(starts) if lag is None else _lagged(starts, time[ordered], local, lag)
+        used = np.unique([source, target])
+        pairs.append(len(windows) + np.searchsorted(used, np.column_stack([source, target])))
+        windows += list(ordered[used[:, None] + np.arange(local)])
+    skipped = sum(members.size < 2 * min_window_size for members in groups)
+    if not windows:
+        raise ValueError(
+            f"Found no pair of windows: {skipped} of {len(groups)} clusters have fewer than two windows of "
+            f"`min_window_size={min_window_size}` cells, the others no two windows `time_lag={lag}` apart. "
+            "Lower `n_clusters`, `min_window_size` or `time_lag`."
+        )
+    if skipped:
+        n_without = len(time) - np.unique(np.concatenate(windows)).size
+        # Clusters overlap: the cells of a small one are mostly in windows of those next to it.
+        logger.log(
+            logging.WARNING if n_without > MANY * len(time) else logging.INFO,
+            "Made no windows in %d of %d spatial clusters with fewer than %d cells; %d of %d cells are in no window",
+            skipped,
+            len(groups),
+            2 * min_window_size,
+            n_without,
+            len(time),
+        )
+    return _assemble(windows, np.concatenate(pairs), time, labels, skipped, lag)
+
+
+def _check_options(
+    n_cells: int,
+    window_size: int | None,
+    overlap: float,
+    min_window_size: int,
+    time_lag: float | str | None,
+    overlap_clusters: int | None,
+    tail: str,
+    tail_threshold: int,
+) -> None:
+    """Refuse options of :func:`build_windows` that are out of range, and too few cells."""
+    check_number("overlap", overlap, low=0, high=1, open_high=True)
+    check_integer("min_window_size", min_window_size, low=2)
+    if overlap_clusters is not None:
+        check_integer("overlap_clusters", overlap_clusters, low=1)
+    check_integer("tail_threshold", tail_threshold)
+    check_choice("tail", tail, Tail)
+    if isinstance(time_lag, str):
+        check_choice("time_lag", time_lag, ["auto"])
+    elif time_lag is not None:
+        check_number("time_lag", time_lag, low=0, open_low=True)
+    if n_cells < 2 * min_window_size:
+        raise ValueError(
+            f"Expected at least two windows of `min_window_size={min_window_size}` cells, found `{n_cells}` cells."
+        )
+    if window_size is not None:
+        check_integer("window_size", window_size, low=min_window_size)
+        if window_size > n_cells:
+            raise ValueError(
+                f"Expected `window_size` of at most the number of cells, `{n_cells}`, found `{window_size}`."
+            )
+
+
+def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, random_state: int = 0) -> NDArray[np.int64]:
+    """Cluster cells by KMeans; above 10 000 cells its centres are those of as many, drawn at random.
+
+    Parameters
+    ----------
+    x
+        Positions of shape ``[n_cells, n_dims]``.
+    n_clusters
+        Number of clusters; where not given, one per 40 cells, 5 to 14, and one per 100 cells up to 30.
+    random_state
+        Seed.
+
+    Returns
+    -------
+    Labels of shape ``[n_cells]``.
+
+    Raises
+    ------
+    ValueError
+        If there are more clusters than cells, or a number is out of range.
+
+    Examples
+    --------
+    >>> from cellrank_velot.transport.windows import cluster_cells
+    >>> np.unique(cluster_cells(vk.cells.x, 4)).tolist()
+    [0, 1, 2, 3]
+    """
+    if n_clusters is None:
+        # Fewer would overlap so much that a neighbourhood holds several branches, each with a time of its own.
+        n_clusters = min(max(5, min(14, x.shape[0] // 40), min(30, x.shape[0] // 100)), x.shape[0])
+    check_integer("n_clusters", n_clusters, low=1)
+    check_seed(random_state)
+    if n_clusters > x.shape[0]:
+        raise ValueError(f"Expected `n_clusters` of at most the number of cells, `{x.shape[0]}`, found `{n_clusters}`.")
+    if x.shape[0] <= max(CLUSTER_CELLS, n_clusters):
+        return np.asarray(KMeans(n_clusters, n_init=10, random_state=random_state).fit_predict(x), dtype=np.int64)
+    sample = np.random.default_rng(random_state).choice(x.shape[0], max(CLUSTER_CELLS, n_clusters), replace=False)
+    model = KMeans(n_clusters, n_init=3, random_state=random_state).fit(x[np.sort(sample)])
+    return np.asarray(model.predict(x), dtype=np.int64)
+
+
+def _neighborhoods(x: NDArray[np.float64], labels: NDArray[np.int64], n_nearest: int) -> list[NDArray[np.int64]]:
+    """Return the cells of each cluster: its own, and those of others that have its centre among their nearest."""
+    n_labels = int(labels.max()) + 1
+    if n_nearest == 1 or n_labels == 1:
+        cells, cluster = np.arange(labels.size), labels
+    else:
+        n_nearest = min(n_nearest, n_labels)
+        members = sp.csr_matrix((np.ones(labels.size), (labels, np.arange(labels.size))), shape=(n_labels, labels.size))
+        centres = members @ x / np.maximum(np.bincount(labels, minlength=n_labels), 1)[:, None]
+        nearest = np.empty((labels.size, n_nearest), dtype=np.int64)
+        for start in range(0, labels.size, CHUNK_CELLS):
+            part = slice(start, start + CHUNK_CELLS)
+            distance = cdist(x[part], centres, "sqeuclidean")
+            distance[
+                np.arange(distance.shape[0]), labels[part]
+            ] = -1.0  # a cell is in its own cluster, whatever its shape
+            nearest[part] = np.argpartition(distance, n_nearest - 1, axis=1)[:, :n_nearest]
+        cells, cluster = np.repeat(np.arange(labels.size), n_nearest), nearest.ravel()
+    order = np.lexsort((cells, cluster))
+    return np.split(cells[order], np.cumsum(np.bincount(cluster, minlength=n_labels))[:-1])
+
+
+def _starts(n: int, size: int, step: int, tail: Tail, tail_threshold: int) -> NDArray[np.int64]:
+    """Return where the windows of ``n`` ordered cells start; those of the last cells as ``tail`` says."""
+    starts = list(range(0, n - size + 1, step))
+    rest = n - starts[-1] - step
+    if starts[-1] + size < n:
+        if tail == "split" and rest >= 2:
+            starts += [max(0, n - rest // 2 - size), n - size]
+        elif tail != "drop" or rest >= tail_threshold:
+            starts.append(n - size)
+    return np.unique(starts)  # a repeated window would be paired with itself
+
+
+def _consecutive(starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return starts[:-1], starts[1:]
+
+
+def _lagged(
+    starts: NDArray[np.int64], time: NDArray[np.float64], size: int, lag: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pair windows with the windows, starting anywhere, whose mean time is nearest to a lag later."""
+    summed = np.concatenate([[0.0], np.cumsum(time)])
+    mean = np.maximum.accumulate((summed[size:] - summed[:-size]) / size)  # ascending, but for rounding
+    wanted = mean[starts] + lag
+    above = np.minimum(np.searchsorted(mean, wanted), mean.size - 1)
+    below = np.maximum(above - 1, 0)
+    target = np.where(wanted - mean[below] < mean[above] - wanted, below, above)
+    far = (target > starts) & (mean[target] - mean[starts] >= lag / 2)
+    return starts[far], target[far]
+
+
+def _find_lag(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    neighborhoods: list[tuple[NDArray[np.int64], NDArray[np.int64], int]],
+    graph: sp.csr_matrix | None,
+) -> float:
+    """Return the shortest lag over which windows typically move further than cells lie off the manifold."""
+    span = float(np.ptp(time))
+    if graph is None or not neighborhoods:
+        return USUAL_LAG * span
+    width = np.concatenate([time[o[starts + size - 1]] - time[o[starts]] for o, starts, size in neighborhoods])
+    thinned = [(o, starts[:: -(-width.size // LAG_WINDOWS)], size) for o, starts, size in neighborhoods]
+    centre = x.mean(axis=0)
+
+    def means(ordered: NDArray[np.int64], at: NDArray[np.int64], size: int) -> tuple[NDArray[np.float64], ...]:
+        """Return of some windows the mean position, the scatter around it, and the mean squared residual."""
+        cells = ordered[at[:, None] + np.arange(size)]
+        positions = x[cells] - centre
+        mean = positions.mean(axis=1)
+        scatter = np.einsum("ijk,ijk->i", positions, positions) / size - np.einsum("ij,ij->i", mean, mean)
+        off = np.sum(residuals(x, graph, cells.ravel(), n_jobs=1) ** 2, axis=1).reshape(cells.shape)
+        return mean, scatter, off.mean(axis=1)
+
+    def exceeds(lag: float) -> bool:
+        signal, noise = [], []
+        for ordered, starts, size in thinned:
+            source, target = _lagged(starts, time[ordered], size, lag)
+            here, there = (means(ordered, at, size) for at in (source, target))
+            # The means are off by what their cells scatter: that adds to their distance.
+            signal.append(np.sum((there[0] - here[0]) ** 2, axis=1) - (here[1] + there[1]) / size)
+            noise.append((here[2] + there[2]) / 2)
+        return any(map(len, signal)) and bool(np.median(np.concatenate(signal)) > np.median(np.concatenate(noise)))
+
+    lags = [float(lag) for lag in LAGS * span]
+    return float(np.clip(np.median(width), next((lag for lag in lags if exceeds(lag)), lags[-1]), lags[-1]))
+
+
+def _assemble(
+    windows: list[NDArray[np.int64]],
+    pairs: NDArray[np.int64],
+    time: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    n_skipped: int,
+    time_lag: float | None = None,
+) -> Windows:
+    offsets = np.concatenate([[0], np.cumsum([window.size for window in windows])]).astype(np.int64)
+    indices = np.concatenate(windows)
+    mean_time = np.add.reduceat(time[indices], offsets[:-1]) / np.diff(offsets)
+    dt = mean_time[pairs[:, 1]] - mean_time[pairs[:, 0]]
+    lag = float("nan") if time_lag is None else float(time_lag)
+    return Windows(indices, offsets, pairs, dt, np.asarray(labels, dtype=np.int64), n_skipped, lag)
