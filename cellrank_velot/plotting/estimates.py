@@ -6,7 +6,7 @@ Depends on the drawing of cells that this folder shares; reads AnnData.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from anndata import AnnData
@@ -24,7 +24,7 @@ from cellrank_velot.plotting._draw.embedding import (
     draw_values,
     positions,
 )
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.figure import FigureOptions, close_figure, drawing, draws, open_axes, style
 
 __all__ = ["confidence", "embedding", "estimate_of", "uncertainty"]
 
@@ -39,20 +39,16 @@ WRITTEN = {
 }
 
 
+@draws
 def confidence(
     data: AnnData | HasAnnData,
     basis: str = "umap",
     *,
     size: float | None = None,
     cmap: str | Colormap = VALUES,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
-    """Draw the confidence in the transport velocity of each cell; cells that transport gave none are grey.
+    """Draw the confidence in the transport velocity of each cell. Cells without a transport velocity are grey.
 
     Parameters
     ----------
@@ -61,13 +57,9 @@ def confidence(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     size
-        Area of the cells in square points, by default smaller the more there are.
+        Area of the cells in square points; by default smaller the more there are.
     cmap
         Colours of the confidence, from 0 to 1.
-    title
-        Title of the Axes; none where not given.
-    figsize, dpi, save, show, ax
-        As in :func:`~cellrank_velot.plotting.velocity_stream`.
 
     Returns
     -------
@@ -94,13 +86,11 @@ def confidence(
     values = estimate_of(data, "confidence")
     unknown = np.isnan(estimate_of(data, "raw_velocity")).any(axis=1)
     values = np.where(unknown, np.nan, values)
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.0, 4.0), figsize=figsize, dpi=dpi)
-        draw_values(panel, x, name, values, label="Confidence", cmap=cmap, limits=(0.0, 1.0), size=size)
+    with drawing(figure, panel_size=(5.0, 4.0)) as canvas:
+        draw_values(canvas.ax, x, name, values, label="Confidence", cmap=cmap, limits=(0.0, 1.0), size=size)
         if unknown.any():
-            draw_legend(panel, {f"no estimate ({unknown.sum()} cells)": BACKGROUND}, below=True)
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+            draw_legend(canvas.ax, {f"no estimate ({unknown.sum()} cells)": BACKGROUND}, below=True)
+    return canvas.result
 
 
 def uncertainty(

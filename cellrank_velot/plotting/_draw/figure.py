@@ -1,14 +1,19 @@
-"""Figures: how they open, look and close, the same for every plot of this folder.
+"""Figures: how they open, look and close, and the options of a figure that every plot takes.
 
-Depends on matplotlib, and on scanpy for the folder of figures.
+A plot is written as ``@draws def plot(data, ..., **figure: Unpack[FigureOptions])``. It draws within
+``with drawing(figure) as canvas`` and returns ``canvas.result``. Depends on matplotlib, and on scanpy for the folder
+of figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +23,10 @@ from matplotlib.figure import Figure
 
 from cellrank_velot._utils.files import replacing
 
-__all__ = ["close_figure", "open_axes", "style"]
+__all__ = ["Canvas", "FigureOptions", "close_figure", "drawing", "draws", "open_axes", "style"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 STYLE: dict[str, Any] = {
     "axes.edgecolor": "#555555",
@@ -39,6 +47,111 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
+
+
+class FigureOptions(TypedDict, total=False):
+    """Options of the figure that every plot takes.
+
+    Parameters
+    ----------
+    title
+        Title of the plot; none where not given.
+    figsize
+        Width and height of the figure in inches.
+    dpi
+        Dots per inch.
+    save
+        File to save to. A relative one lies in scanpy's ``settings.figdir``.
+    show
+        Whether to show the figure. By default it is shown unless it is saved or drawn into ``ax``.
+    ax
+        Axes to draw into, as many as the plot has panels. A new figure where not given.
+    """
+
+    title: str | None
+    figsize: tuple[float, float] | None
+    dpi: float | None
+    save: str | Path | None
+    show: bool | None
+    ax: Axes | Sequence[Axes] | None
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An open figure: its panels, and whether the caller gets them back."""
+
+    figure: Figure
+    panels: list[Axes]
+    ours: bool
+    returned: bool
+    single: bool
+
+    @property
+    def ax(self) -> Axes:
+        """The panel of a plot that has one."""
+        return self.panels[0]
+
+    @property
+    def result(self) -> Any:
+        """What the plot returns: its Axes, or a list of them, where ``show=False``; nothing otherwise."""
+        return None if not self.returned else self.ax if self.single else self.panels
+
+
+@contextmanager
+def drawing(
+    figure: FigureOptions,
+    *,
+    n_panels: int | None = None,
+    n_columns: int = 4,
+    panel_size: tuple[float, float] = (5.0, 4.2),
+    title: str = "",
+) -> Iterator[Canvas]:
+    """Open a figure in our style; give it its title, save, show and close it after the drawing.
+
+    A plot with ``n_panels``, even of one, returns a list of Axes, and its title is that of the whole figure.
+    """
+    with style():
+        opened, panels, ours = open_axes(
+            figure.get("ax"),
+            n_panels=n_panels or 1,
+            n_columns=n_columns,
+            panel_size=panel_size,
+            figsize=figure.get("figsize"),
+            dpi=figure.get("dpi"),
+        )
+        show, single = figure.get("show"), n_panels is None
+        yield Canvas(opened, panels, ours, returned=show is False, single=single)
+        title = figure.get("title") or title
+        if single:
+            panels[0].set_title(title)
+        elif title:
+            opened.suptitle(title)
+        close_figure(opened, ours=ours, save=figure.get("save"), show=show)
+
+
+def draws(plot: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Put the options of a figure in the place of ``**figure`` in the signature and the help of a plot."""
+    own = inspect.signature(plot)
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in get_type_hints(FigureOptions).items()
+    ]
+    signature = own.replace(parameters=[*kept, *options])
+
+    @wraps(plot)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:  # an argument that is unknown or missing
+            raise TypeError(f"{plot.__name__}() {error}") from None
+        return plot(*args, **kwargs)
+
+    checked.__signature__ = signature  # type: ignore[attr-defined]
+    described = inspect.cleandoc(FigureOptions.__doc__ or "").split("----------\n")[1]
+    head, returns, rest = inspect.cleandoc(plot.__doc__ or "").partition("\n\nReturns\n")
+    checked.__doc__ = f"{head}\n{described}{returns}{rest}"
+    return checked
 
 
 def style() -> AbstractContextManager[None]:
