@@ -4,7 +4,6 @@
 it, and ``velocity`` averages the displacements of each cell. Out come :class:`Windows` and :class:`TransportVelocity`.
 """
 
-from cellrank_velot.transport.sinkhorn import sinkhorn
 from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity, end_cells, pair_coupling
 from cellrank_velot.transport.windows import Windows, build_windows
 
@@ -15,5 +14,4 @@ __all__ = [
     "compute_velocity",
     "end_cells",
     "pair_coupling",
-    "sinkhorn",
 ]
