@@ -1,8 +1,9 @@
 """Draw the picture of the architecture from the imports of the package: ``python docs/architecture.py``.
 
-A box is a module or a folder of the package. It stands below all boxes that import it, so that a picture can only be
-drawn where imports go one way. Its colour says which of AnnData and CellRank it imports. Imports for type
-checkers alone do not count, nor do those within a function, and lines that follow from others are left out.
+A box is a room: a file or folder directly in the package. It stands one floor above the highest room that it imports.
+A picture can only be drawn where imports go one way. The colour of a box says which of AnnData and CellRank it imports.
+Imports within functions count, those for type checkers alone do not. Lines that follow from others are left out.
+``tests/test_architecture.py`` reads the imports from here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "cellrank_velot"
 FIGURE = HERE / "figures" / "architecture.svg"
 GAP = " "  # begins the name of a place where a line passes a row
-SHARED = "_"  # what every module may use: checks of arguments, devices, jobs, memory
+SHARED = "_utils"  # what every room may use: checks of arguments, devices, jobs, memory
+# Imports upwards that are still there, with the reason.
+EXCEPTIONS = {("plotting", "kernel"): "plots of windows read a kernel from a file"}
 COLORS = {
     "neither AnnData nor CellRank": "#e8e8e8",
     "AnnData": "#bfe0f5",
@@ -27,13 +30,13 @@ WIDTH, HEIGHT, GAP_X, GAP_Y, TOP, MARGIN = 1080, 30, 12, 56, 12, 12
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yield the full names of what a file imports when it is imported itself."""
+    """Yield the full names of what a file imports, within its functions too."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif not isinstance(node, ast.FunctionDef) and not for_types(node):
+        elif not for_types(node):
             yield from imported(node)
 
 
@@ -42,28 +45,43 @@ def for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
+def source(path: Path) -> ast.Module:
+    """Return what a file says."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def handed_out() -> dict[str, str]:
+    """Return the room of each name that the package hands out, such as ``pl``."""
+    imports = [node for node in source(PACKAGE / "__init__.py").body if isinstance(node, ast.ImportFrom)]
+    names = [(alias.asname or alias.name, f"{node.module}.{alias.name}") for node in imports for alias in node.names]
+    return {name: full.split(".")[1] for name, full in names if full.startswith(f"{PACKAGE.name}.")}
+
+
 def room(name: str) -> str | None:
-    """Return the box of a full name of this package."""
+    """Return the room of a full name of this package."""
     parts = name.split(".")
     if parts[0] != PACKAGE.name or len(parts) == 1:
         return None
     known = (PACKAGE / f"{parts[1]}.py").exists() or (PACKAGE / parts[1]).is_dir()
-    if not known:
-        return "preprocessing" if parts[1] == "pp" else None
-    return SHARED if parts[1].startswith("_") else parts[1]
+    return parts[1] if known else handed_out().get(parts[1])
+
+
+def room_of(path: Path) -> str:
+    """Return the room of a file."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def read_package() -> tuple[dict[str, set[str]], dict[str, str]]:
-    """Return what each box imports of the others, and which of AnnData and CellRank it imports."""
+    """Return what each room imports of the others, and which of AnnData and CellRank it imports."""
     imports: dict[str, set[str]] = {}
     hosts: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name in ("__init__", "__main__"):
+        name = room_of(path)
+        if name in ("__init__", "__main__"):  # the door
             continue
-        name = SHARED if name.startswith("_") else name
-        names = list(imported(ast.parse(path.read_text(encoding="utf-8"))))
-        imports.setdefault(name, set()).update(r for r in map(room, names) if r and r != name)
+        names = list(imported(source(path)))
+        used = {found for found in map(room, names) if found and (name, found) not in EXCEPTIONS}
+        imports.setdefault(name, set()).update(used - {name})
         hosts.setdefault(name, set()).update(n.split(".")[0] for n in names)
     kinds = {
         name: "CellRank" if "cellrank" in used else "AnnData" if "anndata" in used else "neither AnnData nor CellRank"
@@ -72,27 +90,26 @@ def read_package() -> tuple[dict[str, set[str]], dict[str, str]]:
     return imports, kinds
 
 
-def layers(imports: dict[str, set[str]]) -> dict[str, int]:
-    """Return the row of each box, counted from the top: below all that import it, and no lower than it must.
+def floors(imports: dict[str, set[str]]) -> dict[str, int]:
+    """Return the floor of each room, counted from the ground: one above the highest that it imports.
 
     Raises
     ------
     ValueError
-        If boxes import each other in a circle.
+        If rooms import each other in a circle.
     """
-    depth: dict[str, int] = {}
+    found: dict[str, int] = {}
 
-    def below(name: str, above: tuple[str, ...]) -> int:
+    def climb(name: str, above: tuple[str, ...]) -> int:
         if name in above:
             raise ValueError("Imports go in a circle: " + " -> ".join([*above[above.index(name) :], name]))
-        if name not in depth:
-            users = [user for user, used in imports.items() if name in used]
-            depth[name] = 1 + max((below(user, (*above, name)) for user in users), default=-1)
-        return depth[name]
+        if name not in found:
+            found[name] = 1 + max((climb(used, (*above, name)) for used in sorted(imports[name])), default=-1)
+        return found[name]
 
     for name in sorted(imports):
-        below(name, ())
-    return depth
+        climb(name, ())
+    return found
 
 
 def reachable(name: str, imports: dict[str, set[str]]) -> set[str]:
@@ -157,11 +174,12 @@ def draw() -> str:
     imports, kinds = read_package()
     names = [name for name in imports if name != SHARED]
     lines = {name: others for name, others in reduced(imports).items() if name != SHARED}
-    rows = layers({name: imports[name] - {SHARED} for name in names})
+    floor = floors({name: imports[name] - {SHARED} for name in names})
+    rows = {name: max(floor.values()) - floor[name] for name in names}
     paths = chains(rows, lines)
     x, y = places(rows, paths), {name: TOP + GAP_Y * row for name, row in rows.items()}
     bottom = max(y.values()) + GAP_Y
-    shared = ", ".join(sorted(path.stem for path in PACKAGE.glob("_*.py") if not path.stem.startswith("__")))
+    shared = ", ".join(sorted(path.stem for path in (PACKAGE / SHARED).glob("*.py") if path.stem[0] != "_"))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + HEIGHT + MARGIN}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="14" text-anchor="middle">',

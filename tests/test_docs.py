@@ -72,26 +72,6 @@ def test_every_method_of_the_kernel_is_listed(listed: list[tuple[str, Any]]):
     assert ours == {name.removeprefix(prefix) for name, _ in listed if name.startswith(prefix)}
 
 
-def test_picture_of_the_architecture_is_up_to_date():
-    architecture = script("architecture")
-    drawn = (DOCS / "figures" / "architecture.svg").read_text(encoding="utf-8")
-    assert drawn == architecture.draw(), "draw it again: python docs/architecture.py"
-
-
-def test_imports_in_a_circle_are_no_layers():
-    layers = script("architecture").layers
-    assert layers({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": 0, "b": 1, "c": 2}
-    with pytest.raises(ValueError, match="in a circle: "):
-        layers({"a": {"b"}, "b": {"c"}, "c": {"b"}})
-
-
-def test_imports_are_those_that_run():
-    architecture = script("architecture")
-    late = "if TYPE_CHECKING:\n    import c\ndef f():\n    import g\n"
-    source = f"import a.b\n{late}try:\n    from d import e\nexcept E:\n    pass"
-    assert list(architecture.imported(architecture.ast.parse(source))) == ["a.b", "d.e"]
-
-
 @pytest.mark.parametrize("page", [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")], ids=lambda page: page.name)
 def test_links_between_files_hold(page: Path):
     links = re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", page.read_text(encoding="utf-8"))

@@ -549,16 +549,3 @@ def test_the_check_of_names_finds_private_ones():
     names = cellrank_names(ast.parse(text))
     assert "cellrank._utils.Lineage" in names
     assert "cellrank.kernels._base_kernel.Kernel" in names
-
-
-def test_stages_know_neither_anndata_nor_cellrank():
-    package = Path(cellrank_velot.__file__).parent
-    rooms = ("_utils", "graph", "transport", "timeseries", "field", "transitions", "dynamics", "landscape", "fates",
-             "perturbation", "regulation", "embedding", "direction")  # fmt: skip
-    paths = [path for room in rooms for path in (package / room).glob("*.py")]
-    assert len(paths) > 40
-    for path in paths:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not {module.split(".")[0] for module in modules} & {"anndata", "cellrank", "scanpy", "scvelo"}, path
