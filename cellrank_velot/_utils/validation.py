@@ -10,8 +10,12 @@ from numbers import Integral, Real
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["check_choice", "check_number", "check_integer", "check_known", "check_seed", "first_names"]
+__all__ = ["check_choice", "check_number", "check_integer", "check_known", "check_scale", "check_seed", "first_names"]
+
+# Of positions and times: their squares, and sums of squares, must be numbers with all their digits.
+LARGEST, SMALLEST = 1e100, 1e-100
 
 
 def check_choice(name: str, value: Any, choices: Any) -> str:
@@ -103,6 +107,18 @@ def check_known(slot: str, key: Any, available: Iterable[Any], hint: str = "") -
     if key not in available:
         raise KeyError(
             f"Expected `{slot}[{key!r}]`, found the keys {sorted(map(str, available))}.{' ' if hint else ''}{hint}"
+        )
+
+
+def check_scale(slot: str, values: NDArray[np.float64]) -> None:
+    """Refuse numbers whose squares are no numbers, or that hardly differ."""
+    size = float(np.abs(values).max(initial=0))
+    extent = float(np.ptp(values, axis=0).max()) if values.size and size <= LARGEST else 0.0
+    if size > LARGEST or 0 < extent < SMALLEST:
+        found = f"values up to `{size:g}`" if size > LARGEST else f"an extent of `{extent:g}`"
+        raise ValueError(
+            f"Expected `{slot}` to have values up to {LARGEST:g} and an extent of at least {SMALLEST:g}, found "
+            f"{found}. Rescale it: squares of these are no numbers."
         )
 
 

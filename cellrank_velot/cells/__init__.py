@@ -1,20 +1,67 @@
 """Cells: what the stages need to know of an AnnData.
 
-In goes an AnnData with the names of its slots. ``read`` checks positions, time and clusters and returns them as
-arrays, ``select`` finds the cells that a user names, and ``time_points`` checks real time points.
+In goes an AnnData with the names of its slots. Out come arrays, checked: a missing slot, a wrong type or a value out of
+range is an error that names the slot. There is one reader for each question:
+
+time
+    ``find_time_key(adata, time_key)``, ``read_time(adata, time_key)``, ``read_root(adata)`` (the root cell or ``None``)
+positions
+    ``find_basis(adata, basis)`` (its key), ``read_basis(adata, basis)`` (all dimensions), ``read_embedding(adata,
+    basis)`` (two for a plot, and their name), ``read_plane(adata, basis, dims, known={kernel.basis: kernel.cells.x})``
+clusters
+    ``find_cluster_key(adata, cluster_key, usual=kernel.cluster_key)``, ``read_clusters(adata, cluster_key, hint)`` (a
+    categorical series), ``check_clusters(adata, cluster_key, names)``, ``read_colors(adata, cluster_key)``
+genes
+    ``find_genes(adata, genes)`` (where), ``gene_names(adata, genes)``, ``read_loadings(adata, basis, genes)`` (some),
+    ``read_pca(adata, n_dims)`` (all)
 """
 
-from cellrank_velot.cells.read import CellStates, TimeKind, find_basis, read_basis, read_cells, read_time
-from cellrank_velot.cells.select import CellSelector, Interval, select_cells
+from cellrank_velot.cells.basis import basis_name, find_basis, read_basis, read_embedding, read_plane
+from cellrank_velot.cells.clusters import check_clusters, find_cluster_key, read_clusters, read_colors
+from cellrank_velot.cells.genes import find_genes, gene_names, read_loadings, read_pca
+from cellrank_velot.cells.graph import check_graph, readable, warn_about_graph
+from cellrank_velot.cells.read import CellStates, read_cells
+from cellrank_velot.cells.select import (
+    CellSelector,
+    Interval,
+    cells_in_box,
+    cells_in_cluster,
+    cells_in_time,
+    select_cells,
+)
+from cellrank_velot.cells.time import TIME_KEYS, TimeKind, find_time_key, read_root, read_time
+from cellrank_velot.cells.time_points import check_snapshots, next_time
 
 __all__ = [
+    "TIME_KEYS",
     "CellSelector",
     "CellStates",
     "Interval",
     "TimeKind",
+    "basis_name",
+    "cells_in_box",
+    "cells_in_cluster",
+    "cells_in_time",
+    "check_clusters",
+    "check_graph",
+    "check_snapshots",
     "find_basis",
+    "find_cluster_key",
+    "find_genes",
+    "find_time_key",
+    "gene_names",
+    "next_time",
     "read_basis",
     "read_cells",
+    "read_clusters",
+    "read_colors",
+    "read_embedding",
+    "read_loadings",
+    "read_pca",
+    "read_plane",
+    "read_root",
     "read_time",
+    "readable",
     "select_cells",
+    "warn_about_graph",
 ]

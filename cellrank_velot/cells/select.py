@@ -1,7 +1,4 @@
-"""Which cells: by position or name, by cluster, by time, by CellRank's selector, by a box in an embedding.
-
-One of the few modules that know AnnData. Depends on anndata, numpy and pandas.
-"""
+"""Which cells: by position or name, by cluster, by time, by CellRank's selector, by a box in an embedding."""
 
 from __future__ import annotations
 
@@ -14,44 +11,20 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
+from cellrank_velot.cells.clusters import read_clusters
 
 __all__ = ["CellSelector", "Interval", "cells_in_box", "cells_in_cluster", "cells_in_time", "select_cells"]
 
 CellSelector = Sequence[int] | Sequence[str] | NDArray[Any] | Mapping[str, Any]
-#: From where to where; None for no bound.
+# From where to where; None for no bound.
 Interval = tuple[float | None, float | None]
 
 
 def select_cells(adata: AnnData, selector: CellSelector | None) -> NDArray[np.bool_]:
     """Return which cells are meant, shape ``[n_cells]``; all where ``selector`` is ``None``.
 
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    selector
-        Positions or names of cells, a mask, or CellRank's selector: a dictionary from columns of ``adata.obs`` to a
-        category or several, or to the two ends of an interval. More than one column must all hold.
-
-    Raises
-    ------
-    KeyError
-        If a name, column or category is unknown.
-    TypeError
-        If the selector is none of these.
-    ValueError
-        If a position is out of range, or an interval has not two ends in order.
-
-    Examples
-    --------
-    >>> from cellrank_velot.cells.select import select_cells
-    >>> int(select_cells(adata, ["cell0", "cell7"]).sum())
-    2
-    >>> late = select_cells(
-    ...     adata, {"clusters": ["Fate A", "Fate B"], "dpt_pseudotime": [0.8, 1.0]}
-    ... )
-    >>> bool((vk.cells.time[late] >= 0.8).all())
-    True
+    A selector is positions or names of cells, a mask, or CellRank's: a dictionary from columns of ``adata.obs`` to a
+    category or several, or to the two ends of an interval. Where it names several columns, all must hold.
     """
     if selector is None:
         return np.ones(adata.n_obs, dtype=bool)
@@ -103,60 +76,21 @@ def _by_column(adata: AnnData, key: str, value: Any) -> NDArray[np.bool_]:
 
 
 def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool_]:
-    """Return which cells are in a cluster, or in one of several, of ``adata.obs[key]``.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    key
-        Key in ``adata.obs``.
-    clusters
-        A category, or several.
-
-    Raises
-    ------
-    KeyError
-        If the column or a cluster is unknown.
-
-    Examples
-    --------
-    >>> from cellrank_velot.cells.select import cells_in_cluster
-    >>> int(cells_in_cluster(adata, "clusters", ["Fate A", "Fate B"]).sum())
-    121
-    """
-    check_known("adata.obs", key, adata.obs.columns)
-    values = adata.obs[key].astype(str)
+    """Return which cells are in a cluster of ``adata.obs[key]``, or in one of several."""
+    column = read_clusters(adata, key)
+    values, named = column.astype(str), column.notna()
     chosen = [clusters] if isinstance(clusters, str) or not isinstance(clusters, Iterable) else list(clusters)
-    known = set(values[adata.obs[key].notna()])
+    known = set(values[named])
     for name in chosen:
         if str(name) not in known:
             raise KeyError(f"Expected a cluster of `adata.obs[{key!r}]`, one of {sorted(known)}, found {str(name)!r}.")
-    return np.asarray(values.isin([str(name) for name in chosen]) & adata.obs[key].notna())
+    return np.asarray(values.isin([str(name) for name in chosen]) & named)
 
 
 def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) -> NDArray[np.bool_]:
-    """Return which values lie in an interval, its ends included.
+    """Return which values lie in an interval, its ends included. NaN lies in none.
 
-    Parameters
-    ----------
-    values
-        Numbers, shape ``[n_cells]``; NaN lies in no interval.
-    name
-        What messages call them.
-    interval
-        Lowest and highest value; ``None`` for no bound.
-
-    Raises
-    ------
-    ValueError
-        If it has not two ends in order.
-
-    Examples
-    --------
-    >>> from cellrank_velot.cells.select import cells_in_time
-    >>> cells_in_time(np.array([0.0, 0.5, 1.0]), "time", (0.5, None)).tolist()
-    [False, True, True]
+    ``name`` is what messages call the values.
     """
     if isinstance(interval, str) or not isinstance(interval, Sequence | np.ndarray) or len(interval) != 2:
         raise ValueError(f"Expected the two ends of an interval of `{name}`, found `{interval!r}`.")
@@ -169,25 +103,6 @@ def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) ->
 
 
 def cells_in_box(embedding: NDArray[np.float64], x_lim: Interval, y_lim: Interval) -> NDArray[np.bool_]:
-    """Return which cells lie in a box of the first two dimensions of an embedding.
-
-    Parameters
-    ----------
-    embedding
-        Positions of shape ``[n_cells, n_dims]``.
-    x_lim, y_lim
-        Ends of the box along both dimensions; ``None`` for no bound.
-
-    Raises
-    ------
-    ValueError
-        If a limit has not two ends in order.
-
-    Examples
-    --------
-    >>> from cellrank_velot.cells.select import cells_in_box
-    >>> cells_in_box(np.array([[0.0, 0.0], [2.0, 1.0]]), (1.0, None), (None, None)).tolist()
-    [False, True]
-    """
+    """Return which cells lie in a box of the first two dimensions of an embedding."""
     inside = cells_in_time(embedding[:, 0], "source_x_lim", x_lim)
     return inside & cells_in_time(embedding[:, 1], "source_y_lim", y_lim)

@@ -1,7 +1,4 @@
-"""Real time points: whether a time is a series of snapshots, and which interval a time is in.
-
-Depends on numpy only.
-"""
+"""Real time points: whether a time is a series of snapshots, and which interval a time is in."""
 
 from __future__ import annotations
 
@@ -50,26 +47,7 @@ def check_snapshots(time: NDArray[np.float64], name: str = "time") -> NDArray[np
 
 
 def next_time(points: NDArray[np.float64], time: float) -> int:
-    """Return the number of the interval that a time is in, from zero; the last time is in the last interval.
-
-    Parameters
-    ----------
-    points
-        Time points, rising, shape ``[n_times]``.
-    time
-        A time.
-
-    Raises
-    ------
-    ValueError
-        If the time is outside.
-
-    Examples
-    --------
-    >>> from cellrank_velot.cells.time_points import next_time
-    >>> next_time(np.array([0.0, 1.0, 3.0]), 2.0), next_time(np.array([0.0, 1.0, 3.0]), 3.0)
-    (1, 1)
-    """
+    """Return the number of the interval that a time is in, from zero. The last time is in the last interval."""
     if not points[0] <= time <= points[-1]:
         raise ValueError(f"Expected a time from `{points[0]:g}` to `{points[-1]:g}`, found `{time}`.")
     return int(np.clip(np.searchsorted(points, time, side="right") - 1, 0, points.size - 2))

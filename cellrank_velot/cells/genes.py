@@ -1,0 +1,73 @@
+"""Genes and their loadings, the way from the basis to the genes, read from an AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.validation import check_known
+
+__all__ = ["find_genes", "gene_names", "read_loadings", "read_pca"]
+
+
+def find_genes(adata: AnnData, genes: Sequence[str] | str | None) -> NDArray[np.int64]:
+    """Return where genes are in ``adata.var``, in the order asked for, shape ``[n_genes]``; all where ``None``.
+
+    ``genes`` are names, or a boolean column of ``adata.var``. Of a name that occurs several times, the first counts.
+    """
+    names = adata.var_names
+    if genes is None:
+        return np.arange(adata.n_vars)
+    if isinstance(genes, str):
+        check_known("adata.var", genes, adata.var.columns)
+        if not pd.api.types.is_bool_dtype(adata.var[genes].dtype):
+            raise TypeError(f"Expected `adata.var[{genes!r}]` to be boolean, found `{adata.var[genes].dtype}`.")
+        return np.flatnonzero(adata.var[genes].to_numpy(dtype=bool))
+    wanted = [str(gene) for gene in genes]
+    missing = [gene for gene in wanted if gene not in names]
+    if missing:
+        raise KeyError(f"Expected genes of `adata.var_names`, found `{len(missing)}` others: {missing[:5]}.")
+    first = ~names.duplicated()  # `get_indexer` refuses names that repeat
+    return np.flatnonzero(first)[names[first].get_indexer(wanted)]
+
+
+def gene_names(adata: AnnData, genes: Sequence[str] | str | None) -> list[str]:
+    """Return the names of genes, in the order asked for."""
+    return [str(name) for name in adata.var_names[find_genes(adata, genes)]]
+
+
+def read_pca(adata: AnnData, n_dims: int, hint: str = "", of: str = "basis") -> NDArray[np.float64]:
+    """Return the loadings of all genes, ``adata.varm["PCs"]``, shape ``[n_genes, n_dims]``."""
+    check_known("adata.varm", "PCs", adata.varm.keys(), hint)
+    loadings = np.asarray(adata.varm["PCs"], dtype=np.float64)
+    if loadings.shape[1] != n_dims:
+        raise ValueError(
+            f"Expected the loadings `adata.varm['PCs']` to have the `{n_dims}` dimensions of {of}, found "
+            f"`{loadings.shape[1]}`."
+        )
+    return loadings
+
+
+def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDArray[np.float64]:
+    """Return the loadings of some genes, shape ``[n_dims, n_genes]``, in the order of ``adata.var_names``.
+
+    ``genes`` are names, or a boolean column of ``adata.var``. Those without a weight in the PCA are left out.
+    """
+    if basis != "X_pca":
+        raise ValueError(
+            f"Expected the basis `X_pca`, whose loadings are in `adata.varm['PCs']`, found `{basis}`: a subset of "
+            "genes needs the way from the basis to the genes."
+        )
+    names, n_dims = adata.var_names, adata.obsm[basis].shape[1]
+    hint = "A subset of genes needs the loadings of a PCA."
+    loadings = read_pca(adata, n_dims, hint, of=f"`adata.obsm[{basis!r}]`")
+    at = find_genes(adata, genes)
+    chosen = np.isin(np.arange(adata.n_vars), at) if isinstance(genes, str) else names.isin(names[at])
+    chosen = chosen & (loadings != 0).any(axis=1)
+    if not chosen.any():
+        raise ValueError("Expected genes with a weight in the PCA, found none: were they among the variable genes?")
+    return loadings[chosen].T

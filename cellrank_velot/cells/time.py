@@ -1,0 +1,94 @@
+"""The time of the cells, and the cell where the process begins, read from an AnnData."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.validation import check_choice, check_known, check_scale, first_names
+
+__all__ = ["TIME_KEYS", "TimeKind", "find_time_key", "read_root", "read_time"]
+
+logger = logging.getLogger("cellrank_velot")
+
+TimeKind = Literal["pseudotime", "experimental"]
+# Columns that a pseudotime, or the time of a series, is looked for in, in this order.
+TIME_KEYS = (
+    "pseudotime",
+    "dpt_pseudotime",
+    "palantir_pseudotime",
+    "latent_time",
+    "velocity_pseudotime",
+    "ct_pseudotime",
+)
+SERIES_KEYS = ("day", "time", "hours", "age", "experimental_time")
+
+
+def find_time_key(adata: AnnData, time_key: str | None = None, time_kind: TimeKind = "pseudotime") -> str:
+    """Return ``time_key``, or the first usual column of ``adata.obs`` for this kind of time."""
+    if time_key is not None:
+        check_known("adata.obs", time_key, adata.obs.columns)
+        return time_key
+    series = check_choice("time_kind", time_kind, TimeKind) == "experimental"
+    usual = SERIES_KEYS if series else TIME_KEYS
+    found = [key for key in usual if key in adata.obs]
+    if not found:
+        hint = (
+            ""
+            if series
+            else ", or compute a pseudotime, e.g. with `cellrank_velot.pp.prepare(adata, root_cluster=...)`"
+        )
+        raise KeyError(
+            f"Expected one of {list(usual)} in `adata.obs`, found the keys {sorted(map(str, adata.obs.columns))}. "
+            f"Pass `time_key`{hint}."
+        )
+    logger.info("Using time from `adata.obs[%r]`", found[0])
+    return found[0]
+
+
+def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
+    """Return the time of each cell in its own units, finite and not constant, shape ``[n_cells]``."""
+    check_known("adata.obs", time_key, adata.obs.columns)
+    column = adata.obs[time_key]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    if pd.api.types.is_bool_dtype(column.dtype) or column.dtype.kind in "cmM":
+        raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.")
+    try:
+        time = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.") from error
+    if time.size == 0:
+        raise ValueError("Expected an AnnData with cells, found none.")
+    bad = ~np.isfinite(time)
+    if bad.any():
+        raise ValueError(
+            f"Expected `adata.obs[{time_key!r}]` to be finite, found NaN or infinite values in `{bad.sum()}` of "
+            f"`{time.size}` cells: {first_names(adata.obs_names, bad)}. Diffusion pseudotime is infinite for cells "
+            "that the neighbour graph does not connect with the root: remove them, or use more neighbours."
+        )
+    if (time == time[0]).all():
+        raise ValueError(f"Expected `adata.obs[{time_key!r}]` to vary, found the constant `{time[0]:g}`.")
+    check_scale(f"adata.obs[{time_key!r}]", time)
+    return time
+
+
+def read_root(adata: AnnData) -> int | None:
+    """Return the position of the root cell, ``adata.uns["iroot"]``; ``None`` where there is none.
+
+    Scanpy leaves the number as it is where cells are taken away. One that is no longer a position is left out.
+    """
+    root = adata.uns.get("iroot")
+    if root is None:
+        return None
+    if np.ndim(root) == 0 and np.issubdtype(np.asarray(root).dtype, np.integer) and 0 <= root < adata.n_obs:
+        return int(root)
+    logger.warning(
+        "`adata.uns['iroot']` is %r, no position of one of %d cells: the root is left out", root, adata.n_obs
+    )
+    return None
