@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from cellrank_velot import OTVelocityKernel, read_trajectories
 from cellrank_velot.storage import pack as storage
+from cellrank_velot.storage.saved import SETTINGS, SavedKernel
 
 GOLDEN = Path(__file__).parent / "golden" / "velot_0_1.h5ad"
 ERRORS = (KeyError, TypeError, ValueError)
@@ -45,6 +46,35 @@ def test_version_0_1_is_read(stored, key):
     else:
         np.testing.assert_allclose(kernel.velocity_uncertainty, stored.obs["expected_uncertainty"], atol=1e-4)
         assert kernel.settings["field"]["n_steps"] == 50
+
+
+@pytest.mark.parametrize("key", ["T_fwd", "T_series"])
+def test_the_record_of_a_kernel_has_what_the_kernel_has(stored, key):
+    kernel, record = OTVelocityKernel.from_adata(stored, key), SavedKernel.read(stored, key)
+    for name in ("basis", "backward", "cluster_key", "params"):
+        assert getattr(record, name) == getattr(kernel, name), name
+    assert str(record.settings) == str({step: kernel.settings[step] for step in record.settings})
+    np.testing.assert_array_equal(record.cells.x, kernel.cells.x)
+    assert abs(record.connectivities - kernel.connectivities).max() == 0
+    for name in storage.STAGES:
+        stage, expected = getattr(record, name), getattr(kernel, f"_{name}")
+        assert (stage is None) == (expected is None), name
+        if stage is not None:
+            assert storage.fingerprint(stage.to_dict()) == storage.fingerprint(expected.to_dict()), name
+
+
+@pytest.mark.parametrize("series", [False, True])
+def test_the_record_knows_the_settings_of_every_step(stored, series):
+    kernel = OTVelocityKernel.from_adata(stored, "T_series" if series else "T_fwd")
+    for step, names in SETTINGS.items():
+        assert names[series].split() == kernel._names_of(step), step
+
+
+def test_the_record_refuses_what_the_kernel_refuses(stored):
+    stored.uns["T_fwd_params"]["init"]["basis"] = "X_nothing"
+    errors = [read(function, stored, "T_fwd")[1] for function in (OTVelocityKernel.from_adata, SavedKernel.read)]
+    assert "do not give a kernel of these data: Expected `adata.obsm['X_nothing']`" in errors[0]
+    assert errors[0] == errors[1]
 
 
 def test_trajectories_of_version_0_1_are_read(stored):

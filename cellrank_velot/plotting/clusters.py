@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.validation import check_known
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, palette, palette_of
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, draw_categories, positions
+from cellrank_velot.plotting._draw.embedding import HasAnnData, draw_categories, positions
 from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.kernel import saved_or_kernel, windows_of
 from cellrank_velot.transport.windows import Windows
 
-__all__ = ["clusters_of", "kernel_of", "spatial_clusters", "windows_of"]
+__all__ = ["clusters_of", "spatial_clusters"]
 
 # So many colours are told apart by everybody. More clusters share them, far from each other.
 N_DISTINCT = 8
@@ -84,7 +84,7 @@ def spatial_clusters(
     --------
     >>> ax = pl.spatial_clusters(vk, show=False)
     """
-    kernel = kernel_of(data, key)
+    kernel = saved_or_kernel(data, key)
     x, name = positions(kernel.adata, basis)
     clusters, column = clusters_of(kernel, windows_of(kernel))
     groups = [(cluster, clusters == cluster) for cluster in clusters.categories]
@@ -102,29 +102,6 @@ def spatial_clusters(
         panel.set_title(title or "")
         _write_names(figure, panel, at, [str(cluster) for cluster, _ in present])
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
-
-
-def kernel_of(data: Any, key: str) -> Any:
-    """Return the kernel, or the one that was written to an AnnData, with all the checks of reading it."""
-    if isinstance(data, AnnData):
-        hint = "Call `kernel.write_to_adata()` first, or pass the kernel."
-        check_known("adata.uns['velot']", key, data.uns.get("velot", {}), hint)
-        # The kernel stands above the plots, and may call them.
-        from cellrank_velot.kernel import OTVelocityKernel
-
-        return OTVelocityKernel.from_adata(data, key)
-    adata_of(data)
-    if not hasattr(data, "windows"):
-        raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
-    return data
-
-
-def windows_of(kernel: Any) -> Windows:
-    """Return the windows of a kernel, or say how to compute them."""
-    found: Windows | None = kernel.windows
-    if found is None:
-        raise RuntimeError("Compute the windows first, as `.compute_windows()`.")
-    return found
 
 
 def clusters_of(kernel: Any, found: Windows) -> tuple[pd.Categorical, str]:

@@ -12,9 +12,7 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
-from numpy.typing import NDArray
 
-from cellrank_velot._utils.validation import check_known
 from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
 from cellrank_velot.plotting._draw.embedding import (
     HasAnnData,
@@ -25,18 +23,12 @@ from cellrank_velot.plotting._draw.embedding import (
     positions,
 )
 from cellrank_velot.plotting._draw.figure import FigureOptions, close_figure, drawing, draws, open_axes, style
+from cellrank_velot.plotting._draw.kernel import estimate_of
 
-__all__ = ["confidence", "embedding", "estimate_of", "uncertainty"]
+__all__ = ["confidence", "embedding", "uncertainty"]
 
 # Beyond a right angle, a direction is no better known than its opposite.
 MAX_ANGLE = 90.0
-# Where `write_to_adata` puts what the kernel has under these names.
-WRITTEN = {
-    "confidence": ("obs", "velot_confidence"),
-    "raw_velocity": ("obsm", "velot_velocity_raw"),
-    "velocity": ("obsm", "velot_velocity"),
-    "velocity_uncertainty": ("obs", "velot_uncertainty"),
-}
 
 
 @draws
@@ -235,33 +227,3 @@ def embedding(
             panel.legend(loc="upper left", bbox_to_anchor=(0.0, -0.06))
         panel.set_title(title or "")
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
-
-
-def estimate_of(data: AnnData | HasAnnData, name: str) -> NDArray[np.float64]:
-    """Return an estimate of the kernel, or what was written of it to an AnnData.
-
-    Parameters
-    ----------
-    data
-        A kernel or an AnnData.
-    name
-        One of :data:`WRITTEN`, an attribute of the kernel.
-
-    Raises
-    ------
-    KeyError
-        If none was written.
-    RuntimeError
-        If the step of the kernel that computes it was not run.
-    TypeError
-        If it is another kernel or a combination of kernels.
-    """
-    if not isinstance(data, AnnData):
-        if not hasattr(data, name):
-            raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
-        return np.asarray(getattr(data, name), dtype=np.float64)
-    slot, key = WRITTEN[name]
-    step = "`kernel.compute_uncertainty()` and then " if name == "velocity_uncertainty" else ""
-    available = data.obs.columns if slot == "obs" else data.obsm.keys()
-    check_known(f"adata.{slot}", key, available, f"Call {step}`kernel.write_to_adata()` first.")
-    return np.asarray(getattr(data, slot)[key], dtype=np.float64)

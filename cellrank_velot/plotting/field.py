@@ -5,9 +5,8 @@ Depends on matplotlib and on what the field keeps of its training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from anndata import AnnData
 from matplotlib.axes import Axes
@@ -16,6 +15,7 @@ from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.field import VelocityField
 from cellrank_velot.plotting._draw.embedding import HasAnnData
 from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.kernel import history_of
 
 __all__ = ["training"]
 
@@ -89,7 +89,7 @@ def training(
     """
     for term in terms:
         check_choice("terms", term, tuple(_LINES))
-    history, best_step = _history(data, key)
+    history, best_step = history_of(data, key)
     with style():
         figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 3.4), figsize=figsize, dpi=dpi)
         for label, color, line, term in ((*_LINES[term], term) for term in terms):
@@ -107,21 +107,3 @@ def training(
         )
         panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         return panel if close_figure(figure, ours=ours, save=save, show=show) else None
-
-
-def _history(data: Any, key: str) -> tuple[Mapping[str, Any], int]:
-    """Return the losses by name and the best step."""
-    if isinstance(data, AnnData):
-        try:
-            field = data.uns["velot"][key]["field"]
-        except KeyError as error:
-            raise KeyError(
-                f"Expected a field in `adata.uns['velot'][{key!r}]`: call `kernel.write_to_adata()` first."
-            ) from error
-        return field["history"], int(field["best_step"])
-    if not isinstance(data, VelocityField) and not hasattr(data, "field"):
-        raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
-    found = data if isinstance(data, VelocityField) else data.field
-    if found is None:
-        raise RuntimeError("Compute the field first, as `.fit_field()`.")
-    return found.history, found.best_step

@@ -25,7 +25,8 @@ from cellrank_velot._utils.validation import check_integer, check_known, check_n
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, palette_of
 from cellrank_velot.plotting._draw.embedding import HasAnnData, draw_cells, positions
 from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
-from cellrank_velot.plotting.clusters import clusters_of, kernel_of, windows_of
+from cellrank_velot.plotting._draw.kernel import saved_or_kernel, transport_of, windows_of
+from cellrank_velot.plotting.clusters import clusters_of
 from cellrank_velot.transport.velocity import pair_coupling
 from cellrank_velot.transport.windows import Windows
 
@@ -111,7 +112,7 @@ def windows(
     """
     check_integer("max_pairs", max_pairs, low=1)
     check_integer("n_columns", n_columns, low=1)
-    kernel = kernel_of(data, key)
+    kernel = saved_or_kernel(data, key)
     found = windows_of(kernel)
     x, name = positions(kernel.adata, basis)
     clusters, _ = clusters_of(kernel, found)
@@ -214,7 +215,7 @@ def window_transport(
     """
     check_integer("max_arcs", max_arcs, low=1)
     check_number("mass", mass, low=0, high=1, open_low=True)
-    kernel = kernel_of(data, key)
+    kernel = saved_or_kernel(data, key)
     found = windows_of(kernel)
     x, name = positions(kernel.adata, basis)
     (pair,) = _check_pairs("pair", pair, found)
@@ -310,8 +311,7 @@ def _pair_title(found: Windows, pair: int, clusters: pd.Categorical, time: NDArr
 
 def _plan(kernel: Any, found: Windows, pair: int) -> NDArray[np.float64]:
     """Return the coupling of a pair that the velocity of the kernel was computed with."""
-    if kernel.transport is None:
-        raise RuntimeError("Compute the velocity first, as `.compute_velocity()`.")
+    transport_of(kernel)
     if kernel.cells.is_series:
         raise RuntimeError("Expected windows of pseudotime, found time points: see `kernel.coupling(source, target)`.")
     settings = kernel.settings["velocity"]

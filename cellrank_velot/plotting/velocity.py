@@ -14,7 +14,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.embedding.grid import VelocityGrid, velocity_on_grid
 from cellrank_velot.embedding.projection import (
     Weighting,
@@ -23,9 +23,9 @@ from cellrank_velot.embedding.projection import (
 )
 from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below
 from cellrank_velot.plotting._draw.colors import INK
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, positions, suffix_of
+from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, positions
 from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
-from cellrank_velot.plotting.estimates import estimate_of
+from cellrank_velot.plotting._draw.kernel import estimate_of, graph_of, transitions_of
 
 __all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
 
@@ -344,35 +344,13 @@ def _projected(
             raise ValueError(f"Expected `weighting='none'` for `method='linear_map'`, found `{weighting!r}`.")
         return _by_linear_map(data, x, key, "velocity")
     confidence = estimate_of(data, "confidence") if weighting == "confidence" else None
-    return project_by_transitions(_transitions(data, key), x, weighting=weighting, confidence=confidence)
-
-
-def _transitions(data: Any, key: str | None) -> Any:
-    """Return the transition matrix of a kernel, or the one written to an AnnData."""
-    if isinstance(data, AnnData):
-        return data.obsp[_written_key(data, key)]
-    matrix = data.transition_matrix
-    if matrix is None:
-        raise RuntimeError("Compute the transition matrix first, as `.compute_transition_matrix()`.")
-    return matrix
-
-
-def _written_key(adata: AnnData, key: str | None) -> str:
-    key = key or f"T_{suffix_of(adata, None)}"
-    check_known("adata.obsp", key, adata.obsp.keys(), "Call `kernel.write_to_adata()` first, or pass the kernel.")
-    return key
+    return project_by_transitions(transitions_of(data, key), x, weighting=weighting, confidence=confidence)
 
 
 def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> FloatArray:
     """Return a velocity of the kernel in the embedding, in the direction of the kernel, shape ``[n_cells, 2]``."""
     velocity = estimate_of(data, estimate)
-    if isinstance(data, AnnData):
-        key = _written_key(data, key)
-        check_known("adata.uns", f"{key}_params", data.uns.keys(), "Call `kernel.write_to_adata()` first.")
-        read = data.uns[f"{key}_params"]["init"]
-        basis, graph, backward = data.obsm[read["basis"]], data.obsp[read["conn_key"]], bool(read["backward"])
-    else:
-        basis, graph, backward = data.cells.x, data.connectivities, data.backward
+    basis, graph, backward = graph_of(data, key)
     return project_by_linear_map(basis, -velocity if backward else velocity, x, graph)
 
 

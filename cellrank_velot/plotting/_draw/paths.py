@@ -20,6 +20,7 @@ from cellrank_velot.cells.read import find_basis, read_basis
 from cellrank_velot.dynamics import Status, Trajectories
 from cellrank_velot.embedding.projection import embed_points
 from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
+from cellrank_velot.plotting._draw.kernel import cells_of
 from cellrank_velot.storage.pack import read_trajectories
 
 __all__ = [
@@ -116,8 +117,9 @@ def place_of(data: Any, found: Trajectories, embedding: FloatArray, velocity_bas
         If the basis has not as many dimensions as the trajectories.
     """
     adata = adata_of(data)
-    if velocity_basis is None and not found.basis and hasattr(data, "cells"):
-        x, name = data.cells.x, "the basis of the kernel"
+    cells = cells_of(data)
+    if velocity_basis is None and not found.basis and cells is not None:
+        x, name = cells.x, "the basis of the kernel"
     else:
         key = find_basis(adata, velocity_basis or found.basis or "X_pca")
         x, name = read_basis(adata, key), f"adata.obsm[{key!r}]"

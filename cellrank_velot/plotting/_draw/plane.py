@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.cells.read import find_basis, read_basis
+from cellrank_velot.plotting._draw import kernel
 from cellrank_velot.plotting._draw.embedding import adata_of, draw_cells
 from cellrank_velot.plotting._draw.paths import Place
 
@@ -58,9 +59,7 @@ def _dot_size(ax: Axes, n: int) -> float:
 
 
 def kernel_of(data: Any) -> Any:
-    if not hasattr(data, "cells") or not hasattr(data, "interpolate"):
-        raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
-    return data
+    return kernel.kernel_of(data, "cells", "interpolate")
 
 
 def plane_of(data: Any, basis: str | None, dims: tuple[int, int]) -> Plane:

@@ -24,6 +24,7 @@ from cellrank_velot._utils.validation import check_choice, check_integer, check_
 from cellrank_velot.landscape import Landscape
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK
 from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
+from cellrank_velot.plotting._draw.kernel import time_of
 from cellrank_velot.plotting._draw.paths import dot, sections
 
 __all__ = ["Kind", "Scene", "chosen_times", "is_3d", "scene_of"]
@@ -231,11 +232,8 @@ def _cells_of(data: AnnData | HasAnnData, landscape: Landscape) -> list[FloatArr
     order = np.random.default_rng(0).permutation(len(x))
     if np.isnan(landscape.times[0]):
         return [x[order[:MAX_CELLS]]]
-    states = getattr(data, "cells", None)
-    if states is None:
-        raise TypeError(f"Expected a kernel, which knows the time of the cells, found `{type(data).__name__}`.")
-    found = []
+    of_cell, found = time_of(data), []
     for time in landscape.times:
-        near = np.isclose(states.time, time) | (np.abs(states.time - time) <= landscape.window)
+        near = np.isclose(of_cell, time) | (np.abs(of_cell - time) <= landscape.window)
         found.append(x[order[near[order]][:MAX_CELLS]])
     return found
