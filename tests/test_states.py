@@ -10,7 +10,9 @@ from scipy.sparse.csgraph import connected_components
 
 from cellrank_velot import OTVelocityKernel, datasets, pp
 from cellrank_velot.fates.states import (
+    SinkOptions,
     Sinks,
+    SourceOptions,
     _persistent_maxima,
     find_sinks,
     reverse_transitions,
@@ -25,7 +27,7 @@ PLANTED = {
 }
 
 
-def suggest(function, kernel, **kwargs) -> dict[str, list[str]]:
+def suggest(function, kernel, *options) -> dict[str, list[str]]:
     adata = kernel.adata
     return function(
         kernel.transition_matrix,
@@ -33,7 +35,7 @@ def suggest(function, kernel, **kwargs) -> dict[str, list[str]]:
         kernel.cells.time,
         adata.obs_names,
         adata.obs["clusters"],
-        **kwargs,
+        *options,
     )
 
 
@@ -114,17 +116,17 @@ def test_flow_to_one_place_is_told_from_none():
     n = 100
     graph = sp.csr_matrix(sp.diags([np.ones(n - 1), np.ones(n - 1)], [-1, 1]))
     walk = sp.csr_matrix(sp.diags(1 / np.asarray(graph.sum(1)).ravel()) @ graph)
-    assert find_sinks(walk, graph, np.arange(n), n_steps=200).n_sinks == 0
+    assert find_sinks(walk, graph, np.arange(n), SinkOptions(n_steps=200)).n_sinks == 0
 
 
 def test_a_sink_must_be_late_distinct_and_large_enough():
     transitions, graph = line(60)
     time = np.arange(60)
     assert find_sinks(transitions, graph, -time).n_sinks == 0
-    assert find_sinks(transitions, graph, -time, min_time=0).n_sinks == 1
-    assert find_sinks(transitions, graph, time, min_persistence=50).n_sinks == 0
-    assert find_sinks(transitions, graph, time, min_cells=61).n_sinks == 0
-    assert (find_sinks(transitions, graph, time, min_cells=61).basin == -1).all()
+    assert find_sinks(transitions, graph, -time, SinkOptions(min_time=0)).n_sinks == 1
+    assert find_sinks(transitions, graph, time, SinkOptions(min_persistence=50)).n_sinks == 0
+    assert find_sinks(transitions, graph, time, SinkOptions(n_cells=61)).n_sinks == 0
+    assert (find_sinks(transitions, graph, time, SinkOptions(n_cells=61)).basin == -1).all()
 
 
 # -------------------------------------------------------------------------------------------------- invariances
@@ -235,13 +237,13 @@ def test_states_of_one_cluster_are_numbered_and_those_of_none_named_by_their_kin
     k = bifurcation_kernel
     args = k.transition_matrix, k.connectivities, k.cells.time, k.adata.obs_names
     assert list(suggest_terminal_states(*args, np.full(k.cells.n_cells, "Beta"))) == ["Beta_1", "Beta_2"]
-    assert list(suggest_terminal_states(*args, n_cells=12)) == ["terminal_1", "terminal_2"]
+    assert list(suggest_terminal_states(*args, options=SinkOptions(n_cells=12))) == ["terminal_1", "terminal_2"]
     assert list(suggest_initial_states(*args)) == ["initial"]
 
 
 def test_no_sink_is_said(bifurcation_kernel, caplog):
     with caplog.at_level(logging.WARNING, logger="cellrank_velot"):
-        assert suggest(suggest_terminal_states, bifurcation_kernel, min_persistence=99) == {}
+        assert suggest(suggest_terminal_states, bifurcation_kernel, SinkOptions(min_persistence=99)) == {}
     assert "Found no terminal state" in caplog.text
 
 
@@ -264,16 +266,42 @@ def test_the_frame_lists_the_sinks(bifurcation_kernel):
         ({"time": np.full(60, np.nan)}, ValueError, "found NaN"),
         ({"graph": sp.identity(3, format="csr")}, ValueError, "`graph` of shape"),
         ({"transitions": sp.csr_matrix((60, 60))}, ValueError, "sum one"),
-        ({"min_persistence": "high"}, TypeError, "`min_persistence` to be a number"),
-        ({"min_time": 2}, ValueError, r"`min_time` to be in \[0, 1\]"),
-        ({"n_steps": 0}, ValueError, "`n_steps` to be at least `1`"),
-        ({"min_cells": 0}, ValueError, "`min_cells` to be at least `1`"),
     ],
 )
 def test_bad_flows_are_refused(change, error, match):
     transitions, graph = line(60)
     with pytest.raises(error, match=match):
         find_sinks(**{"transitions": transitions, "graph": graph, "time": np.arange(60.0), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"min_persistence": "high"}, TypeError, "`min_persistence` to be a number"),
+        ({"min_time": 2}, ValueError, r"`min_time` to be in \[0, 1\]"),
+        ({"n_steps": 0}, ValueError, "`n_steps` to be at least `1`"),
+        ({"n_cells": 0}, ValueError, "`n_cells` to be at least `1`"),
+    ],
+)
+def test_bad_options_are_refused(change, error, match):
+    with pytest.raises(error, match=match):
+        SinkOptions(**change)
+
+
+def test_a_source_is_early_where_a_sink_of_the_reversed_flow_is_late():
+    assert SourceOptions(max_time=0.3).min_time == 1 - 0.3
+    with pytest.raises(ValueError, match=r"`max_time` to be in \[0, 1\]"):
+        SourceOptions(max_time=3)
+    with pytest.raises(ValueError, match="`n_cells` to be at least"):
+        SourceOptions(n_cells=0)
+
+
+def test_the_kernel_passes_all_options(bifurcation_kernel):
+    options = {"n_cells": 12, "min_persistence": 1, "min_time": 0.1, "n_steps": 90}
+    few = bifurcation_kernel.suggest_terminal_states("clusters", **options)
+    assert few == suggest(suggest_terminal_states, bifurcation_kernel, SinkOptions(**options))
+    early = bifurcation_kernel.suggest_initial_states("clusters", n_cells=12, max_time=0.2)
+    assert early == suggest(suggest_initial_states, bifurcation_kernel, SourceOptions(n_cells=12, max_time=0.2))
 
 
 def test_names_and_clusters_must_fit_the_cells():
@@ -283,7 +311,3 @@ def test_names_and_clusters_must_fit_the_cells():
         suggest_terminal_states(transitions, graph, np.arange(60), names[1:])
     with pytest.raises(ValueError, match="`clusters` of shape"):
         suggest_terminal_states(transitions, graph, np.arange(60), names, ["a"])
-    with pytest.raises(ValueError, match="`n_cells` to be at least"):
-        suggest_terminal_states(transitions, graph, np.arange(60), names, n_cells=0)
-    with pytest.raises(ValueError, match="`max_time` to be in"):
-        suggest_initial_states(transitions, graph, np.arange(60), names, max_time=3)

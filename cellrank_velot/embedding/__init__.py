@@ -1,6 +1,7 @@
-"""Velocities and points in an embedding, such as a UMAP, and their averages on a grid.
+"""Velocities and points in an embedding, such as a UMAP.
 
-In go positions or velocities in the basis; out come their places or arrows in two dimensions.
+In go positions or velocities in the basis. Out come arrows or places in the embedding, and the
+averages of arrows on a grid.
 """
 
 from cellrank_velot.embedding.grid import VelocityGrid, velocity_on_grid

@@ -1,7 +1,4 @@
-"""Velocity on a regular grid of two dimensions, averaged over cells for pictures.
-
-Plain arrays in and out. Depends on numpy and scikit-learn.
-"""
+"""Velocity on a regular grid of a plane, averaged over the cells around each point."""
 
 from __future__ import annotations
 
@@ -23,25 +20,12 @@ MAX_GRID_NEIGHBORS = 200
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VelocityGrid(Stage):
-    """Velocity on a regular grid of two dimensions.
+    """Velocity on a regular grid of a plane."""
 
-    Attributes
-    ----------
-    x, y
-        Positions of the columns and rows, shapes ``[n_x]`` and ``[n_y]``.
-    velocity
-        Velocity at each point, shape ``[n_y, n_x, 2]``; NaN where there are too few cells.
-
-    Examples
-    --------
-    >>> from cellrank_velot.embedding.grid import velocity_on_grid
-    >>> grid = velocity_on_grid(vk.cells.x[:, :2], vk.velocity[:, :2], n_grid=20)
-    >>> bool(np.isnan(grid.speed).any())  # points without cells around
-    True
-    """
-
+    # Positions of the columns and the rows, [n_x] and [n_y].
     x: FloatArray
     y: FloatArray
+    # Velocity at each point, [n_y, n_x, 2]. NaN where there are too few cells.
     velocity: FloatArray
 
     @property
@@ -58,37 +42,11 @@ def velocity_on_grid(
     smooth: float = 1.0,
     min_density: float = 0.02,
 ) -> VelocityGrid:
-    """Average the velocities of cells around each point of a regular grid.
+    """Average the velocities of cells, shape ``[n_cells, 2]``, around each point of a grid of ``n_grid`` by ``n_grid``.
 
-    Parameters
-    ----------
-    embedding
-        Positions of shape ``[n_cells, 2]``.
-    velocity
-        Velocities of shape ``[n_cells, 2]``. Cells with NaN are left out.
-    n_grid
-        Number of points along each axis.
-    smooth
-        Standard deviation of the Gaussian weights, in grid spacings, and no less than cells are apart.
-    min_density
-        Density of cells below which a point has no velocity, as a share of the 95th percentile over the points near
-        cells.
-
-    Returns
-    -------
-    The grid, with NaN where there are too few cells.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range or no cell has a velocity.
-
-    Examples
-    --------
-    >>> from cellrank_velot.embedding.grid import velocity_on_grid
-    >>> grid = velocity_on_grid(vk.cells.x[:, :2], vk.velocity[:, :2], n_grid=20)
-    >>> grid.velocity.shape
-    (20, 20, 2)
+    Weights are Gaussian. Their standard deviation is ``smooth`` spacings of the grid, or the distance between cells
+    where that is longer. A point has no velocity where the density of cells is below ``min_density`` times its 95th
+    percentile over the points near cells. Cells with NaN are left out.
     """
     check_integer("n_grid", n_grid, low=2)
     check_number("smooth", smooth, low=0, open_low=True)
@@ -101,7 +59,7 @@ def velocity_on_grid(
     axes = np.linspace(x.min(axis=0) - margin, x.max(axis=0) + margin, n_grid)
     points = np.stack(np.meshgrid(axes[:, 0], axes[:, 1]), axis=-1).reshape(-1, 2)
 
-    # Two cells may be apart by different units in x and y: distances are in grid spacings.
+    # The two axes may have different units, so distances are in spacings of the grid.
     spacing = axes[1] - axes[0]
     search = NearestNeighbors(n_neighbors=min(x.shape[0], MAX_GRID_NEIGHBORS)).fit(x / spacing)
     distance, neighbors = search.kneighbors(points / spacing)

@@ -1,7 +1,4 @@
-"""Velocity and paths in an embedding: two projections of velocities, and positions of points.
-
-Plain arrays in and out. Depends on numpy, scipy and scikit-learn.
-"""
+"""Two projections of velocities to an embedding, and the places of points in it."""
 
 from __future__ import annotations
 
@@ -15,22 +12,16 @@ from sklearn.neighbors import NearestNeighbors
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 
-__all__ = [
-    "Weighting",
-    "embed_points",
-    "project_by_linear_map",
-    "project_by_transitions",
-]
+__all__ = ["Weighting", "embed_points", "project_by_linear_map", "project_by_transitions"]
 
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.intp]
 
 Weighting = Literal["none", "distance", "confidence"]
 
-# Numbers that one batch of cells or points holds at a time: 64 MB.
+# Numbers that one batch of cells or points holds: 64 MB.
 BATCH_SIZE = 2**23
-# Less tells islands apart where the embedding is whole, and paths jump there: on a simulated bifurcation ten times as
-# often at 3 as at 6.
+# A smaller reach tears paths where the embedding is whole: on a simulated bifurcation ten times as often at 3 as at 6.
 ISLAND_REACH = 6.0
 # Steps of mean shift after which a place in the embedding hardly moves.
 N_SHIFTS = 5
@@ -43,63 +34,23 @@ def project_by_transitions(
     weighting: Weighting = "none",
     confidence: FloatArray | None = None,
 ) -> FloatArray:
-    r"""Project the velocity behind a transition matrix to an embedding.
+    r"""Project the velocity behind a transition matrix to an embedding, shape ``[n_cells, n_dims]``.
 
-    The expected direction of a transition, less the mean direction to the neighbours, which would otherwise point to
-    where cells are dense: :math:`\nu_i = \sum_{j \ne i} (T_{ij} - 1 / n_i) \, u_{ij}` with the directions
-    :math:`u_{ij} = (s_j - s_i) / \|s_j - s_i\|` and the sum over the :math:`n_i` neighbours of a cell
-    :cite:`bergen:20`.
-
-    Weights :math:`w_{ij}` of the neighbours enter both means alike, that of the transitions and that of the density:
+    A cell's arrow is the mean direction of its transitions less the mean direction to its neighbours, which only says
+    where cells are dense :cite:`bergen:20`. With :math:`u_{ij} = (s_j - s_i) / \|s_j - s_i\|`, weights :math:`w_{ij}`
+    of the neighbours enter both means:
 
     .. math::
         \nu_i = \sum_{j \ne i} \left(
             m_i \frac{w_{ij} T_{ij}}{\sum_l w_{il} T_{il}} - \frac{w_{ij}}{\sum_l w_{il}}
         \right) u_{ij}, \qquad m_i = \sum_{j \ne i} T_{ij}
 
-    This is the weighted covariance of :math:`T` and :math:`u` over the weighted mean of :math:`T`. With equal weights
-    it is the first formula; equal probabilities have no velocity, whatever the weights; and a velocity is no longer
-    than without weights. The formulas in use, :math:`\sum_j w_{ij} T_{ij} u_{ij} / \sum_j w_{ij}`, are this without
-    the second mean: they point to where cells are dense, and shrink with the number of neighbours.
+    So equal probabilities have no velocity, whatever the weights. Weights are 1 with ``weighting="none"``, where
+    :math:`\nu_i = \sum_{j \ne i} (T_{ij} - 1 / n_i) u_{ij}`; :math:`\exp(-\|s_j - s_i\|^2 / 2 h_i^2)` with
+    ``"distance"``, where :math:`h_i` is the median distance of the cell to its neighbours; and :math:`(c_i + c_j) / 2`
+    with ``"confidence"``. In a product of both confidences, :math:`c_i` would cancel.
 
-    Parameters
-    ----------
-    transitions
-        Transition matrix of shape ``[n_cells, n_cells]``; what it stores off the diagonal are the neighbours.
-    embedding
-        Positions of shape ``[n_cells, n_dims]``, of any number of dimensions.
-    weighting
-        What neighbours count for:
-
-        - ``"none"``: all alike.
-        - ``"distance"``: :math:`\exp(-\|s_j - s_i\|^2 / 2 h_i^2)`, with :math:`h_i` the median distance of the cell
-          to its neighbours in the embedding. Neighbours that the embedding has torn away hardly count.
-        - ``"confidence"``: :math:`(c_i + c_j) / 2`. A sure cell trusts its own transitions, an unsure one those that
-          lead to sure cells. The product of the two would lose :math:`c_i`, which cancels.
-    confidence
-        Confidence of each cell in ``[0, 1]``, shape ``[n_cells]``, for ``weighting="confidence"``; not given for
-        others.
-
-    Returns
-    -------
-    Velocities of shape ``[n_cells, n_dims]``, without a unit and of length 2 at most: a length says how much the
-    transitions agree, not how fast a cell is. 0 for a cell without neighbours, which stays where it is; NaN for one
-    whose transitions all lead to neighbours of weight 0.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit, a position is not finite, ``weighting`` is unknown, or ``confidence`` is missing, not
-        needed or outside ``[0, 1]``.
-
-    Examples
-    --------
-    >>> from cellrank_velot.embedding.projection import project_by_transitions
-    >>> arrows = project_by_transitions(
-    ...     vk.transition_matrix, adata.obsm["X_umap"], weighting="distance"
-    ... )
-    >>> arrows.shape, bool((np.linalg.norm(arrows, axis=1) <= 2).all())
-    ((300, 2), True)
+    Lengths are at most 2. An arrow is 0 for a cell without neighbours, and NaN where all weights are 0.
     """
     check_choice("weighting", weighting, Weighting)
     embedding = _checked("embedding", embedding)
@@ -169,51 +120,17 @@ def project_by_linear_map(
     r"""Project velocities to an embedding by the linear map that carries each cell's neighbours there.
 
     With the displacements to the :math:`k` neighbours as rows, :math:`D` in the basis and :math:`E` in the embedding,
-    the map :math:`A` minimises :math:`\|D A - E\|^2 + \lambda \|A\|^2`, and the velocity there is :math:`v A`, which
-    is :math:`E^\top (D D^\top + \lambda)^{-1} D v`: a sum over the neighbours, found from :math:`k` or from
-    ``n_basis_dims`` equations, whichever are fewer. What of a velocity lies in no direction to a neighbour is lost.
+    the map :math:`A` minimises :math:`\|D A - E\|^2 + \lambda \|A\|^2`. The velocity in the embedding is
+    :math:`v A = E^\top (D D^\top + \lambda)^{-1} D v`, a sum over the neighbours. It comes from ``k`` or
+    ``n_basis_dims`` equations, whichever are fewer.
 
-    An embedding follows the basis up to noise. Where the map explains the share :math:`r` of the displacements,
-    ridge regression is best at :math:`\lambda = \frac{1 - r}{r} \overline{\|D_j\|^2}`: ``ridge`` is that ratio of noise
-    to signal, and :math:`\lambda` goes by the cell's own mean squared distance to its neighbours. The default
-    was found on the UMAPs of one simulated set and of the pancreas, with graphs of some 30 neighbours, by leaving
-    neighbours out, which no command repeats. Directions depend on it little; velocities become shorter as it grows.
+    Where the map explains the share :math:`r` of the displacements, ridge regression is best at :math:`\lambda =
+    \frac{1 - r}{r} \overline{\|D_j\|^2}`. ``ridge`` is :math:`(1 - r) / r`, a ratio of noise to signal. Directions
+    hardly depend on it; velocities become shorter as it grows.
 
-    Parameters
-    ----------
-    x
-        Positions in the basis, shape ``[n_cells, n_basis_dims]``.
-    velocity
-        Velocities in the basis, shape ``[n_cells, n_basis_dims]``; NaN where a cell has none.
-    embedding
-        Positions of shape ``[n_cells, n_dims]``, of any number of dimensions.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``; what it stores off the diagonal are the neighbours, whatever
-        the values. The nearest cells in the basis where not given.
-    n_neighbors
-        Number of nearest cells where there is no graph.
-    ridge
-        Regularisation, positive. Small for an embedding that is linear in the basis, such as a PCA.
-
-    Returns
-    -------
-    Velocities of shape ``[n_cells, n_dims]``, in units of the embedding per unit of time; NaN for cells without a
-    velocity, and for those without neighbours or with all of them on the same spot, about which nothing is known.
-
-    Raises
-    ------
-    TypeError
-        If an option is not a number.
-    ValueError
-        If the shapes do not fit, a position is not finite, or an option is out of range.
-
-    Examples
-    --------
-    >>> from cellrank_velot.embedding.projection import project_by_linear_map
-    >>> x, plane = vk.cells.x, vk.cells.x[:, :2]  # a plane of the basis itself
-    >>> arrows = project_by_linear_map(x, vk.velocity, plane, vk.connectivities, ridge=1e-6)
-    >>> metrics.cosine_to_truth(arrows, vk.velocity[:, :2]) > 0.99
-    True
+    The neighbours are what ``graph`` stores off the diagonal, or the ``n_neighbors`` nearest cells without a graph.
+    Velocities are in units of the embedding per unit of time. They are NaN for a cell without a velocity, without
+    neighbours, or with all neighbours on its own spot.
     """
     check_integer("n_neighbors", n_neighbors, low=1)
     check_number("ridge", ridge, low=0, open_low=True)
@@ -233,7 +150,7 @@ def project_by_linear_map(
         slot = np.arange(degree[cells].max())
         used = slot < degree[cells, None]
         neighbors = columns[np.where(used, start[cells, None] + slot, 0)]
-        # Rows of zeros fill up what cells of fewer neighbours lack: they change nothing.
+        # Cells with fewer neighbours are filled up with rows of zeros, which change nothing.
         d_basis = np.where(used[..., None], x[neighbors] - x[cells, None], 0.0)
         d_embedding = np.where(used[..., None], embedding[neighbors] - embedding[cells, None], 0.0)
         share = _shares(d_basis, velocity[cells], degree[cells], ridge)
@@ -247,7 +164,7 @@ def _batches(cells: IndexArray, degree: IndexArray, n_dims: int) -> Iterator[Ind
     first = 0
     while first < cells.size:
         largest = int(degree[cells[first]])
-        # positions, displacements and what makes them; and one side of the equations, which is the smaller
+        # Positions, displacements and their difference, and the smaller side of the equations.
         n_numbers = largest * (3 * n_dims + min(largest, n_dims)) + min(largest, n_dims) ** 2
         last = first + max(BATCH_SIZE // n_numbers, 1)
         yield cells[first:last]
@@ -255,22 +172,10 @@ def _batches(cells: IndexArray, degree: IndexArray, n_dims: int) -> Iterator[Ind
 
 
 def _shares(displacement: FloatArray, velocity: FloatArray, degree: IndexArray, ridge: float) -> FloatArray:
-    """Return the share of each neighbour in the velocities; NaN where all displacements are zero.
+    """Return the share of each neighbour in the velocities, shape ``[n_cells, n_neighbors]``.
 
-    Parameters
-    ----------
-    displacement
-        Displacements to the neighbours, shape ``[n_cells, n_neighbors, n_dims]``.
-    velocity
-        Velocities of shape ``[n_cells, n_dims]``.
-    degree
-        Number of neighbours that are not padding, shape ``[n_cells]``.
-    ridge
-        Regularisation relative to the mean squared length of the displacements.
-
-    Returns
-    -------
-    Shares of shape ``[n_cells, n_neighbors]``.
+    ``displacement`` leads to the neighbours, shape ``[n_cells, n_neighbors, n_dims]``. ``degree`` counts those that are
+    not padding. Shares are NaN where all displacements are zero.
     """
     _, n_neighbors, n_dims = displacement.shape
     transposed = displacement.transpose(0, 2, 1)
@@ -285,42 +190,13 @@ def _shares(displacement: FloatArray, velocity: FloatArray, degree: IndexArray, 
 
 
 def embed_points(points: FloatArray, x: FloatArray, embedding: FloatArray, *, n_neighbors: int = 15) -> FloatArray:
-    r"""Place points of the basis, such as those of a path, in an embedding of the cells.
+    """Place points of the basis, such as those of a path, in an embedding of the cells.
 
-    The mean position of the nearest cells, with Gaussian weights that fall to zero at the last of them, so that a
-    point that moves takes its place in the embedding along without a jump as the nearest cells change. As an embedding
-    tears, and the mean over two islands lies in the void between them, only neighbours about the place of most weight
-    count: weights fall with the distance from it, to zero at six times the distance within which a cell has a third of
-    the others. A point that crosses a tear jumps.
-
-    Parameters
-    ----------
-    points
-        Points in the basis, shape ``[n_points, n_basis_dims]``; NaN where there is none.
-    x
-        Positions of the cells in the basis, shape ``[n_cells, n_basis_dims]``.
-    embedding
-        Positions of the cells in the embedding, shape ``[n_cells, n_dims]``, of any number of dimensions.
-    n_neighbors
-        Number of nearest cells.
-
-    Returns
-    -------
-    Positions of shape ``[n_points, n_dims]`` in units of the embedding; NaN for points with NaN.
-
-    Raises
-    ------
-    TypeError
-        If ``n_neighbors`` is not an integer.
-    ValueError
-        If the shapes do not fit, a position of a cell is not finite, or ``n_neighbors`` is not positive.
-
-    Examples
-    --------
-    >>> from cellrank_velot.embedding.projection import embed_points
-    >>> middle = (vk.cells.x[:5] + vk.cells.x[5:10]) / 2
-    >>> embed_points(middle, vk.cells.x, adata.obsm["X_umap"]).shape
-    (5, 2)
+    A point gets the mean place of its nearest cells. Weights are Gaussian in the distance and fall to zero at the last
+    cell, so that a moving point does not jump when its nearest cells change. Where the embedding is torn, the mean of
+    two islands would lie in the void between them. So only cells near the place of most weight count: their weights
+    fall to zero at six times the distance within which a cell has a third of the others. A point that crosses a tear
+    jumps. A point with NaN has no place.
     """
     check_integer("n_neighbors", n_neighbors, low=1)
     x, embedding = _checked("x", x), _checked("embedding", embedding)
@@ -345,33 +221,24 @@ def _tapered(distance: FloatArray) -> FloatArray:
     """Return Gaussian weights of sorted distances, shape ``[n_points, n_neighbors]``, that end in zero at the last."""
     reach = distance[:, -1:]
     scaled = np.divide(distance, reach, out=np.zeros_like(distance), where=reach > 0)
-    # The floor keeps a sum where all are equally far.
+    # The floor keeps the sum of weights positive where all cells are equally far.
     return np.exp(-2.0 * scaled**2) - np.exp(-2.0) + 1e-9
 
 
 def _robust_mean(y: FloatArray, weight: FloatArray) -> FloatArray:
-    """Return the weighted mean of the neighbours around the place of most weight.
+    """Return the weighted mean place, ``[n_points, n_dims]``, of neighbours ``[n_points, n_neighbors, n_dims]``.
 
-    Parameters
-    ----------
-    y
-        Positions of the neighbours, shape ``[n_points, n_neighbors, n_dims]``.
-    weight
-        Their weights, shape ``[n_points, n_neighbors]``.
-
-    Returns
-    -------
-    Positions of shape ``[n_points, n_dims]``.
+    Only those around the place of most weight count.
     """
     between = np.linalg.norm(y[:, :, None] - y[:, None, :], axis=3)
-    # Three islands of equal size must not be taken for one: a third of the neighbours tells how far they lie apart.
+    # A third, as three islands of equal size must not be taken for one.
     third = np.partition(between, (y.shape[1] - 1) // 3, axis=2)[:, :, (y.shape[1] - 1) // 3]
-    # Of neighbours on the same spot, all count, whatever the rounding of their mean.
+    # Neighbours on the same spot all count, whatever the rounding of their mean.
     rounding = 1e-9 * np.abs(y).max(axis=(1, 2)) + np.finfo(np.float64).tiny
     reach = np.maximum(ISLAND_REACH * np.median(third, axis=1), rounding)[:, None]
     vote = np.einsum("pl,pjl->pj", weight, _biweight(between / reach[..., None]))
     centre = np.take_along_axis(y, vote.argmax(axis=1)[:, None, None], axis=1)
-    # The cell with most votes changes in jumps; moving on to the mean around it, as in mean shift, evens them out.
+    # The cell with most votes changes in jumps. Mean shift from there makes the place continuous.
     for _ in range(N_SHIFTS):
         local = weight * _biweight(np.linalg.norm(y - centre, axis=2) / reach)
         centre = (local[..., None] * y).sum(axis=1, keepdims=True) / local.sum(axis=1)[:, None, None]

@@ -1,6 +1,6 @@
-"""The neighbour graph: rows of its edges, and how far each cell lies from the mean of its neighbours.
+"""The neighbour graph: values of its edges, row by row, and the way from each cell to its neighbours' mean.
 
-In go positions and a sparse graph, out come arrays with a value for each edge or each cell.
+In go positions and a sparse graph. Out come arrays with a value for each edge or each cell.
 """
 
 from cellrank_velot.graph.residuals import residuals, structured_share

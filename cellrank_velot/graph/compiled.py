@@ -1,7 +1,4 @@
-"""Loops along the edges of the neighbour graph: similarities, softmax of rows, means of neighbours, components.
-
-Depends on numba and numpy only.
-"""
+"""Compiled loops along the edges of the neighbour graph: similarities, softmax, neighbours' means, components."""
 
 from __future__ import annotations
 
@@ -25,20 +22,10 @@ def edge_similarities(
     first: int,
     last: int,
 ) -> NDArray[np.float64]:
-    """Return the product, or the cosine, of the velocity and the displacement along each edge of some rows.
+    """Return the product of velocity and displacement along each edge of the rows from ``first`` to ``last``.
 
-    Parameters
-    ----------
-    x, velocity
-        Positions and velocities, shape ``[n_cells, n_dims]`` each.
-    indptr, indices
-        The graph in CSR form.
-    transpose
-        Whether the displacement leads from the neighbour to the cell, and is compared with the neighbour's velocity.
-    cosine
-        Whether to divide by both lengths; the cosine with nothing is zero.
-    first, last
-        Rows to take.
+    With ``transpose`` the displacement leads from the neighbour to the cell, and the velocity is the neighbour's. With
+    ``cosine`` the product is divided by both lengths, and is zero where one of them is.
     """
     return _edge_similarities(*read_only(x, velocity, indptr, indices), transpose, cosine, first, last)
 
@@ -64,7 +51,7 @@ def neighbor_means(
 def connected_components(
     indptr: NDArray[np.integer[Any]], indices: NDArray[np.integer[Any]], weights: NDArray[Any]
 ) -> NDArray[np.int64]:
-    """Return the connected component of each cell, numbered by their first cells; an edge of zero is none."""
+    """Return the connected component of each cell, numbered by their first cells; edges of weight zero do not count."""
     return np.asarray(_connected_components(*read_only(indptr, indices, weights)))
 
 
@@ -153,7 +140,7 @@ def _connected_components(indptr: Any, indices: Any, weights: Any) -> Any:
             if weights[edge] == 0:
                 continue
             a, b = i, indices[edge]
-            # Each look at what is above brings a cell half way up.
+            # Each step towards the root of its component halves the way of a cell.
             while above[a] != a:
                 above[a] = above[above[a]]
                 a = above[a]
@@ -166,6 +153,6 @@ def _connected_components(indptr: Any, indices: Any, weights: Any) -> Any:
         if above[i] == i:
             number[i] = n_found
             n_found += 1
-        else:  # what is above comes first
+        else:  # the root of a component is its first cell
             number[i] = number[above[i]]
     return number

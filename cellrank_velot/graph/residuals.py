@@ -1,7 +1,4 @@
-"""How far cells lie from the manifold that their neighbours mark out, and how much of that is structure.
-
-Depends on compiled, numpy and scipy; knows neither windows nor transport.
-"""
+"""The residual of each cell, which is the way to its neighbours' mean, and how much of it is more than noise."""
 
 from __future__ import annotations
 
@@ -27,30 +24,9 @@ def residuals(
     *,
     n_jobs: int | None = None,
 ) -> NDArray[np.float64]:
-    """Return the way from each cell to the mean of its neighbours.
+    """Return the way from each cell, or each of ``cells``, to its neighbours' weighted mean, ``[n_cells, n_dims]``.
 
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``.
-    cells
-        Positions of the cells to return it for, shape ``[n]``; all of them where not given.
-    n_jobs
-        Number of jobs, see :func:`cellrank_velot.transport.velocity.compute_velocity`.
-
-    Returns
-    -------
-    Displacements of shape ``[n_cells, n_dims]``; zero for a cell without neighbours.
-
-    Examples
-    --------
-    >>> import scipy.sparse as sp
-    >>> from cellrank_velot.graph.residuals import residuals
-    >>> line = sp.csr_matrix([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
-    >>> residuals(np.array([[0.0], [3.0], [2.0]]), line).tolist()
-    [[3.0], [-2.0], [1.0]]
+    It is zero for a cell without neighbours.
     """
     rows = np.arange(x.shape[0]) if cells is None else cells
     x = np.ascontiguousarray(x, dtype=np.float64)
@@ -66,31 +42,12 @@ def residuals(
 
 
 def structured_share(residual: NDArray[np.float64]) -> float:
-    r"""Return the share of the deviation from the manifold that is more than noise of measurement, in ``[0, 1]``.
+    r"""Return the share of the residuals, shape ``[n_cells, n_dims]``, that is more than noise, in ``[0, 1]``.
 
-    The residuals have, in each principal direction, a variance :math:`s_k`. Noise of measurement has one variance in
-    all of them: the lower quartile :math:`s` of those that reach a tenth of their median. What exceeds it is structure,
-    and the share is the mean over the directions of :math:`1 - s / s_k`, the gain of a Wiener filter, or zero where
-    that is negative. Directions in which no cell deviates don't count. That noise is equal in all directions is an
-    assumption, and the quartile a convention: structure that spreads over all directions alike cannot be told from
-    noise, nor noise that doesn't from structure.
-
-    Parameters
-    ----------
-    residual
-        Way from each cell to the manifold, shape ``[n_cells, n_dims]``.
-
-    Returns
-    -------
-    The share; zero where no cell deviates.
-
-    Examples
-    --------
-    >>> from cellrank_velot.graph.residuals import structured_share
-    >>> noise = np.random.default_rng(0).normal(size=(500, 10))
-    >>> more = np.array([5.0] * 3 + [1.0] * 7)  # than noise, in three directions
-    >>> structured_share(noise) < 0.2 < structured_share(noise * more)
-    True
+    The residuals have a variance :math:`s_k` in each principal direction. We take the noise to have one variance
+    :math:`s` in all directions: the lower quartile of the variances that reach a tenth of their median. The share is
+    the mean of :math:`\max(0, 1 - s / s_k)`, the gain of a Wiener filter, over the directions with any variance. It
+    is zero where no cell deviates. Structure that is equal in all directions counts as noise.
     """
     variance = np.linalg.eigvalsh(residual.T @ residual / residual.shape[0])
     variance = variance[variance > variance.size * np.finfo(np.float64).eps * variance.max()]
