@@ -182,7 +182,10 @@ def test_files_and_axes(adata, landscape, figdir):
         assert image.size[0] > 200
     figure, mine = plt.subplots(1, 3)
     assert potential_landscape(adata, landscape, ax=mine, title="here") is None
-    assert [ax.get_title(loc="left") for ax in mine] == ["here"] * 3
+    assert figure.get_suptitle() == "here"
+    assert [ax.get_title(loc="left") for ax in mine] == ["Time 0", "Time 1", "Time 4"]
+    (ax,) = potential_landscape(adata, landscape, times=1, title="here", show=False)
+    assert ax.get_title(loc="left") == "here"
     flat = figure.add_subplot()
     with pytest.raises(TypeError, match="Expected Axes with projection='3d' for `kind='surface'`"):
         potential_landscape(adata, of_times(adata, [1.0]), kind="surface", ax=flat)

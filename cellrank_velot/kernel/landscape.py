@@ -19,14 +19,11 @@ from cellrank_velot.cells.read import find_basis, read_basis
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.landscape import Landscape, PlaneCells, compute_landscape
+from cellrank_velot.landscape.compute import MIN_CELLS, WINDOW
 
 __all__ = ["Landscapes"]
 
 logger = logging.getLogger("cellrank_velot")
-
-# Fewer cells within a window of pseudotime are not a population.
-MIN_CELLS = 20
-WINDOW = 0.1
 
 
 class Landscapes(Parts):
@@ -153,9 +150,7 @@ class Landscapes(Parts):
         """
         from cellrank_velot.plotting.landscape import potential_landscape
 
-        if landscape is None:
-            return potential_landscape(self, self.compute_landscape(times, basis), **kwargs)
-        return potential_landscape(self, landscape, times=times, **kwargs)
+        return potential_landscape(self, landscape, basis, times, **kwargs)
 
     def animate_landscape(
         self, landscape: Landscape | None = None, basis: str | None = None, *, n_frames: int = 40, **kwargs: Any
@@ -186,10 +181,7 @@ class Landscapes(Parts):
         """
         from cellrank_velot.plotting.landscape import landscape_animation
 
-        check_integer("n_frames", n_frames, low=2)
-        if landscape is None:
-            landscape = self.compute_landscape(self._frames(basis, n_frames), basis)
-        return landscape_animation(self, landscape, **kwargs)
+        return landscape_animation(self, landscape, basis, n_frames=n_frames, **kwargs)
 
     # ---------------------------------------------------------------------------------------------------- private
     def _plane(self, key: str, dims: tuple[int, int]) -> NDArray[np.float64]:
@@ -267,14 +259,3 @@ class Landscapes(Parts):
         around = np.flatnonzero(np.isin(self.cells.time, points[after - 1 : after + 1]))
         search = NearestNeighbors(n_neighbors=1).fit(self.cells.x[around])
         return labels[around[search.kneighbors(x, return_distance=False)[:, 0]]]
-
-    def _frames(self, basis: str | None, n_frames: int) -> list[float] | None:
-        """Return times for a film; ``None`` for every time point."""
-        own = basis is None or find_basis(self.adata, basis) == self.basis
-        if self.cells.is_series and not own:
-            return None
-        times = np.linspace(*self.cells.time_range, n_frames)
-        if not self.cells.is_series:
-            near = np.abs(self.cells.time[:, None] - times) <= WINDOW
-            times = times[near.sum(axis=0) >= MIN_CELLS]
-        return times.tolist()

@@ -22,9 +22,12 @@ from cellrank_velot.landscape.density import (
 )
 from cellrank_velot.landscape.surface import Landscape
 
-__all__ = ["compute_landscape"]
+__all__ = ["MIN_CELLS", "WINDOW", "compute_landscape"]
 
 FloatArray = NDArray[np.float64]
+
+# With pseudotime: how far from a time its cells are, and how many at least are a population.
+WINDOW, MIN_CELLS = 0.1, 20
 
 
 def compute_landscape(

@@ -1,8 +1,8 @@
 """Figures: how they open, look and close, and the options of a figure that every plot takes.
 
 A plot is written as ``@draws def plot(data, ..., **figure: Unpack[FigureOptions])``. It draws within
-``with drawing(figure) as canvas`` and returns ``canvas.result``. Depends on matplotlib, and on scanpy for the folder
-of figures.
+``with drawing(figure) as canvas`` and returns ``canvas.result``. An animation takes ``FilmOptions`` in their place, see
+``animation.py``.
 """
 
 from __future__ import annotations
@@ -13,17 +13,30 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
+from typing import Any, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
 
 import matplotlib.pyplot as plt
 import numpy as np
 import scanpy as sc
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 
 from cellrank_velot._utils.files import replacing
+from cellrank_velot._utils.validation import check_integer
 
-__all__ = ["Canvas", "FigureOptions", "close_figure", "drawing", "draws", "open_axes", "style"]
+__all__ = [
+    "Canvas",
+    "FigureOptions",
+    "close_figure",
+    "color_bar",
+    "drawing",
+    "draws",
+    "even_columns",
+    "open_axes",
+    "style",
+]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -82,6 +95,7 @@ class Canvas:
 
     figure: Figure
     panels: list[Axes]
+    n_columns: int
     ours: bool
     returned: bool
     single: bool
@@ -90,6 +104,23 @@ class Canvas:
     def ax(self) -> Axes:
         """The panel of a plot that has one."""
         return self.panels[0]
+
+    @property
+    def legend_place(self) -> Axes | Figure:
+        """Where a legend beside all panels goes: the figure, or in the caller's figure the last panel."""
+        return self.figure if self.ours else self.panels[-1]
+
+    def is_left(self, place: int) -> bool:
+        """Whether the labels of an axis from bottom to top belong to this panel; in the caller's figure to all."""
+        return not self.ours or place % self.n_columns == 0
+
+    def share_labels(self) -> None:
+        """Leave the labels of the axes to the panels on the left and below."""
+        for place, panel in enumerate(self.panels if self.ours else []):
+            if not self.is_left(place):
+                panel.set_ylabel("")
+            if place + self.n_columns < len(self.panels):
+                panel.set_xlabel("")
 
     @property
     def result(self) -> Any:
@@ -105,11 +136,15 @@ def drawing(
     n_columns: int = 4,
     panel_size: tuple[float, float] = (5.0, 4.2),
     title: str = "",
+    projection: str | None = None,
 ) -> Iterator[Canvas]:
     """Open a figure in our style; give it its title, save, show and close it after the drawing.
 
-    A plot with ``n_panels``, even of one, returns a list of Axes, and its title is that of the whole figure.
+    A plot with ``n_panels``, even of one, returns a list of Axes. Its title is that of the only panel, or of the whole
+    figure. A ``title`` that the user did not ask for stays out of the caller's figure.
     """
+    check_integer("n_columns", n_columns, low=1)
+    asked = figure.get("title")
     with style():
         opened, panels, ours = open_axes(
             figure.get("ax"),
@@ -118,24 +153,28 @@ def drawing(
             panel_size=panel_size,
             figsize=figure.get("figsize"),
             dpi=figure.get("dpi"),
+            projection=projection,
         )
         show, single = figure.get("show"), n_panels is None
-        yield Canvas(opened, panels, ours, returned=show is False, single=single)
-        title = figure.get("title") or title
-        if single:
-            panels[0].set_title(title)
-        elif title:
-            opened.suptitle(title)
+        yield Canvas(opened, panels, n_columns, ours, returned=show is False, single=single)
+        if single or (asked is not None and len(panels) == 1):
+            panels[0].set_title(title if asked is None else asked)
+        elif asked or (title and asked is None and ours):
+            opened.suptitle(asked or title, x=0.01, ha="left", fontsize=11)
         close_figure(opened, ours=ours, save=figure.get("save"), show=show)
 
 
 def draws(plot: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Put the options of a figure in the place of ``**figure`` in the signature and the help of a plot."""
+    """Put the options of a figure in the place of ``**figure`` in the signature and the help of a plot.
+
+    They are those of the annotation of ``**figure``, such as ``Unpack[FigureOptions]``.
+    """
     own = inspect.signature(plot)
     kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    (group,) = get_args(get_type_hints(plot)["figure"])
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in get_type_hints(FigureOptions).items()
+        for name, annotation in get_type_hints(group).items()
     ]
     signature = own.replace(parameters=[*kept, *options])
 
@@ -148,7 +187,7 @@ def draws(plot: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         return plot(*args, **kwargs)
 
     checked.__signature__ = signature  # type: ignore[attr-defined]
-    described = inspect.cleandoc(FigureOptions.__doc__ or "").split("----------\n")[1]
+    described = inspect.cleandoc(group.__doc__ or "").split("----------\n")[1]
     head, returns, rest = inspect.cleandoc(plot.__doc__ or "").partition("\n\nReturns\n")
     checked.__doc__ = f"{head}\n{described}{returns}{rest}"
     return checked
@@ -159,6 +198,22 @@ def style() -> AbstractContextManager[None]:
     return plt.rc_context(STYLE)  # type: ignore[arg-type]  # its stubs list every setting by name
 
 
+def even_columns(n_panels: int, n_columns: int) -> int:
+    """Return a number of columns that makes rows of like length: six panels are two rows of three, not four and two."""
+    check_integer("n_columns", n_columns, low=1)
+    return -(-n_panels // -(-n_panels // n_columns))
+
+
+def color_bar(scale: ScalarMappable, ax: Axes | Sequence[Axes], label: str = "", **options: Any) -> Colorbar:
+    """Draw a colour bar beside one panel or several."""
+    panels = [ax] if isinstance(ax, Axes) else list(ax)
+    place: Any = panels[0] if isinstance(ax, Axes) else panels
+    look = {"shrink": 0.7, "aspect": 18, "pad": 0.02, **options}
+    bar = panels[0].figure.colorbar(scale, ax=place, label=label, **look)
+    bar.outline.set_visible(False)
+    return bar
+
+
 def open_axes(
     ax: Axes | Sequence[Axes] | None,
     *,
@@ -167,27 +222,9 @@ def open_axes(
     panel_size: tuple[float, float] = (5.0, 4.2),
     figsize: tuple[float, float] | None = None,
     dpi: float | None = None,
+    projection: str | None = None,
 ) -> tuple[Figure, list[Axes], bool]:
-    """Return a figure, one Axes for each panel, and whether the figure is ours.
-
-    Parameters
-    ----------
-    ax
-        Axes of the caller, as many as there are panels; a new figure where ``None``.
-    n_panels, n_columns
-        Number of panels, and of columns at most.
-    panel_size
-        Width and height of one panel in inches, used without ``figsize``.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-
-    Raises
-    ------
-    ValueError
-        If the number of Axes is not that of the panels.
-    """
+    """Return a figure, one Axes for each panel, and whether the figure is ours. ``panel_size`` is in inches."""
     if ax is not None:
         panels = [ax] if isinstance(ax, Axes) else list(np.ravel(np.asarray(ax, dtype=object)))
         if len(panels) != n_panels:
@@ -196,7 +233,10 @@ def open_axes(
     n_columns = min(n_columns, n_panels)
     n_rows = -(-n_panels // n_columns)
     size = figsize or (panel_size[0] * n_columns, panel_size[1] * n_rows)
-    figure, grid = plt.subplots(n_rows, n_columns, figsize=size, dpi=dpi, squeeze=False, layout="constrained")
+    kind = {"projection": projection}
+    figure, grid = plt.subplots(
+        n_rows, n_columns, figsize=size, dpi=dpi, squeeze=False, layout="constrained", subplot_kw=kind
+    )
     panels = list(grid.ravel())
     for unused in panels[n_panels:]:
         unused.remove()
@@ -206,16 +246,7 @@ def open_axes(
 def close_figure(figure: Figure, *, ours: bool, save: str | Path | None, show: bool | None) -> bool:
     """Save and show a figure as asked, and say whether its Axes are to be returned.
 
-    Parameters
-    ----------
-    figure
-        What was drawn.
-    ours
-        Whether :func:`open_axes` made it.
-    save
-        File; a relative one lies in scanpy's ``settings.figdir``, one without a suffix gets the one scanpy uses.
-    show
-        Whether to show it. By default shown, unless it was saved or drawn into the Axes of the caller.
+    A file without a suffix gets the one that scanpy uses.
     """
     if save is not None:
         path = Path(save)

@@ -1,7 +1,4 @@
-"""What maps and surfaces of a landscape share: heights and their colours, marks of states and passes, and the cells.
-
-Depends on matplotlib, pandas and the shared files of this folder; reads AnnData.
-"""
+"""What maps and surfaces of a landscape share: heights and their colours, marks of states and passes, and the cells."""
 
 from __future__ import annotations
 
@@ -20,14 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_integer, check_known
 from cellrank_velot.landscape import Landscape
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK
 from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
+from cellrank_velot.plotting._draw.figure import color_bar
 from cellrank_velot.plotting._draw.kernel import time_of
 from cellrank_velot.plotting._draw.paths import dot, sections
 
-__all__ = ["Kind", "Scene", "chosen_times", "is_3d", "scene_of"]
+__all__ = ["Kind", "ReliefOptions", "Scene", "chosen_times", "is_3d", "scene_of"]
 
 FloatArray = NDArray[np.float64]
 
@@ -43,28 +42,42 @@ def is_3d(ax: Axes) -> bool:
     return bool(ax.name == "3d")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReliefOptions(Options):
+    """Options of a landscape's plot and animation, see :func:`cellrank_velot.pl.potential_landscape`."""
+
+    kind: Kind
+    cells: bool
+    states: bool
+    saddles: bool
+    cluster_key: str | None
+    levels: int
+    cmap: str | Colormap
+    view: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, Kind)
+        check_integer("levels", self.levels, low=2)
+
+
 @dataclass(frozen=True)
 class Scene:
     """What all panels share: the heights and their colours, the marks, and where the cells are."""
 
     landscape: Landscape
-    kind: str
+    options: ReliefOptions
     heights: FloatArray
     scale: ScalarMappable
     top: float
-    levels: int
-    view: tuple[float, float]
     colors: Mapping[str, str]
     minima: pd.DataFrame | None
     passes: pd.DataFrame | None
     cells: Sequence[FloatArray] | None
 
-    def title(self, t: int) -> str:
-        """Return the time of a panel for people."""
-        return "" if np.isnan(self.landscape.times[t]) else f"Time {self.landscape.times[t]:.3g}"
-
     def draw(self, ax: Axes, t: int) -> None:
-        """Draw one time into empty Axes."""
+        """Draw one time into empty Axes, with the time as title."""
+        time = self.landscape.times[t]
+        ax.set_title("" if np.isnan(time) else f"Time {time:.3g}")
         if is_3d(ax):
             self._draw_surface(ax, t)
         else:
@@ -79,7 +92,7 @@ class Scene:
     def _draw_map(self, ax: Axes, t: int) -> None:
         # Contours of finite heights end smoothly at the ceiling; those of heights with NaN end in steps of the grid.
         ceiling = float(self.landscape.ceiling[t])
-        levels = np.linspace(0, self.top, self.levels + 1)
+        levels = np.linspace(0, self.top, self.options.levels + 1)
         levels = np.append(levels[levels < ceiling - 1e-6 * self.top], ceiling)
         x, y = self.landscape.x, self.landscape.y
         if self.landscape.n_times > 1:  # where there are cells at any time, so that panels are compared
@@ -94,7 +107,7 @@ class Scene:
         z = self.landscape.potential[t]
         look: dict[str, Any] = {"rstride": 1, "cstride": 1, "linewidth": 0, "antialiased": False, "shade": True}
         ax.plot_surface(x, y, z, facecolors=self.scale.to_rgba(z), zorder=1, **look)
-        ax.view_init(*self.view)
+        ax.view_init(*self.options.view)
 
     def _mark(self, ax: Axes, t: int) -> None:
         if self.minima is not None:
@@ -143,8 +156,7 @@ class Scene:
         """Draw the colour bar and what the marks mean, to the right."""
         known = self.landscape.diffusion is not None
         label = "Quasi-potential $-\\sigma^2 \\log p \\, / \\, 2$" if known else "Quasi-potential $-\\log p$"
-        bar = panels[0].figure.colorbar(self.scale, ax=panels, shrink=0.7, aspect=18, pad=0.02, label=label)
-        bar.outline.set_visible(False)
+        color_bar(self.scale, panels, label)
         parts: list[tuple[str, Sequence[Line2D]]] = []
         if self.minima is not None:
             drawn = np.any([self._is_at(self.minima, t) for t in chosen], axis=0) & self.minima["x"].notna()
@@ -157,37 +169,22 @@ class Scene:
             sections(place, parts)
 
 
-def scene_of(
-    data: AnnData | HasAnnData,
-    landscape: Landscape,
-    kind: str,
-    cells: bool,
-    states: bool,
-    saddles: bool,
-    cluster_key: str | None,
-    levels: int,
-    cmap: str | Colormap,
-    view: tuple[float, float],
-) -> Scene:
-    """Check what was asked for, and return what all panels share."""
-    check_choice("kind", kind, Kind)
-    check_integer("levels", levels, low=2)
-    named = landscape.states.size > 0
+def scene_of(data: AnnData | HasAnnData, landscape: Landscape, options: ReliefOptions) -> Scene:
+    """Return what all panels share."""
+    named = list(map(str, landscape.states))
     # As few colours as levels: a GIF has 256 in all, and those of the states must be among them.
-    colors = colormaps[cmap] if isinstance(cmap, str) else cmap
+    cmap = colormaps[options.cmap] if isinstance(options.cmap, str) else options.cmap
     top = float(np.nanmax(landscape.potential))
     return Scene(
         landscape=landscape,
-        kind=kind,
+        options=options,
         heights=landscape.height,
-        scale=ScalarMappable(Normalize(0, top), colors.resampled(levels)),
+        scale=ScalarMappable(Normalize(0, top), cmap.resampled(options.levels)),
         top=top,
-        levels=levels,
-        view=view,
-        colors=colors_by_name(data, list(map(str, landscape.states)), cluster_key, "states of the landscape"),
-        minima=landscape.minima() if states and named else None,
-        passes=_lowest_passes(landscape) if saddles and landscape.states.size > 1 else None,
-        cells=_cells_of(data, landscape) if cells else None,
+        colors=colors_by_name(data, named, options.cluster_key, "states of the landscape"),
+        minima=landscape.minima() if options.states and named else None,
+        passes=_lowest_passes(landscape) if options.saddles and len(named) > 1 else None,
+        cells=_cells_of(data, landscape) if options.cells else None,
     )
 
 
