@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData, read_h5ad
+from cellrank import Lineage
 
-from cellrank_velot import OTVelocityKernel, datasets
+from cellrank_velot import OTVelocityKernel, datasets, write_h5ad
 from cellrank_velot._utils.files import replacing
 from cellrank_velot.job import JobOptions, analysis, cli, inputs, outputs
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, render, write_report
+from cellrank_velot.storage import h5ad
 
 draw_all = outputs._write_figures
 FEW_STEPS = ["--n-steps", "50"]
@@ -463,11 +465,11 @@ def test_replacing_is_all_or_nothing(tmp_path):
 def test_failed_h5ad_leaves_the_old_one_and_the_fates(demo, tmp_path, monkeypatch):
     adata = demo.adata.copy()
     (tmp_path / "adata.h5ad").write_text("old")
-    lineages = outputs.Lineage(np.full((300, 2), 0.5), names=["a", "b"])
+    lineages = Lineage(np.full((300, 2), 0.5), names=["a", "b"])
     adata.obsm["lineages_fwd"] = lineages
-    monkeypatch.setattr(outputs, "write_elem", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(h5ad, "write_elem", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        outputs.write_h5ad(adata, tmp_path / "adata.h5ad")
+        write_h5ad(adata, tmp_path / "adata.h5ad")
     assert (tmp_path / "adata.h5ad").read_text() == "old"
     assert list(adata.obsm["lineages_fwd"].names) == ["a", "b"]
     assert len(list(tmp_path.iterdir())) == 1

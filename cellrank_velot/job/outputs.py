@@ -7,72 +7,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from anndata.io import write_elem
-from cellrank import Lineage
 
 from cellrank_velot import plotting
 from cellrank_velot._utils.files import replacing
 from cellrank_velot.job import JobResult
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, write_report
+from cellrank_velot.storage import write_h5ad
 
-__all__ = ["write_h5ad", "write_results"]
+__all__ = ["write_results"]
 
 logger = logging.getLogger("cellrank_velot")
 
 DPI = 160
 N_DRIVERS = 10
 EARLY = 0.1  # share of cells that stand for the start in the summary
-
-
-def write_h5ad(adata: AnnData, path: str | Path) -> None:
-    """Write an AnnData with all results of CellRank, also where anndata and CellRank disagree on how.
-
-    CellRank 2.0 cannot write its fate probabilities with a recent anndata. They are written as the plain arrays that
-    they are; their names are those of the terminal states, from which CellRank takes them when it reads the file.
-
-    HDF5 does not bear a disk that is full: it cannot close the file, and crashes when the process ends. It is therefore
-    given memory to write to, as much as the compressed file takes.
-
-    Parameters
-    ----------
-    adata
-        Annotated data. Its columns of text become categories, as ``AnnData.write_h5ad`` makes them.
-    path
-        File to write; one that is there is replaced once the new one is complete.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written, naming it.
-
-    Examples
-    --------
-    >>> import anndata
-    >>> from cellrank_velot.job.outputs import write_h5ad
-    >>> write_h5ad(adata, "cells.h5ad")
-    >>> anndata.read_h5ad("cells.h5ad").n_obs
-    300
-    """
-    kept = {key: value for key, value in adata.obsm.items() if isinstance(value, Lineage)}
-    try:
-        for key, value in kept.items():
-            adata.obsm[key] = np.asarray(value.X)
-        adata.strings_to_categoricals()
-        buffer = BytesIO()
-        with h5py.File(buffer, "w") as file:
-            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
-        with replacing(Path(path)) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-    finally:
-        for key, value in kept.items():
-            adata.obsm[key] = value
 
 
 def write_results(
