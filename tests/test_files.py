@@ -20,6 +20,7 @@ from cellrank_velot import write_h5ad
 from cellrank_velot._utils import files as _files
 from cellrank_velot._utils.files import MARK, replacing
 from cellrank_velot.job import cli
+from cellrank_velot.job.log import logging_of_a_call
 from cellrank_velot.job.report import Report, write_report
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -257,7 +258,7 @@ def test_full_disk_is_one_line_at_the_command_line(tmp_path, monkeypatch, capsys
 
 
 def test_log_that_cannot_be_written_does_not_stop_the_job(tmp_path, capfd):
-    with cli._logging(quiet=True) as log:
+    with logging_of_a_call(quiet=True) as log:
         log.write_to(tmp_path / "run.log")
 
         def write(*_):
