@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from scipy.sparse import csr_matrix
 
 from cellrank_velot import OTVelocityKernel
-from cellrank_velot.plotting import clusters, pairs
+from cellrank_velot.plotting._draw import figure as figures
 from cellrank_velot.plotting._draw.colors import palette
 from cellrank_velot.plotting.clusters import _separate, spatial_clusters
 from cellrank_velot.plotting.pairs import SOURCE, TARGET, _spread_pairs, window_transport, windows
@@ -325,8 +325,7 @@ def test_kernel_adata_and_file_give_one_picture(kernel, name, tmp_path):
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_refuses_what_it_cannot_draw(kernel, name, planted, monkeypatch):
-    for module in (pairs, clusters):
-        monkeypatch.setattr(module, "open_axes", pytest.fail)
+    monkeypatch.setattr(figures, "open_axes", pytest.fail)
     with pytest.raises(RuntimeError, match=r"`\.compute_windows\(\)`"):
         PLOTS[name](OTVelocityKernel(planted.adata()))
     with pytest.raises(KeyError, match=r"velot'\]\['T_fwd'\].*write_to_adata"):
@@ -342,8 +341,7 @@ def test_refuses_what_it_cannot_draw(kernel, name, planted, monkeypatch):
 
 
 def test_refuses_unknown_pairs_and_numbers_out_of_range(kernel, planted, monkeypatch):
-    for module in (pairs, clusters):
-        monkeypatch.setattr(module, "open_axes", pytest.fail)
+    monkeypatch.setattr(figures, "open_axes", pytest.fail)
     last = kernel.windows.n_pairs - 1
     with pytest.raises(ValueError, match=f"Expected `pairs` from `0` to `{last}`, found `\\[999\\]`"):
         windows(kernel, pairs=[0, 999])

@@ -1,25 +1,21 @@
-"""The spatial clusters that windows are made in, with their names.
-
-Depends on the shared files of this folder.
-"""
+"""The spatial clusters that windows are made in, with their names."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from cellrank_velot.cells import read_clusters, read_embedding
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, palette, palette_of
-from cellrank_velot.plotting._draw.embedding import HasAnnData, draw_categories, positions
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
-from cellrank_velot.plotting._draw.kernel import saved_or_kernel, windows_of
+from cellrank_velot.plotting._draw.embedding import draw_categories
+from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, drawing, draws
+from cellrank_velot.plotting._draw.kernel import HasAnnData, saved_or_kernel, windows_of
 from cellrank_velot.transport.windows import Windows
 
 __all__ = ["clusters_of", "spatial_clusters"]
@@ -28,6 +24,7 @@ __all__ = ["clusters_of", "spatial_clusters"]
 N_DISTINCT = 8
 
 
+@draws
 def spatial_clusters(
     data: AnnData | HasAnnData,
     basis: str = "umap",
@@ -35,18 +32,13 @@ def spatial_clusters(
     key: str = "T_fwd",
     size: float | None = None,
     legend: bool | None = None,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the spatial clusters that the windows were made in, with the name of each where most of its cells are.
 
     A name that would cover another moves aside, with a line to its cluster where that is far. Up to eight clusters have
-    each a colour. More share eight colours as countries do on a map, unless ``adata.uns`` has theirs or a legend is
-    asked for.
+    a colour each. More clusters share eight colours, as countries do on a map, unless ``adata.uns`` has their colours
+    or ``legend=True``.
 
     Parameters
     ----------
@@ -57,15 +49,9 @@ def spatial_clusters(
     key
         Key under which the kernel was written, for an AnnData.
     size
-        Area of the cells in square points, by default smaller the more there are.
+        Area of the cells in square points; by default smaller the more there are.
     legend
         Whether to draw a legend as well; by default for up to eight clusters.
-    title
-        Title of the Axes; none where not given.
-    figsize, dpi, save, show
-        As in :func:`cellrank_velot.pl.windows`.
-    ax
-        Axes to draw into.
 
     Returns
     -------
@@ -85,7 +71,7 @@ def spatial_clusters(
     >>> ax = pl.spatial_clusters(vk, show=False)
     """
     kernel = saved_or_kernel(data, key)
-    x, name = positions(kernel.adata, basis)
+    x, name = read_embedding(kernel.adata, basis)
     clusters, column = clusters_of(kernel, windows_of(kernel))
     groups = [(cluster, clusters == cluster) for cluster in clusters.categories]
     present = [(cluster, members) for cluster, members in groups if members.any()]
@@ -96,12 +82,12 @@ def spatial_clusters(
     else:
         colors = dict.fromkeys(clusters.categories, BACKGROUND)
         colors |= {cluster: color for (cluster, _), color in zip(present, _map_colors(at), strict=True)}
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.6), figsize=figsize, dpi=dpi)
-        draw_categories(panel, x, name, clusters, colors, legend=few if legend is None else legend, size=size)
-        panel.set_title(title or "")
-        _write_names(figure, panel, at, [str(cluster) for cluster, _ in present])
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    with drawing(figure, panel_size=(5.6, 4.6)) as canvas:
+        legend = few if legend is None else legend
+        draw_categories(canvas.ax, x, name, clusters, colors, legend=legend, size=size)
+        canvas.ax.set_title(figure.get("title") or "")  # now: a title moves the names
+        _write_names(canvas, at, [str(cluster) for cluster, _ in present])
+    return canvas.result
 
 
 def clusters_of(kernel: Any, found: Windows) -> tuple[pd.Categorical, str]:
@@ -109,16 +95,17 @@ def clusters_of(kernel: Any, found: Windows) -> tuple[pd.Categorical, str]:
     column = kernel.cluster_key
     if column is None:
         return pd.Categorical(found.cluster), "velot_cluster"
-    return pd.Categorical(kernel.adata.obs[column]), column
+    return pd.Categorical(read_clusters(kernel.adata, column)), column
 
 
-def _write_names(figure: Figure, ax: Axes, at: NDArray[np.float64], names: list[str]) -> None:
+def _write_names(canvas: Canvas, at: NDArray[np.float64], names: list[str]) -> None:
     """Write each name at its place, shape ``[n_names, 2]``, beside it where another name is in the way."""
+    ax = canvas.ax
     white, thin = (withStroke(linewidth=width, foreground="white") for width in (3, 2))
     look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "weight": "bold", "zorder": 6}
     texts = [ax.text(x, y, name, path_effects=[white], **look) for (x, y), name in zip(at, names, strict=True)]
     # Whether names overlap is known in pixels, once the figure is laid out.
-    figure.draw_without_rendering()
+    canvas.figure.draw_without_rendering()
     sizes = np.array([text.get_window_extent().size for text in texts])
     pixels = ax.transData.transform(at)
     moved = _separate(pixels, sizes / 2 + 1, np.array(ax.bbox.extents))
@@ -149,16 +136,9 @@ def _map_colors(at: NDArray[np.float64]) -> list[str]:
 def _separate(
     centres: NDArray[np.float64], halves: NDArray[np.float64], extents: NDArray[np.float64], n_steps: int = 500
 ) -> NDArray[np.float64]:
-    """Push boxes apart until none overlaps another, each pair along the way on which it is the least far.
+    """Push boxes apart until none overlaps another, each pair along the axis on which it overlaps least.
 
-    Parameters
-    ----------
-    centres, halves
-        Centre of each box, and half its width and height, shape ``[n, 2]``.
-    extents
-        Left, bottom, right and top that no box leaves.
-    n_steps
-        Bound on the number of rounds.
+    Boxes have centres and half widths and heights, shape ``[n, 2]``. None leaves ``extents``: left, bottom, right, top.
     """
     moved = centres.copy()
     low, high = extents[:2] + halves, np.maximum(extents[2:] - halves, extents[:2] + halves)

@@ -1,11 +1,7 @@
-"""What is known of the velocity of each cell: its confidence and uncertainty; and any other column of cells.
-
-Depends on the drawing of cells that this folder shares; reads AnnData.
-"""
+"""How sure the velocity of each cell is, its confidence and uncertainty; and any other column of cells."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -13,22 +9,19 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
+from cellrank_velot.cells import read_embedding
 from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
-from cellrank_velot.plotting._draw.embedding import (
-    HasAnnData,
-    adata_of,
-    draw_colored,
-    draw_legend,
-    draw_values,
-    positions,
-)
-from cellrank_velot.plotting._draw.figure import FigureOptions, close_figure, drawing, draws, open_axes, style
-from cellrank_velot.plotting._draw.kernel import estimate_of
+from cellrank_velot.plotting._draw.embedding import draw_colored, draw_legend, draw_values
+from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of
+from cellrank_velot.plotting._draw.legends import BELOW
 
 __all__ = ["confidence", "embedding", "uncertainty"]
 
 # Beyond a right angle, a direction is no better known than its opposite.
 MAX_ANGLE = 90.0
+# What points out a cell.
+STAR: dict[str, Any] = {"marker": "*", "s": 260, "facecolors": "#D55E00", "edgecolors": "white", "linewidths": 1.2}
 
 
 @draws
@@ -74,7 +67,7 @@ def confidence(
     >>> ax = pl.confidence(adata, show=False)
     """
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     values = estimate_of(data, "confidence")
     unknown = np.isnan(estimate_of(data, "raw_velocity")).any(axis=1)
     values = np.where(unknown, np.nan, values)
@@ -85,23 +78,19 @@ def confidence(
     return canvas.result
 
 
+@draws
 def uncertainty(
     data: AnnData | HasAnnData,
     basis: str = "umap",
     *,
     size: float | None = None,
     cmap: str | Colormap | None = None,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the angle within which the true direction of each cell lies in two of three cells, in degrees.
 
-    The smaller, the surer. Colours run the other way round than those of :func:`confidence`, so that a light cell is
-    a sure one in both.
+    The smaller the angle, the surer the direction. Colours are those of :func:`confidence` reversed, so that a light
+    cell is a sure one in both.
 
     Parameters
     ----------
@@ -110,14 +99,10 @@ def uncertainty(
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     size
-        Area of the cells in square points, by default smaller the more there are.
+        Area of the cells in square points; by default smaller the more there are.
     cmap
-        Colours of the angle from 0 to 90 degrees; what is larger has the last colour. Those of :func:`confidence`,
-        reversed, where not given.
-    title
-        Title of the Axes; none where not given.
-    figsize, dpi, save, show, ax
-        As in :func:`~cellrank_velot.plotting.velocity_stream`.
+        Colours of the angle from 0 to 90 degrees; larger ones have the last colour. By default those of
+        :func:`confidence`, reversed.
 
     Returns
     -------
@@ -135,28 +120,19 @@ def uncertainty(
     >>> ax = pl.uncertainty(vk, show=False)
     """
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     values = estimate_of(data, "velocity_uncertainty")
     label = "Uncertainty of the direction (degrees)\nlower is better; holds for two of three cells"
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.2, 4.0), figsize=figsize, dpi=dpi)
-        scale = draw_values(
-            panel,
-            x,
-            name,
-            values,
-            label=label,
-            cmap=VALUES.reversed() if cmap is None else cmap,
-            limits=(0.0, MAX_ANGLE),
-            size=size,
-        )
+    cmap = VALUES.reversed() if cmap is None else cmap
+    with drawing(figure, panel_size=(5.2, 4.0)) as canvas:
+        scale = draw_values(canvas.ax, x, name, values, label=label, cmap=cmap, limits=(0.0, MAX_ANGLE), size=size)
         if scale.colorbar is not None:
             last = "≥ 90" if (values > MAX_ANGLE).any() else "90"
             scale.colorbar.set_ticks([0, 30, 60, MAX_ANGLE], labels=["0", "30", "60", last])
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    return canvas.result
 
 
+@draws
 def embedding(
     data: AnnData | HasAnnData,
     color: str,
@@ -166,12 +142,7 @@ def embedding(
     size: float | None = None,
     cmap: str | Colormap = VALUES,
     legend: bool = True,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the cells coloured by a column of ``obs`` or a gene, e.g. by the time that gives the velocity its direction.
 
@@ -180,21 +151,17 @@ def embedding(
     data
         An AnnData, a kernel or an estimator.
     color
-        Column of ``adata.obs``, or a gene.
+        Column of ``adata.obs``, or gene, that colours the cells.
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``.
     mark
         Name or position of a cell to point out, such as the root; none where not given.
     size
-        Area of the cells in square points, by default smaller the more there are.
+        Area of the cells in square points; by default smaller the more there are.
     cmap
         Colours of numbers.
     legend
         Whether to draw the legend or colour bar.
-    title
-        Title of the Axes; none where not given.
-    figsize, dpi, save, show, ax
-        As in :func:`~cellrank_velot.plotting.velocity_stream`.
 
     Returns
     -------
@@ -210,20 +177,11 @@ def embedding(
     >>> ax = pl.embedding(adata, "dpt_pseudotime", mark=adata.uns["iroot"], show=False)
     """
     adata = adata_of(data)
-    x, name = positions(adata, basis)
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.0, 4.0), figsize=figsize, dpi=dpi)
-        draw_colored(panel, x, name, adata, color, legend=legend, size=size, cmap=cmap)
+    x, name = read_embedding(adata, basis)
+    with drawing(figure, panel_size=(5.0, 4.0)) as canvas:
+        draw_colored(canvas.ax, x, name, adata, color, legend=legend, size=size, cmap=cmap)
         if mark is not None:
             at = x[adata.obs_names.get_loc(mark) if isinstance(mark, str) else mark]
-            star: dict[str, Any] = {
-                "marker": "*",
-                "s": 260,
-                "facecolors": "#D55E00",
-                "edgecolors": "white",
-                "linewidths": 1.2,
-            }
-            panel.scatter(at[:1], at[1:], zorder=4, label="root", **star)
-            panel.legend(loc="upper left", bbox_to_anchor=(0.0, -0.06))
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+            canvas.ax.scatter(at[:1], at[1:], zorder=4, label="root", **STAR)
+            canvas.ax.legend(**BELOW)
+    return canvas.result

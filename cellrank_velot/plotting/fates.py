@@ -1,13 +1,9 @@
-"""Where cells go: macrostates and fate probabilities in an embedding, as CellRank's estimators find them.
-
-Depends on the shared files of this folder. Reads the keys that CellRank writes to AnnData, not CellRank itself.
-"""
+"""Where cells go: macrostates and fate probabilities in an embedding, from the keys that CellRank writes to AnnData."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -17,16 +13,11 @@ from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_known
+from cellrank_velot.cells import read_embedding
 from cellrank_velot.plotting._draw.colors import PROBABILITY, palette_of
-from cellrank_velot.plotting._draw.embedding import (
-    HasAnnData,
-    adata_of,
-    draw_categories,
-    draw_values,
-    positions,
-    suffix_of,
-)
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.embedding import draw_categories, draw_values
+from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, suffix_of
 
 __all__ = ["fate_map", "fate_probabilities", "macrostates"]
 
@@ -34,6 +25,7 @@ Which = Literal["all", "terminal", "initial"]
 _STATES = {"all": "macrostates", "terminal": "term_states", "initial": "init_states"}
 
 
+@draws
 def macrostates(
     data: AnnData | HasAnnData,
     basis: str = "umap",
@@ -41,12 +33,7 @@ def macrostates(
     which: Which = "all",
     backward: bool | None = None,
     size: float | None = None,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the cells most typical of each macrostate; the other cells are grey.
 
@@ -61,19 +48,7 @@ def macrostates(
     backward
         Direction of the process; that of the estimator, or forward, where not given.
     size
-        Area of the cells in square points, by default smaller the more there are.
-    title
-        Title of the Axes; none where not given.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into.
+        Area of the cells in square points; by default smaller the more there are.
 
     Returns
     -------
@@ -93,17 +68,16 @@ def macrostates(
     """
     check_choice("which", which, Which)
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     key = f"{_STATES[which]}_{suffix_of(data, backward)}"
     check_known("adata.obs", key, adata.obs.columns, "Compute it with `GPCCA.compute_macrostates()` and its followers.")
     values = pd.Categorical(adata.obs[key])
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.0, 4.0), figsize=figsize, dpi=dpi)
-        draw_categories(panel, x, name, values, palette_of(adata, key, list(values.categories)), size=size)
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    with drawing(figure, panel_size=(5.0, 4.0)) as canvas:
+        draw_categories(canvas.ax, x, name, values, palette_of(adata, key, list(values.categories)), size=size)
+    return canvas.result
 
 
+@draws
 def fate_map(
     data: AnnData | HasAnnData,
     basis: str = "umap",
@@ -113,11 +87,7 @@ def fate_map(
     n_columns: int | None = None,
     size: float | None = None,
     cmap: str | Colormap = PROBABILITY,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | Sequence[Axes] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> list[Axes] | None:
     """Draw the fate probabilities, one panel for each lineage, all on the scale from 0 to 1.
 
@@ -134,13 +104,9 @@ def fate_map(
     n_columns
         Number of panels in a row, at most; 3 where not given, or 2 for four lineages.
     size
-        Area of the cells in square points, by default smaller the more there are.
+        Area of the cells in square points; by default smaller the more there are.
     cmap
         Colours of the probability.
-    figsize, dpi, save, show
-        As in :func:`macrostates`.
-    ax
-        Axes to draw into, one for each lineage.
 
     Returns
     -------
@@ -162,44 +128,25 @@ def fate_map(
     2
     """
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     table = fate_probabilities(data, backward=backward)
     chosen = list(table.columns) if lineages is None else [lineages] if isinstance(lineages, str) else list(lineages)
     for lineage in chosen:
         check_known("lineages", lineage, table.columns)
-    with style():
-        figure, panels, ours = open_axes(
-            ax,
-            n_panels=len(chosen),
-            n_columns=n_columns or (2 if len(chosen) == 4 else 3),
-            panel_size=(2.9, 2.6),
-            figsize=figsize,
-            dpi=dpi,
-        )
-        for panel, lineage in zip(panels, chosen, strict=True):
-            scale = draw_values(
-                panel, x, name, table[lineage].to_numpy(), label=None, cmap=cmap, limits=(0.0, 1.0), size=size
-            )
+    n_columns = n_columns or (2 if len(chosen) == 4 else 3)
+    look: dict[str, Any] = {"label": None, "cmap": cmap, "limits": (0.0, 1.0), "size": size}
+    with drawing(figure, n_panels=len(chosen), n_columns=n_columns, panel_size=(2.9, 2.6)) as canvas:
+        for panel, lineage in zip(canvas.panels, chosen, strict=True):
+            scale = draw_values(panel, x, name, table[lineage].to_numpy(), **look)
             panel.set_title(lineage)
-        bar = figure.colorbar(scale, ax=panels, shrink=0.7, aspect=18, pad=0.02, label="Fate probability")
-        bar.outline.set_visible(False)
-        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+        color_bar(scale, canvas.panels, "Fate probability")
+    return canvas.result
 
 
 def fate_probabilities(data: AnnData | HasAnnData, *, backward: bool | None = None) -> pd.DataFrame:
     """Return the fate probabilities that CellRank wrote, one row for each cell and one column for each lineage.
 
-    Parameters
-    ----------
-    data
-        An estimator or its AnnData, also when it comes from a file, which forgets the names of the lineages.
-    backward
-        Direction of the process; that of the estimator, or forward, where not given.
-
-    Raises
-    ------
-    KeyError
-        If there are none.
+    A file forgets the names of the lineages; they are then those of the terminal states.
     """
     adata, suffix = adata_of(data), suffix_of(data, backward)
     key = f"lineages_{suffix}"

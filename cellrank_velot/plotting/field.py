@@ -1,21 +1,18 @@
-"""Training of the velocity field: its losses, and the step whose weights are kept.
-
-Depends on matplotlib and on what the field keeps of its training.
-"""
+"""Training of the velocity field: its losses, and the step whose weights are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any, Unpack
 
 from anndata import AnnData
 from matplotlib.axes import Axes
 
 from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.field import VelocityField
-from cellrank_velot.plotting._draw.embedding import HasAnnData
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
-from cellrank_velot.plotting._draw.kernel import history_of
+from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
+from cellrank_velot.plotting._draw.kernel import HasAnnData, history_of
+from cellrank_velot.plotting._draw.legends import RIGHT
 
 __all__ = ["training"]
 
@@ -31,23 +28,19 @@ _LINES: dict[str, tuple[str, str, str]] = {
 }
 
 
+@draws
 def training(
     data: VelocityField | AnnData | HasAnnData,
     *,
     terms: Sequence[str] = ("held_out", "fit"),
     key: str = "T_fwd",
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the losses of the velocity field over the steps of its training.
 
-    The error of the fit is relative to the velocities: a field that is zero everywhere has 1. A held-out error that
-    rises while the other falls is a field that has begun to learn the noise; the weights kept are those of the marked
-    step.
+    The error of the fit is relative to the velocities: a field that is zero everywhere has an error of 1. Where the
+    held-out error rises while the other falls, the field has begun to learn the noise. The weights of the marked step
+    are kept.
 
     Parameters
     ----------
@@ -57,18 +50,6 @@ def training(
         Losses to draw, of ``"held_out"``, ``"fit"``, ``"smooth"``, ``"curl"``, ``"divergence"`` and ``"total"``.
     key
         Key under which the kernel was written, for an AnnData.
-    title
-        Title of the Axes; none where not given.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into.
 
     Returns
     -------
@@ -90,20 +71,14 @@ def training(
     for term in terms:
         check_choice("terms", term, tuple(_LINES))
     history, best_step = history_of(data, key)
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 3.4), figsize=figsize, dpi=dpi)
-        for label, color, line, term in ((*_LINES[term], term) for term in terms):
-            panel.plot(
-                history["step"],
-                history[term],
-                line,
-                color=color,
-                linewidth=2.2 if term == "held_out" else 1.0,
-                label=label,
-            )
-        panel.axvline(best_step, color="#555555", linewidth=1, linestyle=(0, (2, 2)), label=f"kept: step {best_step}")
-        panel.set(
-            xlabel="Step", ylabel="Relative error" if set(terms) <= {"held_out", "fit"} else "Loss", title=title or ""
-        )
-        panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    relative = set(terms) <= {"held_out", "fit"}
+    with drawing(figure, panel_size=(5.6, 3.4)) as canvas:
+        for term in terms:
+            label, color, line = _LINES[term]
+            width = 2.2 if term == "held_out" else 1.0
+            canvas.ax.plot(history["step"], history[term], line, color=color, linewidth=width, label=label)
+        kept: dict[str, Any] = {"color": "#555555", "linewidth": 1, "linestyle": (0, (2, 2))}
+        canvas.ax.axvline(best_step, label=f"kept: step {best_step}", **kept)
+        canvas.ax.set(xlabel="Step", ylabel="Relative error" if relative else "Loss")
+        canvas.ax.legend(**RIGHT)
+    return canvas.result

@@ -1,40 +1,38 @@
-"""Trajectories in an embedding: lines over the cells, with where and how each of them ends.
-
-Depends on the shared files of this folder.
-"""
+"""Trajectories in an embedding: lines over the cells, with where and how each of them ends."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, Normalize, to_rgba
+from matplotlib.colors import Colormap
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot.cells import read_embedding
 from cellrank_velot.dynamics import Status, Trajectories
+from cellrank_velot.plotting._draw.arrows import draw_cells_below, usual_color
 from cellrank_velot.plotting._draw.colors import INK, VALUES, palette
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, draw_colored, positions
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.embedding import dot_size
+from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of
+from cellrank_velot.plotting._draw.legends import dot, sections, stroke
+from cellrank_velot.plotting._draw.look import Look
 from cellrank_velot.plotting._draw.paths import (
     NOWHERE,
     Place,
     cluster_colors,
-    dot,
     fate_word,
     is_jump,
     place_of,
     read,
     running_mean,
-    sections,
 )
 
 __all__ = ["trajectories"]
@@ -57,6 +55,7 @@ ARROW_DISTANCE = 0.06
 MAX_IDS = 20
 
 
+@draws
 def trajectories(
     data: AnnData | HasAnnData,
     trajectories: Trajectories | None = None,
@@ -78,20 +77,14 @@ def trajectories(
     size: float | None = None,
     alpha: float = 0.3,
     legend: bool = True,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
     line_kwargs: Mapping[str, Any] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw trajectories in an embedding, as lines over the cells.
 
-    Trajectories are computed in the basis, and each of their points is drawn where its nearest cells are, see
-    :func:`cellrank_velot.embedding.projection.embed_points`. Where the embedding tears apart what are neighbours in the
-    basis, a trajectory jumps: such a step is drawn as a thin dotted line. Where the embedding is the beginning of the
-    basis, such as in ``basis="pca"``, lines are exact.
+    Trajectories are computed in the basis, and each of their points is drawn where its nearest cells are. Where the
+    embedding tears neighbours of the basis apart, a trajectory jumps: such a step is drawn as a thin dotted line. Where
+    the embedding is the beginning of the basis, such as in ``basis="pca"``, lines are exact.
 
     Parameters
     ----------
@@ -121,31 +114,25 @@ def trajectories(
     smooth
         Share of the points of a trajectory that its running mean is over, in ``[0, 1]``: places found by nearest cells
         have kinks that the trajectory has not. 0 for none; none either where the lines are exact.
-    line_width, line_alpha
-        Width in points, and opacity.
-    show_start, show_end
-        Whether to mark where trajectories start, by a white circle, and end, by a shape that says how.
+    line_width
+        Width of the lines in points.
+    line_alpha
+        Opacity of the lines.
+    show_start
+        Whether to mark where trajectories start, by a white circle.
+    show_end
+        Whether to mark where trajectories end, by a shape that says how.
     arrows
         Number of arrows along each trajectory. They point the way that it was followed, backward ones back in time.
         Of those that would lie on each other, one is drawn.
     cmap
         Colours of time.
-    size, alpha
-        Area of the cells in square points, by default smaller the more there are, and their opacity.
+    size
+        Area of the cells in square points; by default smaller the more there are.
+    alpha
+        Opacity of the cells.
     legend
         Whether to draw the legend, or the colour bar of time. More than 20 numbers of trajectories get none.
-    title
-        Title of the Axes; none where not given.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into.
     line_kwargs
         Passed on to :class:`matplotlib.collections.LineCollection`, e.g. ``{"linestyle": "--"}`` or ``{"color": "k"}``;
         nothing where not given.
@@ -178,23 +165,21 @@ def trajectories(
     check_number("line_alpha", line_alpha, low=0, high=1, open_low=True)
     check_integer("arrows", arrows, low=0)
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     found = _selected(read(data, trajectories, key), ids)
     lines = _lines(found, place_of(data, found, x, velocity_basis), smooth)
-    look = _look(data, found, color_by, cluster_key, cmap)
-    if color == "auto":
-        color = "clusters" if "clusters" in adata.obs else None
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(6.4, 4.6), figsize=figsize, dpi=dpi)
-        size = size or float(np.clip(15_000 / max(len(x), 1), 3, 16))
-        draw_colored(panel, x, name, adata, color, legend=legend, size=size, alpha=1.0 if color is None else alpha)
+    look, heading = _look(data, found, color_by, cluster_key, cmap)
+    size = size or dot_size(len(x), 15_000, 3, 16)
+    with drawing(figure, panel_size=(6.4, 4.6)) as canvas:
+        panel = canvas.ax
+        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
         _draw_lines(panel, lines, look, line_width, {"alpha": line_alpha, **(line_kwargs or {})})
         _draw_arrows(panel, lines, look, arrows, line_width, np.ptp(x, axis=0))
         marks = _draw_ends(panel, found, lines, look, show_start=show_start, show_end=show_end)
         if legend:
-            _draw_legend(panel, look, marks, color)
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+            strokes = [stroke(label, shade) for label, shade in look.labels.items()]
+            _draw_legend(panel, look, [(heading, strokes), ("Start and end", marks)], usual_color(adata, color))
+    return canvas.result
 
 
 def _selected(found: Trajectories, ids: Any) -> Trajectories:
@@ -253,30 +238,21 @@ def _lines(found: Trajectories, place: Place, smooth: float) -> _Lines:
 
 
 # ---------------------------------------------------------------------------------------------------- what colours mean
-@dataclass(frozen=True)
-class _Look:
-    """Colour of each trajectory, shape ``[n_trajectories, 4]``, or the scale of time, and what the legend says."""
-
-    colors: FloatArray
-    heading: str
-    labels: Mapping[str, str]
-    scale: ScalarMappable | None = None
-
-
-def _look(data: Any, found: Trajectories, color_by: str, cluster_key: str | None, cmap: str | Colormap) -> _Look:
+def _look(
+    data: Any, found: Trajectories, color_by: str, cluster_key: str | None, cmap: str | Colormap
+) -> tuple[Look, str]:
+    """Return the colours of the lines, and the heading of their legend."""
     if color_by == "auto":
         color_by = "fate" if found.clusters.size else "time"
     if color_by == "time":
-        known = found.time[np.isfinite(found.time)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-        scale = ScalarMappable(Normalize(low, high), cmap)
-        return _Look(np.tile(to_rgba(INK), (len(found), 1)), "", {}, scale)
+        return Look.of_time(len(found), found.time, cmap), ""
     heading, labels, table = _classes(data, found, color_by, cluster_key)
-    colors = np.array([to_rgba(table[label]) for label in labels])
-    count = {label: labels.count(label) for label in table}
     if color_by == "id":
-        return _Look(colors, heading, dict(table) if len(table) <= MAX_IDS else {})
-    return _Look(colors, heading, {f"{label} ({count[label]})": table[label] for label in table if count[label]})
+        legend = dict(table) if len(table) <= MAX_IDS else {}
+    else:
+        count = {label: labels.count(label) for label in table}
+        legend = {f"{label} ({count[label]})": table[label] for label in table if count[label]}
+    return Look.of_classes(labels, table, legend), heading
 
 
 def _classes(
@@ -304,7 +280,7 @@ def _classes(
 
 
 # ------------------------------------------------------------------------------------------------------ how it is drawn
-def _draw_lines(ax: Axes, lines: _Lines, look: _Look, line_width: float, options: Mapping[str, Any]) -> None:
+def _draw_lines(ax: Axes, lines: _Lines, look: Look, line_width: float, options: Mapping[str, Any]) -> None:
     """Draw the pieces of all lines, and thin dotted ones where they jump."""
     defaults: dict[str, Any] = {"linewidths": line_width, "zorder": 2, "capstyle": "round", "joinstyle": "round"}
     if look.scale is None:
@@ -333,7 +309,7 @@ def _draw_lines(ax: Axes, lines: _Lines, look: _Look, line_width: float, options
     ax.autoscale_view()
 
 
-def _draw_arrows(ax: Axes, lines: _Lines, look: _Look, arrows: int, line_width: float, extent: FloatArray) -> None:
+def _draw_arrows(ax: Axes, lines: _Lines, look: Look, arrows: int, line_width: float, extent: FloatArray) -> None:
     """Draw heads of arrows at equal shares of the way of each trajectory."""
     at, ahead, owner = _arrow_places(lines, arrows)
     x, way = lines.points[at], lines.points[ahead] - lines.points[at]
@@ -396,7 +372,7 @@ def _apart(x: FloatArray, way: FloatArray) -> NDArray[np.int64]:
 
 
 def _draw_ends(
-    ax: Axes, found: Trajectories, lines: _Lines, look: _Look, *, show_start: bool, show_end: bool
+    ax: Axes, found: Trajectories, lines: _Lines, look: Look, *, show_start: bool, show_end: bool
 ) -> list[Line2D]:
     """Mark the first and last points, and return what the legend says of the marks."""
     handles = []
@@ -406,7 +382,7 @@ def _draw_ends(
         handles.append(_mark("start", "o", markerfacecolor="white", markeredgewidth=0.9))
     if show_end:
         last = lines.offsets[1:] - 1
-        colors = look.colors if look.scale is None else look.scale.to_rgba(lines.time[last])
+        colors = look.at(lines.time[last])
         edge: dict[str, Any] = {"edgecolors": INK, "linewidths": 0.6, "zorder": 5}
         for status, marker in END_MARKERS.items():
             ended = np.flatnonzero(found.status == status)
@@ -415,30 +391,22 @@ def _draw_ends(
                 ax.scatter(x, y, s=70 if marker == "*" else 26, c=colors[ended], marker=marker, **edge)
                 handles.append(_mark(f"{status.message} ({ended.size})", marker, markeredgewidth=0))
     if lines.jumps.size:
-        handles.append(_stroke("jump of the embedding", INK, linewidth=1, linestyle=JUMP["linestyles"]))
+        handles.append(stroke("jump of the embedding", INK, linewidth=1, linestyle=JUMP["linestyles"]))
     return handles
 
 
-def _stroke(label: str, color: str, **kwargs: Any) -> Line2D:
-    return Line2D([], [], color=color, label=label, **{"linewidth": 2, **kwargs})
-
-
 def _mark(label: str, marker: str, **kwargs: Any) -> Line2D:
-    size = 9 if marker == "*" else 5.5
-    return Line2D([], [], linestyle="", marker=marker, color=INK, markersize=size, label=label, **kwargs)
+    return dot(label, INK, marker=marker, markersize=9 if marker == "*" else 5.5, **kwargs)
 
 
-def _draw_legend(ax: Axes, look: _Look, marks: list[Line2D], color: str | None) -> None:
+def _draw_legend(ax: Axes, look: Look, parts: list[tuple[str, list[Line2D]]], color: str | None) -> None:
     """Draw one legend of lines, marks and cells; time and the numbers of cells have colour bars."""
     if look.scale is not None:
-        bar = ax.figure.colorbar(look.scale, ax=ax, shrink=0.5, aspect=14, pad=0.02, location="bottom")
-        bar.outline.set_visible(False)
-        bar.set_label("Time along the trajectories")
+        color_bar(look.scale, ax, "Time along the trajectories", shrink=0.5, aspect=14, location="bottom")
     cells: list[Line2D] = []
     old = ax.get_legend()
     if old is not None:
         shades = [handle.get_color() for handle in old.legend_handles if isinstance(handle, Line2D)]
         cells = [dot(text.get_text(), shade) for text, shade in zip(old.get_texts(), shades, strict=True)]
         old.remove()
-    strokes = [_stroke(label, shade) for label, shade in look.labels.items()]
-    sections(ax, [(look.heading, strokes), ("Start and end", marks), (f"Cells: {color}", cells)])
+    sections(ax, [*parts, (f"Cells: {color}", cells)])

@@ -1,14 +1,10 @@
-"""Windows in an embedding: pairs of them, and the transport of one pair as arcs.
-
-Depends on the shared files of this folder and on :func:`cellrank_velot.transport.velocity.pair_coupling`.
-"""
+"""Windows in an embedding: pairs of them, and the transport of one pair as arcs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -22,10 +18,12 @@ from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_integer, check_known, check_number
+from cellrank_velot.cells import read_embedding
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, palette_of
-from cellrank_velot.plotting._draw.embedding import HasAnnData, draw_cells, positions
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
-from cellrank_velot.plotting._draw.kernel import saved_or_kernel, transport_of, windows_of
+from cellrank_velot.plotting._draw.embedding import dot_size, draw_cells
+from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws, even_columns
+from cellrank_velot.plotting._draw.kernel import HasAnnData, saved_or_kernel, transport_of, windows_of
+from cellrank_velot.plotting._draw.legends import RIGHT, dot, stroke
 from cellrank_velot.plotting.clusters import clusters_of
 from cellrank_velot.transport.velocity import pair_coupling
 from cellrank_velot.transport.windows import Windows
@@ -40,6 +38,7 @@ SHAPES = ("o", "^", "D")
 BEND, ARC_POINTS = 0.22, 24
 
 
+@draws
 def windows(
     data: AnnData | HasAnnData,
     basis: str = "umap",
@@ -49,11 +48,7 @@ def windows(
     n_columns: int = 4,
     key: str = "T_fwd",
     size: float | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | Sequence[Axes] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> list[Axes] | None:
     """Draw pairs of windows, one panel for each: cells of the source, cells of the target, others grey.
 
@@ -78,16 +73,6 @@ def windows(
     size
         Area of the cells in the windows in square points, by default smaller the more there are; the others have half
         of it.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into, one for each pair.
 
     Returns
     -------
@@ -114,38 +99,29 @@ def windows(
     check_integer("n_columns", n_columns, low=1)
     kernel = saved_or_kernel(data, key)
     found = windows_of(kernel)
-    x, name = positions(kernel.adata, basis)
+    x, name = read_embedding(kernel.adata, basis)
     clusters, _ = clusters_of(kernel, found)
     chosen = (
         _spread_pairs(found, clusters.codes, kernel.cells.time, max_pairs)
         if pairs is None
         else _check_pairs("pairs", pairs, found)
     )
-    size = size or float(np.clip(10_000 / max(len(x), 1), 3, 14))
-    # Rows of like length: six pairs are two rows of three, not four and two.
-    n_columns = -(-len(chosen) // -(-len(chosen) // n_columns))
-    with style():
-        figure, panels, ours = open_axes(
-            ax,
-            n_panels=len(chosen),
-            n_columns=n_columns,
-            panel_size=(3.4, 3.0) if n_columns == 1 else (2.4, 2.4),
-            figsize=figsize,
-            dpi=dpi,
-        )
-        n_shared = 0
-        for panel, pair in zip(panels, chosen, strict=True):
-            roles = _roles(found, pair)
-            n_shared += roles[2].size
-            _draw_others(panel, x, name, roles, size=size / 2)
-            _draw_roles(panel, x, name, roles, size=size)
+    size = size or dot_size(len(x), 10_000, 3, 14)
+    n_columns = even_columns(len(chosen), n_columns)
+    panel_size = (3.4, 3.0) if n_columns == 1 else (2.4, 2.4)
+    roles = [_roles(found, pair) for pair in chosen]
+    with drawing(figure, n_panels=len(chosen), n_columns=n_columns, panel_size=panel_size) as canvas:
+        for panel, pair, cells in zip(canvas.panels, chosen, roles, strict=True):
+            _draw_others(panel, x, name, cells, size=size / 2)
+            _draw_roles(panel, x, name, cells, size=size)
             panel.set_title(_pair_title(found, pair, clusters, kernel.cells.time), fontsize=9)
-        if ours:
-            _label_outer(panels)
-        _legend(figure if ours else panels[-1], _role_handles(n_shared > 0), n_columns=4 if n_columns > 2 else 2)
-        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+        canvas.share_labels()
+        handles = _role_handles(any(shared.size for _, _, shared in roles))
+        _legend(canvas.legend_place, handles, n_columns=4 if n_columns > 2 else 2)
+    return canvas.result
 
 
+@draws
 def window_transport(
     data: AnnData | HasAnnData,
     pair: int,
@@ -156,17 +132,12 @@ def window_transport(
     mass: float = 0.5,
     key: str = "T_fwd",
     size: float | None = None,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the transport of one pair of windows: an arc from each source cell to the target cells that it goes to.
 
     The wider and darker an arc, the more mass goes along it. Only the heaviest arcs are drawn, and none from a cell to
-    itself, where the windows share it; the title says how much of the mass they carry.
+    itself, where the windows share it. The default title names the pair, and says how much of the mass the arcs carry.
 
     Parameters
     ----------
@@ -187,12 +158,6 @@ def window_transport(
         Key under which the kernel was written, for an AnnData.
     size
         Area of the cells in the windows in square points, 42 where not given; the others have half of it.
-    title
-        Title of the Axes; by default the pair and the mass that its arcs carry.
-    figsize, dpi, save, show
-        As in :func:`windows`.
-    ax
-        Axes to draw into.
 
     Returns
     -------
@@ -217,7 +182,7 @@ def window_transport(
     check_number("mass", mass, low=0, high=1, open_low=True)
     kernel = saved_or_kernel(data, key)
     found = windows_of(kernel)
-    x, name = positions(kernel.adata, basis)
+    x, name = read_embedding(kernel.adata, basis)
     (pair,) = _check_pairs("pair", pair, found)
     groups = None if color is None else _categories(kernel.adata, color)
     plan = _plan(kernel, found, pair)
@@ -225,8 +190,10 @@ def window_transport(
     arcs = _heaviest(plan, source, target, max_arcs, mass)
     roles = _roles(found, pair)
     size = size or 42.0
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(6.6, 4.4), figsize=figsize, dpi=dpi)
+    clusters, _ = clusters_of(kernel, found)
+    title = _pair_title(found, pair, clusters, kernel.cells.time, ", ") + f"\n{arcs}"
+    with drawing(figure, panel_size=(6.6, 4.4), title=title) as canvas:
+        panel = canvas.ax
         _draw_others(panel, x, name, roles, size=size / 2)
         paths = _draw_arcs(panel, x[arcs.source], x[arcs.target], arcs.mass)
         if groups is None:
@@ -237,11 +204,7 @@ def window_transport(
             handles = _draw_shapes(panel, x, name, roles, groups, colors, size=size)
         _zoom(panel, np.concatenate([x[np.concatenate(roles)], *paths]))
         _legend(panel, [*handles, *_arc_handles(arcs.mass * source.size)])
-        if title is None:
-            clusters, _ = clusters_of(kernel, found)
-            title = _pair_title(found, pair, clusters, kernel.cells.time, ", ") + f"\n{arcs}"
-        panel.set_title(title)
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    return canvas.result
 
 
 # ----------------------------------------------------------------------------------------------- what is drawn
@@ -383,9 +346,9 @@ def _draw_shapes(
     for cells, shape, label in zip(roles, SHAPES, ("source", "target", "both"), strict=True):
         draw_cells(ax, x[cells], name, table[groups.codes[cells]], size=size, marker=shape, zorder=3)
         if cells.size:
-            handles.append(_dot(label, INK, marker=shape, markerfacecolor="none", markeredgewidth=1))
+            handles.append(dot(label, INK, marker=shape, markerfacecolor="none", markeredgewidth=1))
     present = set(groups.codes[np.concatenate(roles)])
-    return handles + [_dot(str(c), colors[c]) for i, c in enumerate(groups.categories) if i in present]
+    return handles + [dot(str(c), colors[c]) for i, c in enumerate(groups.categories) if i in present]
 
 
 def _draw_arcs(
@@ -409,16 +372,11 @@ def _strokes(share: NDArray[np.float64]) -> dict[str, Any]:
     return {"linewidths": 0.3 + 2.4 * share, "colors": colors}
 
 
-def _dot(label: str, color: str, **kwargs: Any) -> Line2D:
-    options: dict[str, Any] = {"marker": "o", "markersize": 6, "markeredgewidth": 0, "linestyle": "", **kwargs}
-    return Line2D([], [], color=color, label=label, **options)
-
-
 def _role_handles(shared: bool) -> list[Line2D]:
-    handles = [_dot("source window", SOURCE), _dot("target window", TARGET)]
+    handles = [dot("source window", SOURCE), dot("target window", TARGET)]
     if shared:
-        handles.append(_dot("both", SOURCE, fillstyle="left", markerfacecoloralt=TARGET))
-    return [*handles, _dot("other cells", BACKGROUND)]
+        handles.append(dot("both", SOURCE, fillstyle="left", markerfacecoloralt=TARGET))
+    return [*handles, dot("other cells", BACKGROUND)]
 
 
 def _arc_handles(share: NDArray[np.float64]) -> list[Line2D]:
@@ -426,29 +384,15 @@ def _arc_handles(share: NDArray[np.float64]) -> list[Line2D]:
     ends = np.array([share.max(), share.min()])
     strokes = _strokes(ends / share.max())
     return [
-        Line2D([], [], linewidth=width, color=color, label=f"{value:.0%} of a cell's mass")
+        stroke(f"{value:.0%} of a cell's mass", color, linewidth=width)
         for value, width, color in zip(ends, strokes["linewidths"], strokes["colors"], strict=True)
     ]
 
 
 def _legend(place: Axes | Figure, handles: list[Line2D], *, n_columns: int = 1) -> None:
     """Draw a legend below a figure, or to the right of an Axes."""
-    options: dict[str, Any] = {"handles": handles, "handletextpad": 0.4}
-    if isinstance(place, Axes):
-        place.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **options)
-    else:
-        place.legend(loc="outside lower center", ncols=n_columns, **options)
-
-
-def _label_outer(panels: list[Axes]) -> None:
-    """Keep the names of the axes on the outer panels of a figure of ours: all panels have the same."""
-    place = panels[0].get_subplotspec()
-    n_columns = 1 if place is None else place.get_gridspec().ncols
-    for i, panel in enumerate(panels):
-        if i % n_columns:
-            panel.set_ylabel("")
-        if i + n_columns < len(panels):
-            panel.set_xlabel("")
+    where = RIGHT if isinstance(place, Axes) else {"loc": "outside lower center", "ncols": n_columns}
+    place.legend(handles=handles, handletextpad=0.4, **where)
 
 
 def _zoom(ax: Axes, points: NDArray[np.float64], margin: float = 0.05) -> None:

@@ -1,13 +1,9 @@
-"""Scores over a grid of parameters, as a heat map.
-
-Depends on matplotlib and pandas, and on the table that :func:`cellrank_velot.gridsearch` returns.
-"""
+"""Scores over a grid of parameters, as a heat map of the table that :func:`cellrank_velot.gridsearch` returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -20,7 +16,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.validation import check_known
 from cellrank_velot.metrics.table import SCORES
 from cellrank_velot.plotting._draw.colors import INK, VALUES
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws
 
 __all__ = ["gridsearch_heatmap"]
 
@@ -50,6 +46,7 @@ class _Grid:
     columns: list[str]
 
 
+@draws
 def gridsearch_heatmap(
     results: pd.DataFrame,
     x: str,
@@ -57,40 +54,26 @@ def gridsearch_heatmap(
     *,
     score: str = "cross_boundary_cosine",
     cmap: str | Colormap = VALUES,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw a score over one or two parameters of a grid.
 
-    The value is the mean over the other parameters of the grid, random seeds among them. It leaves out combinations
-    without a score, and has a star where there are such; a cell of which none has a score is hatched.
+    The value is the mean over the other parameters of the grid, random seeds among them. Combinations without a score
+    are left out of the mean, which then has a star; where none has a score, the cell is hatched. The default title
+    says this, and what the mean is over.
 
     Parameters
     ----------
     results
         What :func:`cellrank_velot.gridsearch` returned, or some of its rows.
-    x, y
-        Parameters along the axes; one row of cells without ``y``. Numbers are sorted.
+    x
+        Parameter along the horizontal axis. Numbers are sorted.
+    y
+        Parameter along the vertical axis; one row of cells where not given.
     score
         Column of the score, or ``"seconds"``.
     cmap
         Colours of the score.
-    title
-        Title of the Axes; by default what the mean is over.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into.
 
     Returns
     -------
@@ -116,22 +99,21 @@ def gridsearch_heatmap(
     grid = _mean_over_others(results, x, y, score)
     n_rows, n_columns = grid.mean.shape
     size = (1.9 + 0.8 * max(n_columns, 3), 1.3 + 0.55 * max(n_rows, 2))
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=size, figsize=figsize, dpi=dpi)
+    with drawing(figure, panel_size=size, title=_title(others, grid)) as canvas:
+        panel = canvas.ax
         colors = panel.pcolormesh(grid.mean, cmap=cmap, norm=_norm(grid.mean), edgecolors="white", linewidth=1.5)
         _write_values(panel, grid, colors)
         panel.set_xticks(np.arange(n_columns) + 0.5, grid.columns)
         panel.set_yticks(np.arange(n_rows) + 0.5 if y is not None else [], grid.rows if y is not None else [])
         if max(map(len, grid.columns)) > _LONG:
             panel.set_xticks(panel.get_xticks(), grid.columns, rotation=30, ha="right", rotation_mode="anchor")
-        panel.set(xlabel=x, ylabel=y or "", title=_title(others, grid) if title is None else title)
+        panel.set(xlabel=x, ylabel=y or "")
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
         # A bar beside few rows would be too short for its label.
         place: dict[str, Any] = {"aspect": 16} if n_rows > 4 else {"location": "bottom", "aspect": 30}
-        bar = figure.colorbar(colors, ax=panel, label=_LABELS.get(score, score), pad=0.03, **place)
-        bar.outline.set_visible(False)
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+        color_bar(colors, panel, _LABELS.get(score, score), pad=0.03, shrink=1.0, **place)
+    return canvas.result
 
 
 def _other_parameters(results: pd.DataFrame, x: str, y: str | None, score: str) -> list[str]:

@@ -1,13 +1,9 @@
-"""Velocity in an embedding: streams of arrows, arrows on a grid, at cells, and before and after smoothing.
-
-Depends on :mod:`cellrank_velot.embedding.projection` for the arithmetic.
-"""
+"""Velocity in an embedding: streams of arrows, arrows on a grid, at cells, and before and after smoothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from anndata import AnnData
@@ -15,25 +11,23 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot.cells import read_embedding
 from cellrank_velot.embedding.grid import VelocityGrid, velocity_on_grid
-from cellrank_velot.embedding.projection import (
-    Weighting,
-    project_by_linear_map,
-    project_by_transitions,
-)
-from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below
+from cellrank_velot.embedding.projection import Weighting, project_by_linear_map, project_by_transitions
+from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below, grid_arrows
 from cellrank_velot.plotting._draw.colors import INK
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, positions
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
-from cellrank_velot.plotting._draw.kernel import estimate_of, graph_of, transitions_of
+from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of
 
 __all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
 
 FloatArray = NDArray[np.float64]
 
 Method = Literal["transitions", "linear_map"]
+PANEL = (5.6, 4.2)
 
 
+@draws
 def velocity_stream(
     data: AnnData | HasAnnData,
     basis: str = "umap",
@@ -49,13 +43,8 @@ def velocity_stream(
     size: float | None = None,
     alpha: float = 0.45,
     legend: bool = True,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
     stream_kwargs: Mapping[str, Any] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the velocity in an embedding as streamlines over the cells.
 
@@ -72,35 +61,30 @@ def velocity_stream(
         Column of ``adata.obs`` or gene that colours the cells, grey where ``None``. ``"auto"`` is ``"clusters"`` where
         there is such a column.
     method
-        How the velocity comes to the embedding. ``"transitions"``, of any kernel, shows where the transition matrix
-        leads, see :func:`cellrank_velot.embedding.projection.project_by_transitions`; ``"linear_map"``, of
-        :class:`~cellrank_velot.OTVelocityKernel`, carries over the velocity of its field, see
-        :func:`cellrank_velot.embedding.projection.project_by_linear_map`. Arrows of a backward kernel point back in
-        time.
+        How the velocity comes to the embedding. ``"transitions"``, of any kernel, is the expected direction of a
+        transition, less the mean direction to the neighbours :cite:`bergen:20`. ``"linear_map"``, of
+        :class:`~cellrank_velot.OTVelocityKernel`, carries over the velocity of its field, by a linear map that is
+        fitted to the neighbours of each cell. Arrows of a backward kernel point back in time.
     weighting
-        What neighbours count for in ``"transitions"``: ``"none"``, ``"distance"`` or ``"confidence"``.
+        Weights of the neighbours in ``"transitions"``: ``"none"``, all alike; ``"distance"``, larger for those that are
+        near in the embedding; or ``"confidence"``, larger for those whose velocity is sure.
     key
         Key in ``adata.obsp`` of the transition matrix, for an AnnData; ``"T_fwd"`` where not given.
-    n_grid, smooth, min_density
-        Grid on which the velocity is averaged, see :func:`cellrank_velot.embedding.grid.velocity_on_grid`.
+    n_grid
+        Number of points along each axis of the grid on which the velocity is averaged.
+    smooth
+        Standard deviation of the Gaussian weights of the average, in grid spacings, and no less than cells are apart.
+    min_density
+        Density of cells below which a point of the grid has no velocity, as a share of the 95th percentile over the
+        points near cells.
     density
         Closeness of the streamlines.
-    size, alpha
-        Area of the cells in square points, by default smaller the more there are, and their opacity.
+    size
+        Area of the cells in square points; by default smaller the more there are.
+    alpha
+        Opacity of the cells.
     legend
         Whether to draw the legend or colour bar of ``color``.
-    title
-        Title of the Axes; none where not given.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into.
     stream_kwargs
         Passed on to :meth:`matplotlib.axes.Axes.streamplot`.
 
@@ -127,17 +111,16 @@ def velocity_stream(
     ... )
     """
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
-        _draw_streams(panel, grid, density=density, **(stream_kwargs or {}))
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    with drawing(figure, panel_size=PANEL) as canvas:
+        draw_cells_below(canvas.ax, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        _draw_streams(canvas.ax, grid, density=density, **(stream_kwargs or {}))
+    return canvas.result
 
 
+@draws
 def velocity_grid(
     data: AnnData | HasAnnData,
     basis: str = "umap",
@@ -154,26 +137,47 @@ def velocity_grid(
     size: float | None = None,
     alpha: float = 0.45,
     legend: bool = True,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
     quiver_kwargs: Mapping[str, Any] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the velocity in an embedding as arrows on a regular grid, each the average of the cells around it.
 
     Parameters
     ----------
-    data, basis, color, method, weighting, key, n_grid, smooth, min_density
-        As in :func:`velocity_stream`.
+    data
+        A kernel with its transition matrix, or an AnnData to which one was written.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``; its first two dimensions are drawn.
+    color
+        Column of ``adata.obs`` or gene that colours the cells, grey where ``None``. ``"auto"`` is ``"clusters"`` where
+        there is such a column.
+    method
+        How the velocity comes to the embedding. ``"transitions"``, of any kernel, is the expected direction of a
+        transition, less the mean direction to the neighbours. ``"linear_map"``, of
+        :class:`~cellrank_velot.OTVelocityKernel`, carries over the velocity of its field. Arrows of a backward kernel
+        point back in time.
+    weighting
+        Weights of the neighbours in ``"transitions"``: ``"none"``, all alike; ``"distance"``, larger for those that are
+        near in the embedding; or ``"confidence"``, larger for those whose velocity is sure.
+    key
+        Key in ``adata.obsp`` of the transition matrix, for an AnnData; ``"T_fwd"`` where not given.
+    n_grid
+        Number of points along each axis of the grid.
+    smooth
+        Standard deviation of the Gaussian weights of the average, in grid spacings, and no less than cells are apart.
+    min_density
+        Density of cells below which a point of the grid has no arrow, as a share of the 95th percentile over the points
+        near cells.
     arrow_length
         Length of a long arrow, the 95th percentile, in grid spacings; longer ones are drawn as long.
     normalize
         Whether all arrows are that long, and show the direction alone.
-    size, alpha, legend, title, figsize, dpi, save, show, ax
-        As in :func:`velocity_stream`.
+    size
+        Area of the cells in square points; by default smaller the more there are.
+    alpha
+        Opacity of the cells.
+    legend
+        Whether to draw the legend or colour bar of ``color``.
     quiver_kwargs
         Passed on to :meth:`matplotlib.axes.Axes.quiver`.
 
@@ -187,20 +191,17 @@ def velocity_grid(
     """
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
-    points = np.stack(np.meshgrid(grid.x, grid.y), axis=-1).reshape(-1, 2)
-    spacing = np.array([grid.x[1] - grid.x[0], grid.y[1] - grid.y[0]])
-    arrows = arrows_of(grid.velocity.reshape(-1, 2), arrow_length * spacing, normalize=normalize)
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
-        draw_arrows(panel, points, arrows, **(quiver_kwargs or {}))
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    points, arrows, _ = grid_arrows(grid, arrow_length, normalize=normalize)
+    with drawing(figure, panel_size=PANEL) as canvas:
+        draw_cells_below(canvas.ax, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_arrows(canvas.ax, points, arrows, **(quiver_kwargs or {}))
+    return canvas.result
 
 
+@draws
 def velocity_quiver(
     data: AnnData | HasAnnData,
     basis: str = "umap",
@@ -215,20 +216,30 @@ def velocity_quiver(
     size: float | None = None,
     alpha: float = 0.45,
     legend: bool = True,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
     quiver_kwargs: Mapping[str, Any] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the velocity of single cells in an embedding, one arrow from each cell, without any averaging.
 
     Parameters
     ----------
-    data, basis, color, method, weighting, key
-        As in :func:`velocity_stream`.
+    data
+        A kernel with its transition matrix, or an AnnData to which one was written.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``; its first two dimensions are drawn.
+    color
+        Column of ``adata.obs`` or gene that colours the cells, grey where ``None``. ``"auto"`` is ``"clusters"`` where
+        there is such a column.
+    method
+        How the velocity comes to the embedding. ``"transitions"``, of any kernel, is the expected direction of a
+        transition, less the mean direction to the neighbours. ``"linear_map"``, of
+        :class:`~cellrank_velot.OTVelocityKernel`, carries over the velocity of its field. Arrows of a backward kernel
+        point back in time.
+    weighting
+        Weights of the neighbours in ``"transitions"``: ``"none"``, all alike; ``"distance"``, larger for those that are
+        near in the embedding; or ``"confidence"``, larger for those whose velocity is sure.
+    key
+        Key in ``adata.obsp`` of the transition matrix, for an AnnData; ``"T_fwd"`` where not given.
     n_arrows
         Number of arrows at most; of more cells, those that have one are spread evenly over the embedding.
     arrow_length
@@ -236,8 +247,12 @@ def velocity_quiver(
         ones are drawn as long.
     normalize
         Whether all arrows are that long, and show the direction alone.
-    size, alpha, legend, title, figsize, dpi, save, show, ax
-        As in :func:`velocity_stream`.
+    size
+        Area of the cells in square points; by default smaller the more there are.
+    alpha
+        Opacity of the cells.
+    legend
+        Whether to draw the legend or colour bar of ``color``.
     quiver_kwargs
         Passed on to :meth:`matplotlib.axes.Axes.quiver`.
 
@@ -252,18 +267,17 @@ def velocity_quiver(
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     cells = _spread(x, velocity, n_arrows)
     arrows = arrows_of(velocity[cells], arrow_length * _spacing(x, n_arrows), normalize=normalize)
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
-        draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    with drawing(figure, panel_size=PANEL) as canvas:
+        draw_cells_below(canvas.ax, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_arrows(canvas.ax, x[cells], arrows, **(quiver_kwargs or {}))
+    return canvas.result
 
 
+@draws
 def velocity_comparison(
     data: AnnData | HasAnnData,
     basis: str = "umap",
@@ -276,12 +290,8 @@ def velocity_comparison(
     size: float | None = None,
     alpha: float = 0.45,
     legend: bool = True,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Sequence[Axes] | None = None,
     quiver_kwargs: Mapping[str, Any] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> list[Axes] | None:
     """Draw the velocity of transport beside that of the field, which smooths it, both by the linear map.
 
@@ -291,14 +301,26 @@ def velocity_comparison(
     ----------
     data
         An :class:`~cellrank_velot.OTVelocityKernel` with its field, or an AnnData to which one was written.
-    basis, color, key
-        As in :func:`velocity_stream`.
-    n_arrows, arrow_length, normalize
-        As in :func:`velocity_quiver`; the length is that of a long arrow of the field.
-    size, alpha, legend, figsize, dpi, save, show
-        As in :func:`velocity_stream`.
-    ax
-        Two Axes to draw into.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``; its first two dimensions are drawn.
+    color
+        Column of ``adata.obs`` or gene that colours the cells, grey where ``None``. ``"auto"`` is ``"clusters"`` where
+        there is such a column.
+    key
+        Key in ``adata.obsp`` of the transition matrix, for an AnnData; ``"T_fwd"`` where not given.
+    n_arrows
+        Number of arrows at most; of more cells, those that have one are spread evenly over the embedding.
+    arrow_length
+        Length of a long arrow of the field, the 95th percentile, in distances between so many cells that fill the
+        picture; longer ones are drawn as long.
+    normalize
+        Whether all arrows are that long, and show the direction alone.
+    size
+        Area of the cells in square points; by default smaller the more there are.
+    alpha
+        Opacity of the cells.
+    legend
+        Whether to draw the legend or colour bar of ``color``.
     quiver_kwargs
         Passed on to :meth:`matplotlib.axes.Axes.quiver`.
 
@@ -313,23 +335,23 @@ def velocity_comparison(
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(adata, basis)
     smooth, raw = (_by_linear_map(data, x, key, estimate) for estimate in ("velocity", "raw_velocity"))
     cells = _spread(x, smooth, n_arrows)
     longest = arrow_length * _spacing(x, n_arrows)
     n_unknown = int(np.isnan(estimate_of(data, "raw_velocity")).any(axis=1).sum())
     titles = (f"Transport (none for {n_unknown} of {len(x)} cells)" if n_unknown else "Transport", "Field")
-    with style():
-        figure, panels, ours = open_axes(ax, n_panels=2, panel_size=(5.2, 4.2), figsize=figsize, dpi=dpi)
-        for panel, velocity, title, last in zip(panels, (raw, smooth), titles, (False, True), strict=True):
+    with drawing(figure, n_panels=2, panel_size=(5.2, 4.2)) as canvas:
+        for panel, velocity, title, last in zip(canvas.panels, (raw, smooth), titles, (False, True), strict=True):
             draw_cells_below(panel, x, name, adata, color, legend=legend and last, size=size, alpha=alpha)
             arrows = arrows_of(velocity[cells], longest, normalize=normalize, reference=smooth[cells])
             draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
             panel.set_title(title)
-        corners = np.array([(panel.get_xlim(), panel.get_ylim()) for panel in panels])
-        for panel in panels:  # each has made room for its own arrows
-            panel.set(xlim=(corners[:, 0].min(), corners[:, 0].max()), ylim=(corners[:, 1].min(), corners[:, 1].max()))
-        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+        corners = np.array([(panel.get_xlim(), panel.get_ylim()) for panel in canvas.panels])
+        (left, low), (right, high) = corners[..., 0].min(axis=0), corners[..., 1].max(axis=0)
+        for panel in canvas.panels:  # each has made room for its own arrows
+            panel.set(xlim=(left, right), ylim=(low, high))
+    return canvas.result
 
 
 # -------------------------------------------------------------------------------------------------------- what is drawn
@@ -356,21 +378,9 @@ def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> 
 
 # ---------------------------------------------------------------------------------------------------------- the drawing
 def _spread(x: FloatArray, velocity: FloatArray, n_cells: int) -> NDArray[np.intp]:
-    """Return cells that are spread evenly over the embedding, each the farthest from those before.
+    """Return cells with a velocity that are spread evenly over the embedding, each the farthest from those before.
 
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, 2]``.
-    velocity
-        Velocities of shape ``[n_cells, 2]``; cells with NaN are not chosen.
-    n_cells
-        Number of cells at most; fewer where they would lie closer than half as far apart as if they filled the picture.
-
-    Raises
-    ------
-    ValueError
-        If no cell has a velocity.
+    They are fewer than ``n_cells`` where they would lie closer than half as far apart as if they filled the picture.
     """
     candidates = np.flatnonzero(np.isfinite(velocity).all(axis=1))
     if not candidates.size:

@@ -1,7 +1,4 @@
-"""Arrows in an embedding, and the cells below them.
-
-Depends on the other shared files of this folder.
-"""
+"""Arrows in an embedding, and the cells below them."""
 
 from __future__ import annotations
 
@@ -12,43 +9,37 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from cellrank_velot.embedding.grid import VelocityGrid
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.embedding import draw_colored
 
-__all__ = ["arrows_of", "draw_arrows", "draw_cells_below"]
+__all__ = ["arrows_of", "draw_arrows", "draw_cells_below", "grid_arrows", "usual_color"]
 
 FloatArray = NDArray[np.float64]
+
+
+def usual_color(adata: AnnData, color: str | None) -> str | None:
+    """Return what colours the cells below something: ``"auto"`` is ``"clusters"`` where there is such a column."""
+    if color != "auto":
+        return color
+    return "clusters" if "clusters" in adata.obs else None
 
 
 def draw_cells_below(
     ax: Axes, x: FloatArray, name: str, adata: AnnData, color: str | None, *, alpha: float, **kwargs: Any
 ) -> None:
-    """Draw the cells below the arrows."""
-    if color == "auto":
-        color = "clusters" if "clusters" in adata.obs else None
-    # The grey of cells without a colour is as pale as it may be.
+    """Draw the cells below arrows or lines. The grey of cells without a colour is as pale as it may be."""
+    color = usual_color(adata, color)
     draw_colored(ax, x, name, adata, color, alpha=1.0 if color is None else alpha, **kwargs)
 
 
 def arrows_of(
     velocity: FloatArray, longest: FloatArray, *, normalize: bool, reference: FloatArray | None = None
 ) -> FloatArray:
-    """Return velocities as arrows in units of the embedding.
+    """Return velocities as arrows in units of the embedding, shape ``[n_arrows, 2]``, NaN where there is no velocity.
 
-    Parameters
-    ----------
-    velocity
-        Velocities of shape ``[n_arrows, 2]``, NaN where there is none.
-    longest
-        Length of the longest arrows along the two dimensions, shape ``[2]``.
-    normalize
-        Whether all are that long.
-    reference
-        Velocities whose 95th percentile gets that length; ``velocity`` where not given.
-
-    Returns
-    -------
-    Arrows of shape ``[n_arrows, 2]``; NaN where there is no velocity, or none in any direction.
+    ``longest`` is the length of the longest arrows along the two dimensions: that of the 95th percentile of the
+    velocities, or of ``reference``; that of all arrows where they are to be normalized.
     """
     unit = np.where(longest > 0, longest, 1.0)
     length = np.linalg.norm(velocity / unit, axis=1)
@@ -58,6 +49,18 @@ def arrows_of(
     drawn = np.ones_like(length) if normalize else np.minimum(length / typical, 1.0)
     scale = np.divide(drawn, length, out=np.full_like(length, np.nan), where=length > 0)
     return velocity * scale[:, None]
+
+
+def grid_arrows(
+    grid: VelocityGrid, arrow_length: float, *, normalize: bool
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the points of a grid, an arrow at each, both of shape ``[n_points, 2]``, and the spacing of the grid.
+
+    A long arrow has a length of so many spacings.
+    """
+    points = np.stack(np.meshgrid(grid.x, grid.y), axis=-1).reshape(-1, 2)
+    spacing = np.array([grid.x[1] - grid.x[0], grid.y[1] - grid.y[0]])
+    return points, arrows_of(grid.velocity.reshape(-1, 2), arrow_length * spacing, normalize=normalize), spacing
 
 
 def draw_arrows(ax: Axes, x: FloatArray, arrows: FloatArray, **kwargs: Any) -> None:

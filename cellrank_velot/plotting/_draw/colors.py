@@ -1,19 +1,21 @@
-"""Colours that are told apart on white and with the common kinds of colour blindness.
-
-Depends on matplotlib, pandas and scanpy's palettes for many categories.
-"""
+"""Colours that are told apart on white and with the common kinds of colour blindness."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import scanpy as sc
 from anndata import AnnData
 from matplotlib import colormaps
-from matplotlib.colors import LinearSegmentedColormap, is_color_like
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from numpy.typing import NDArray
 
-__all__ = ["BACKGROUND", "INK", "PROBABILITY", "VALUES", "palette", "palette_of"]
+from cellrank_velot.cells import read_colors
+
+__all__ = ["BACKGROUND", "INK", "PROBABILITY", "VALUES", "palette", "palette_of", "scale_of"]
 
 # Okabe & Ito (2008), https://jfly.uni-koeln.de/color/, with the yellow, pale on white, towards the end
 _OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")
@@ -39,8 +41,17 @@ def palette(n_colors: int) -> list[str]:
     return [chosen[i % len(chosen)] for i in range(n_colors)]
 
 
-def palette_of(adata: AnnData, key: str, categories: Sequence[Any]) -> Mapping[Any, str]:
-    """Return the colour of each category, from ``adata.uns["{key}_colors"]`` where they fit. Writes nothing."""
-    stored = [str(color) for color in adata.uns.get(f"{key}_colors", ())]
-    fits = len(stored) >= len(categories) and all(is_color_like(color) for color in stored)
-    return dict(zip(categories, stored if fits else palette(len(categories)), strict=False))
+def palette_of(adata: AnnData, key: str, categories: Sequence[Any]) -> dict[Any, str]:
+    """Return the colour of each category, from ``adata.uns["{key}_colors"]`` where they are enough."""
+    stored = read_colors(adata, key)
+    enough = len(stored) >= len(categories)
+    return dict(zip(categories, stored if enough else palette(len(categories)), strict=False))
+
+
+def scale_of(
+    values: NDArray[np.float64], cmap: str | Colormap, limits: tuple[float, float] | None = None
+) -> ScalarMappable:
+    """Return the colours of values, from the smallest to the largest where there are no ``limits``."""
+    finite = values[np.isfinite(values)]
+    low, high = limits or ((float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0))
+    return ScalarMappable(Normalize(low, high), cmap)

@@ -1,7 +1,4 @@
-"""A writer of GIFs that keeps some colours as they are.
-
-Depends on matplotlib and Pillow.
-"""
+"""A writer of GIFs that keeps some colours as they are."""
 
 from __future__ import annotations
 
@@ -25,17 +22,10 @@ ROUGHNESS = 8
 
 
 class GifWriter(AbstractMovieWriter):
-    """Writer with one palette for all frames, some of whose colours are given.
+    """Writer with one palette for all frames, which has the ``colors`` of small marks.
 
-    Without it, each frame has the colours that cover most of it: small marks change theirs from frame to frame and
-    look like one another.
-
-    Parameters
-    ----------
-    fps
-        Frames per second.
-    colors
-        Colours to keep.
+    Otherwise, each frame has the colours that cover most of it: small marks change theirs from frame to frame and look
+    like one another.
     """
 
     def __init__(self, fps: int, colors: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,14 +11,15 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells.read import CellStates
+from cellrank_velot.cells import CellStates
 from cellrank_velot.field import VelocityField
-from cellrank_velot.plotting._draw.embedding import adata_of, suffix_of
 from cellrank_velot.storage.saved import SavedKernel
 from cellrank_velot.transport.velocity import TransportVelocity
 from cellrank_velot.transport.windows import Windows
 
 __all__ = [
+    "HasAnnData",
+    "adata_of",
     "cells_of",
     "estimate_of",
     "field_of",
@@ -26,6 +27,7 @@ __all__ = [
     "history_of",
     "kernel_of",
     "saved_or_kernel",
+    "suffix_of",
     "time_of",
     "transitions_of",
     "transport_of",
@@ -46,7 +48,28 @@ WRITTEN = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- is it our kernel
+class HasAnnData(Protocol):
+    """A kernel or an estimator."""
+
+    @property
+    def adata(self) -> AnnData:
+        """Annotated data."""
+
+
+# -------------------------------------------------------------------------------------------------------- what it is
+def adata_of(data: AnnData | HasAnnData) -> AnnData:
+    """Return the AnnData, or that of a kernel or an estimator."""
+    adata = data if isinstance(data, AnnData) else getattr(data, "adata", None)
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"Expected an `AnnData`, a kernel or an estimator, found `{type(data).__name__}`.")
+    return adata
+
+
+def suffix_of(data: AnnData | HasAnnData, backward: bool | None) -> str:
+    """Return ``"bwd"`` or ``"fwd"``, CellRank's ending of keys; that of a kernel or an estimator where not given."""
+    return "bwd" if (getattr(data, "backward", False) if backward is None else backward) else "fwd"
+
+
 def kernel_of(data: Any, *needs: str) -> Any:
     """Return the kernel, which has the attributes that a plot needs; others, and combinations, lack them."""
     if not all(hasattr(data, name) for name in needs):
@@ -63,7 +86,7 @@ def saved_or_kernel(data: Any, key: str) -> Any:
     return kernel_of(data, "windows")
 
 
-# ---------------------------------------------------------------------------------------------------- what it has
+# -------------------------------------------------------------------------------------------------------- what it has
 def windows_of(kernel: Any) -> Windows:
     """Return the windows of a kernel, or say how to compute them."""
     found: Windows = _computed(kernel.windows, "windows", "compute_windows")

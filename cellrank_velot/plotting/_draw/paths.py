@@ -1,7 +1,4 @@
-"""Trajectories in an embedding: where they are read, where their points lie at which time, and the colours of fates.
-
-Depends on :mod:`cellrank_velot.embedding.projection` for the arithmetic; reads AnnData.
-"""
+"""Trajectories in an embedding: how they are read, where their points lie at which time, and the colours of fates."""
 
 from __future__ import annotations
 
@@ -11,16 +8,14 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cellrank_velot.cells.read import find_basis, read_basis
+from cellrank_velot.cells import find_basis, read_basis
 from cellrank_velot.dynamics import Status, Trajectories
 from cellrank_velot.embedding.projection import embed_points
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
-from cellrank_velot.plotting._draw.kernel import cells_of
+from cellrank_velot.plotting._draw.embedding import colors_by_name
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, cells_of
+from cellrank_velot.plotting._draw.legends import dot, sections
 from cellrank_velot.storage.pack import read_trajectories
 
 __all__ = [
@@ -41,27 +36,16 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
-# What came to no cluster, or to none that counts as a fate.
+# Colour of what came to no cluster, or to none that counts as a fate.
 NOWHERE = "#4D4D4D"
 # A step that is so long in the picture, as a share of its width or height, and so much longer than steps of its length
 # in the basis are on average, is a jump. On pancreas, steps that cross a tear are 10 to 40 times as long, others hardly
 # ever 6 times.
 JUMP_LENGTH, JUMP_STRETCH = 0.05, 6.0
-MAX_LEGEND_ROWS = 22
 
 
 def read(data: AnnData | HasAnnData, trajectories: Trajectories | None, key: str) -> Trajectories:
-    """Return the trajectories, or those that were written to ``adata.uns[key]``.
-
-    Raises
-    ------
-    KeyError
-        If none were written.
-    TypeError
-        If they are something else.
-    ValueError
-        If there are none, or they are of other cells.
-    """
+    """Return the trajectories, or those that were written to ``adata.uns[key]``."""
     adata = adata_of(data)
     if trajectories is not None and not isinstance(trajectories, Trajectories):
         raise TypeError(f"Expected `trajectories` to be `Trajectories`, found `{type(trajectories).__name__}`.")
@@ -79,18 +63,10 @@ def read(data: AnnData | HasAnnData, trajectories: Trajectories | None, key: str
 # ---------------------------------------------------------------------------------------------------------- where it is
 @dataclass(frozen=True)
 class Place:
-    """The basis of the trajectories and an embedding of the same cells.
+    """The basis of the trajectories and an embedding of the same cells."""
 
-    Attributes
-    ----------
-    basis
-        Positions of the cells in the basis, shape ``[n_cells, n_basis_dims]``.
-    embedding
-        Positions in the embedding, shape ``[n_cells, 2]``.
-    """
-
-    basis: FloatArray
-    embedding: FloatArray
+    basis: FloatArray  # [n_cells, n_basis_dims]
+    embedding: FloatArray  # [n_cells, 2]
 
     @property
     def exact(self) -> bool:
@@ -107,15 +83,7 @@ class Place:
 
 
 def place_of(data: Any, found: Trajectories, embedding: FloatArray, velocity_basis: str | None) -> Place:
-    """Return where the trajectories are and where they are drawn.
-
-    Raises
-    ------
-    KeyError
-        If the basis is missing.
-    ValueError
-        If the basis has not as many dimensions as the trajectories.
-    """
+    """Return where the trajectories are and where they are drawn."""
     adata = adata_of(data)
     cells = cells_of(data)
     if velocity_basis is None and not found.basis and cells is not None:
@@ -132,17 +100,7 @@ def place_of(data: Any, found: Trajectories, embedding: FloatArray, velocity_bas
 
 
 def is_jump(place: Place, step: FloatArray, drawn: FloatArray) -> NDArray[np.bool_]:
-    """Return which steps jump across the embedding: those that are far longer there than in the basis.
-
-    Parameters
-    ----------
-    place
-        The embedding.
-    step
-        Steps in the basis, shape ``[n_steps, n_basis_dims]``.
-    drawn
-        The same steps in the embedding, shape ``[n_steps, 2]``.
-    """
+    """Return which steps jump across the embedding: they are far longer as ``drawn`` than in the basis."""
     if place.exact:
         return np.zeros(len(step), dtype=bool)
     length, basis_length = np.linalg.norm(place.steps(drawn), axis=1), np.linalg.norm(step, axis=1)
@@ -153,16 +111,9 @@ def is_jump(place: Place, step: FloatArray, drawn: FloatArray) -> NDArray[np.boo
 
 
 def running_mean(points: FloatArray, first: NDArray[np.int64], half: NDArray[np.int64]) -> FloatArray:
-    """Return the mean over points on either side, fewer towards the ends of each piece, which stay where they are.
+    """Return the mean of each point and of its neighbours within its piece: ``half`` on either side, or fewer.
 
-    Parameters
-    ----------
-    points
-        Finite points, one piece after the other, shape ``[n_points, n_dims]``.
-    first
-        Where each piece starts, ascending from 0.
-    half
-        Number of points on either side, for each piece.
+    Pieces of the points, shape ``[n_points, n_dims]``, start at ``first``. Their ends stay where they are.
     """
     sizes = np.diff(np.append(first, len(points)))
     since = np.arange(len(points)) - np.repeat(first, sizes)
@@ -175,27 +126,13 @@ def running_mean(points: FloatArray, first: NDArray[np.int64], half: NDArray[np.
 # ----------------------------------------------------------------------------------------------------- times of the run
 @dataclass(frozen=True)
 class Frames:
-    """Particles at some times of their run.
+    """Particles at some times of their run."""
 
-    Attributes
-    ----------
-    share
-        Share of the run, shape ``[n_frames]``.
-    x
-        Positions in the embedding, shape ``[n_frames, n_particles, 2]``.
-    time
-        Time at the place of each particle, shape ``[n_frames, n_particles]``.
-    ended
-        Whether each has ended, shape ``[n_frames, n_particles]``.
-    jumped
-        Whether each has jumped across the embedding since the last frame, shape ``[n_frames, n_particles]``.
-    """
-
-    share: FloatArray
-    x: FloatArray
-    time: FloatArray
-    ended: NDArray[np.bool_]
-    jumped: NDArray[np.bool_]
+    share: FloatArray  # of the run, [n_frames]
+    x: FloatArray  # in the embedding, [n_frames, n_particles, 2]
+    time: FloatArray  # at the place of each particle, [n_frames, n_particles]
+    ended: NDArray[np.bool_]  # whether each has ended, [n_frames, n_particles]
+    jumped: NDArray[np.bool_]  # whether each has jumped across the embedding since the last frame
 
     def title(self, frame: int) -> str:
         """Return the share of the run, and how many particles have ended."""
@@ -208,8 +145,8 @@ class Frames:
 def frames_of(found: Trajectories, place: Place, n_frames: int) -> Frames:
     """Place all particles at times that are spread evenly over the run.
 
-    Points of a path are evenly spaced in steps, apart from the last, which may come sooner: the number of a point is
-    the time of the run. Between two points, particles are placed in the basis, where there is nothing to jump across.
+    The number of a point of a path is its time of the run. Between two points, particles are placed in the basis, where
+    there is nothing to jump across.
     """
     lengths = found.lengths
     share = np.asarray(np.linspace(0, 1, n_frames) if n_frames > 1 else [1.0], dtype=np.float64)
@@ -220,7 +157,7 @@ def frames_of(found: Trajectories, place: Place, n_frames: int) -> Frames:
     high = np.minimum(low + 1, lengths - 1) + found.offsets[:-1]
     low = low + found.offsets[:-1]
     basis = (1 - weight)[..., None] * found.x[low] + weight[..., None] * found.x[high]
-    # What has ended stays, and is not placed once more in each frame.
+    # A particle that has ended stays: it need not be placed in each frame again.
     fresh = np.ones(at.shape, dtype=bool)
     fresh[1:] = at[1:] != at[:-1]
     x = np.full((*at.shape, 2), np.nan)
@@ -236,36 +173,14 @@ def frames_of(found: Trajectories, place: Place, n_frames: int) -> Frames:
 
 # ----------------------------------------------------------------------------------------------------- colours of fates
 def cluster_colors(data: Any, found: Trajectories, cluster_key: str | None) -> Mapping[str, str]:
-    """Return the colour of each cluster of the trajectories, as in other plots where a column of ``obs`` has them.
-
-    Parameters
-    ----------
-    data
-        A kernel or an AnnData.
-    found
-        Trajectories.
-    cluster_key
-        Column of ``obs``; where not given that of the kernel, or ``"clusters"``, if it has the names.
-
-    Raises
-    ------
-    KeyError
-        If the column is missing, or has not the names.
-    """
+    """Return the colour of each cluster of the trajectories, as in other plots where a column of ``obs`` has them."""
     return colors_by_name(data, [str(name) for name in found.clusters], cluster_key, "clusters of the trajectories")
 
 
 def fate_names(found: Trajectories, terminal_clusters: str | Sequence[str] | None) -> list[str]:
     """Return the names of the clusters that count as fates, in the order of the clusters where they are not given.
 
-    Without names, the targets, or, where there were none, those that one arrived at, or all in which one ends.
-
-    Raises
-    ------
-    KeyError
-        If a cluster is unknown.
-    ValueError
-        If the trajectories have no clusters, or no fate is left.
+    Without names, these are the targets, else the clusters at which a trajectory arrived, else all in which one ends.
     """
     if not found.clusters.size:
         raise ValueError(
@@ -284,29 +199,3 @@ def fate_names(found: Trajectories, terminal_clusters: str | Sequence[str] | Non
 def fate_word(found: Trajectories) -> str:
     """Return what the end of the trajectories is: where they go to, or came from."""
     return "Fate" if (found.direction > 0).all() else "Origin" if (found.direction < 0).all() else "End"
-
-
-# -------------------------------------------------------------------------------------------------------------- legends
-def dot(label: str, color: Any, **kwargs: Any) -> Line2D:
-    """Return a point for a legend."""
-    options: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6, "markeredgewidth": 0, **kwargs}
-    return Line2D([], [], color=color, label=label, **options)
-
-
-def sections(place: Axes | Figure, parts: Sequence[tuple[str, Sequence[Line2D]]]) -> None:
-    """Draw one legend of several parts, each with a heading, to the right of an Axes or of a figure."""
-    handles: list[Line2D] = []
-    headings = []
-    for heading, entries in parts:
-        if entries:
-            headings.append(len(handles))
-            handles += [Line2D([], [], linestyle="", label=heading), *entries]
-    if not handles:
-        return
-    options: dict[str, Any] = {"handles": handles, "ncols": -(-len(handles) // MAX_LEGEND_ROWS), "handletextpad": 0.5}
-    if isinstance(place, Axes):
-        legend = place.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **options)
-    else:
-        legend = place.legend(loc="outside right center", **options)
-    for i in headings:
-        legend.get_texts()[i].set_fontweight("bold")

@@ -1,7 +1,4 @@
-"""The plane that time series are drawn in: two columns of an embedding, or of the basis of the kernel.
-
-Depends on the shared files of this folder; reads AnnData.
-"""
+"""The plane that time series are drawn in: two columns of an embedding, or of the basis of the kernel."""
 
 from __future__ import annotations
 
@@ -13,10 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.validation import check_integer
-from cellrank_velot.cells.read import find_basis, read_basis
+from cellrank_velot.cells import basis_name, find_basis, read_plane
 from cellrank_velot.plotting._draw import kernel
-from cellrank_velot.plotting._draw.embedding import adata_of, draw_cells
+from cellrank_velot.plotting._draw.embedding import adata_of, area_of, dot_size, draw_cells
 from cellrank_velot.plotting._draw.paths import Place
 
 __all__ = ["Plane", "kernel_of", "plane_of", "share_labels"]
@@ -54,8 +50,7 @@ class Plane:
 
 
 def _dot_size(ax: Axes, n: int) -> float:
-    area = float(np.prod(np.asarray(ax.bbox.size) / ax.figure.dpi))
-    return float(np.clip(2200 * area / max(n, 1), 0.8, 14))
+    return dot_size(n, 2200 * area_of(ax), 0.8, 14)
 
 
 def kernel_of(data: Any) -> Any:
@@ -67,15 +62,9 @@ def plane_of(data: Any, basis: str | None, dims: tuple[int, int]) -> Plane:
     adata = adata_of(data)
     own = getattr(data, "basis", None)
     key = find_basis(adata, basis or own or "umap")
-    x = data.cells.x if key == own else read_basis(adata, key)
-    for dim in dims:
-        check_integer("dims", dim)
-    if len(dims) != 2 or dims[0] == dims[1] or max(dims) >= x.shape[1]:
-        raise ValueError(f"Expected `dims` to be two of the `{x.shape[1]}` columns of {key!r}, found `{dims}`.")
-    cells = np.asarray(x[:, list(dims)], dtype=np.float64)
-    name = key.removeprefix("X_")
+    cells = read_plane(adata, key, dims, known=None if own is None else {own: data.cells.x})
     place = None if key == own or own is None else Place(data.cells.x, cells)
-    return Plane(cells, name.upper() if len(name) <= 4 else name, (dims[0], dims[1]), place)
+    return Plane(cells, basis_name(key), (dims[0], dims[1]), place)
 
 
 def share_labels(panels: Sequence[Axes], n_columns: int, ours: bool) -> None:
