@@ -1,13 +1,9 @@
-"""Perturbations: where they take cells in an embedding, and how far they shift fates, beside other genes.
-
-Depends on the shared files of this folder and :mod:`cellrank_velot.embedding.projection` for the arithmetic.
-"""
+"""Perturbations: where they take cells in an embedding, and how far they shift fates, beside other genes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from anndata import AnnData
@@ -22,7 +18,8 @@ from cellrank_velot.perturbation import FateShift, Perturbation, PerturbedField
 from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name, positions
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, drawing, draws
+from cellrank_velot.plotting._draw.kernel import field_of, kernel_of
 
 __all__ = ["fate_shift", "perturbation_arrows"]
 
@@ -36,6 +33,7 @@ NULL_BAND, NULL_DOT = "#E3E6EA", "#9AA1A9"
 SHORTEST = 0.04
 
 
+@draws
 def fate_shift(
     data: AnnData | HasAnnData,
     shift: FateShift,
@@ -45,16 +43,12 @@ def fate_shift(
     alpha: float = 0.05,
     n_columns: int = 3,
     legend: bool = True,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | Sequence[Axes] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> list[Axes] | None:
     """Draw the shift of each fate with its interval, on the band of shifts that other genes make.
 
-    One panel for each group of starts, all on one scale. A dot is filled where the adjusted p-value is at most
-    ``alpha``; small dots are the other genes, one each.
+    There is one panel for each group of starts, all on one scale. A dot is filled where the adjusted p-value is at most
+    ``alpha``. Small dots are the other genes, one each. The title says what was done to which gene.
 
     Parameters
     ----------
@@ -67,21 +61,11 @@ def fate_shift(
     cluster_key
         Column of ``adata.obs`` whose colours the fates have; that of the kernel, or ``"clusters"``, where not given.
     alpha
-        Adjusted p-value up to which a shift is marked.
+        Adjusted p-value up to which a shift is marked, from 0 to 1.
     n_columns
         Number of panels in a row, at most.
     legend
         Whether to explain band and dots, below the panels.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into, one for each group.
 
     Returns
     -------
@@ -110,26 +94,21 @@ def fate_shift(
         check_known("groups", name, known)
     colors = colors_by_name(data, list(map(str, shift.lineages)), cluster_key, "lineages", strict=False)
     rows = [known.index(name) for name in chosen]
-    with style():
-        figure, panels, ours = open_axes(
-            ax,
-            n_panels=len(chosen),
-            n_columns=n_columns,
-            panel_size=(4.6, 1.35 + 0.36 * shift.lineages.size),
-            figsize=figsize,
-            dpi=dpi,
-        )
-        reach = _reach(shift, rows)
-        for panel, row, first in zip(panels, rows, range(len(rows)), strict=True):
-            _draw_shift(panel, shift, row, colors, alpha, reach, named=first % n_columns == 0 or not ours)
+    size = (4.6, 1.35 + 0.36 * shift.lineages.size)
+    with drawing(figure, n_panels=len(chosen), n_columns=n_columns, panel_size=size, title=shift.name) as canvas:
+        for place, (panel, row) in enumerate(zip(canvas.panels, rows, strict=True)):
+            _draw_shift(panel, shift, row, colors, alpha)
+            reach = _reach(shift, rows)
+            panel.set(xlim=(-reach, reach), xlabel="Change of the share")
             panel.set_title("" if known == ["all"] else f"from {known[row]}")
-        if ours:
-            figure.suptitle(shift.name, x=0.01, ha="left", fontsize=11)
+            if not canvas.is_left(place):
+                panel.set_yticklabels([""] * shift.lineages.size)
         if legend:
-            _draw_key(panels[-1], shift, alpha, figure if ours else None)
-        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+            _draw_key(canvas, shift, alpha)
+    return canvas.result
 
 
+@draws
 def perturbation_arrows(
     data: Any,
     perturbation: Perturbation,
@@ -144,17 +123,12 @@ def perturbation_arrows(
     size: float | None = None,
     alpha: float = 0.45,
     legend: bool = True,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw where a perturbation takes cells, or how it changes their velocity, as arrows on a grid in an embedding.
 
-    Arrows show directions: a displacement that leads out of the data has hardly a direction in the embedding, and all
-    are as long as can be seen, however small the displacement.
+    Arrows show directions, not sizes: a long arrow has the same length however small the displacement. A displacement
+    that leads out of the data has hardly a direction in the embedding. The title says what was done to which gene.
 
     Parameters
     ----------
@@ -162,17 +136,29 @@ def perturbation_arrows(
         An :class:`~cellrank_velot.OTVelocityKernel`.
     perturbation
         Result of :meth:`cellrank_velot.OTVelocityKernel.perturb`.
-    basis, color
-        As in :func:`velocity_stream`.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``; its first two dimensions are drawn.
+    color
+        Column of ``adata.obs`` or gene that colours the cells, grey where ``None``. ``"auto"`` is ``"clusters"`` where
+        there is such a column.
     quantity
         ``"displacement"``, the change of the cells' state, or ``"response"``, the velocity of perturbed cells less that
         of unperturbed ones, which needs the field.
-    n_grid, smooth, min_density
-        Grid on which arrows are averaged, see :func:`cellrank_velot.embedding.grid.velocity_on_grid`.
+    n_grid
+        Number of points along each axis of the grid on which arrows are averaged.
+    smooth
+        Standard deviation of the Gaussian weights of the average, in grid spacings, and no less than cells are apart.
+    min_density
+        Density of cells below which a point of the grid has no arrow, as a share of the 95th percentile over the points
+        near cells.
     arrow_length
-        Length of a long arrow, the 95th percentile, in grid spacings.
-    size, alpha, legend, title, figsize, dpi, save, show, ax
-        As in :func:`velocity_stream`; without ``title``, it says what was done.
+        Length of a long arrow, the 95th percentile, in grid spacings; longer ones are drawn as long.
+    size
+        Area of the cells in square points; by default smaller the more there are.
+    alpha
+        Opacity of the cells, from 0 to 1.
+    legend
+        Whether to draw the legend or colour bar of ``color``.
 
     Returns
     -------
@@ -181,7 +167,7 @@ def perturbation_arrows(
     Raises
     ------
     KeyError
-        If the embedding is missing.
+        If the embedding or the colour is missing.
     RuntimeError
         If the response is asked for and the kernel has no field.
     TypeError
@@ -198,35 +184,31 @@ def perturbation_arrows(
     """
     check_choice("quantity", quantity, Quantity)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
-    if not hasattr(data, "cells") or not hasattr(data, "connectivities"):
-        raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
+    kernel = kernel_of(data, "cells", "connectivities")
     if not isinstance(perturbation, Perturbation):
         raise TypeError(f"Expected `perturbation` to be a `Perturbation`, found `{type(perturbation).__name__}`.")
     adata = adata_of(data)
     x, name = positions(adata, basis)
-    arrows = project_by_linear_map(data.cells.x, _quantity(data, perturbation, quantity), x, data.connectivities)
+    arrows = project_by_linear_map(kernel.cells.x, _quantity(kernel, perturbation, quantity), x, kernel.connectivities)
     grid = velocity_on_grid(x, arrows, n_grid=n_grid, smooth=smooth, min_density=min_density)
     points = np.stack(np.meshgrid(grid.x, grid.y), axis=-1).reshape(-1, 2)
     spacing = np.array([grid.x[1] - grid.x[0], grid.y[1] - grid.y[0]])
     drawn = arrows_of(grid.velocity.reshape(-1, 2), arrow_length * spacing, normalize=False)
     drawn[np.linalg.norm(drawn / spacing, axis=1) < SHORTEST * arrow_length] = np.nan
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.6, 4.2), figsize=figsize, dpi=dpi)
-        draw_cells_below(panel, x, name, adata, color, legend=legend, size=size, alpha=alpha)
-        draw_arrows(panel, points, drawn)
-        panel.set_title(f"{perturbation.name}: {quantity}" if title is None else title)
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+    with drawing(figure, panel_size=(5.6, 4.2), title=f"{perturbation.name}: {quantity}") as canvas:
+        draw_cells_below(canvas.ax, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_arrows(canvas.ax, points, drawn)
+    return canvas.result
 
 
 # -------------------------------------------------------------------------------------------------------- what is drawn
-def _quantity(data: Any, perturbation: Perturbation, quantity: Quantity) -> FloatArray:
+def _quantity(kernel: Any, perturbation: Perturbation, quantity: Quantity) -> FloatArray:
     """Return displacement or response of each cell in the basis, as means over the cells around."""
-    cells = data.cells
+    cells = kernel.cells
     if quantity == "displacement":
         return PerturbedField.of(None, cells.x, perturbation).displacement(cells.x)
-    if data.field is None:
-        raise RuntimeError("Compute the field first, as `.fit_field()`.")
-    return np.asarray(PerturbedField.of(data.field, cells.x, perturbation)(cells.x, cells.time) - data.velocity)
+    moved = PerturbedField.of(field_of(kernel), cells.x, perturbation)
+    return np.asarray(moved(cells.x, cells.time) - kernel.velocity)
 
 
 def _reach(shift: FateShift, rows: list[int]) -> float:
@@ -236,54 +218,42 @@ def _reach(shift: FateShift, rows: list[int]) -> float:
     return float(1.06 * largest)
 
 
-def _draw_shift(
-    ax: Axes, shift: FateShift, row: int, colors: dict[str, str], alpha: float, reach: float, *, named: bool
-) -> None:
+def _draw_shift(ax: Axes, shift: FateShift, row: int, colors: dict[str, str], alpha: float) -> None:
     """Draw the shifts of one group, one line for each lineage, from above."""
     low, high = shift.null_interval()
     rng = np.random.default_rng(0)
-    delta, adjusted = shift.delta[row], shift.p_adjusted[row]
+    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points"}
     ax.axvline(0, color="#555555", linewidth=0.8, zorder=1)
     for i, lineage in enumerate(shift.lineages):
+        color = colors[str(lineage)]
+        marked = shift.n_null == 0 or shift.p_adjusted[row, i] <= alpha
+        face = color if marked else "white"
         if shift.n_null:
             ax.barh(i, high[row, i] - low[row, i], left=low[row, i], height=0.62, color=NULL_BAND, zorder=0)
             spread = i + rng.uniform(-0.2, 0.2, shift.n_null)
             ax.scatter(shift.null[:, row, i], spread, s=5, color=NULL_DOT, linewidths=0, zorder=2)
-        color = colors[str(lineage)]
-        marked = shift.n_null == 0 or adjusted[i] <= alpha
+            p_value = f"p = {shift.p_values[row, i]:.2g}"
+            ax.annotate(p_value, (1.0, i), va="center", fontsize=8.5, annotation_clip=False, **beside)
         ax.plot([shift.low[row, i], shift.high[row, i]], [i, i], color=color, linewidth=1.8, zorder=3)
-        face = color if marked else "white"
-        ax.scatter(delta[i], i, s=52, facecolors=face, edgecolors=color, linewidths=1.8, zorder=4)
-        if shift.n_null:
-            place: dict[str, Any] = {
-                "xycoords": ("axes fraction", "data"),
-                "xytext": (6, 0),
-                "textcoords": "offset points",
-            }
-            ax.annotate(
-                f"p = {shift.p_values[row, i]:.2g}", (1.0, i), va="center", fontsize=8.5, annotation_clip=False, **place
-            )
+        ax.scatter(shift.delta[row, i], i, s=52, facecolors=face, edgecolors=color, linewidths=1.8, zorder=4)
     n = shift.lineages.size
-    ax.set(yticks=range(n), yticklabels=list(shift.lineages) if named else [""] * n, ylim=(n - 0.5, -0.5))
-    ax.set(xlim=(-reach, reach), xlabel="Change of the share")
+    ax.set(yticks=range(n), yticklabels=list(shift.lineages), ylim=(n - 0.5, -0.5))
     ax.tick_params(axis="y", length=0)
 
 
-def _draw_key(ax: Axes, shift: FateShift, alpha: float, figure: Any) -> None:
+def _draw_key(canvas: Canvas, shift: FateShift, alpha: float) -> None:
     """Say what dots and band are, below."""
     look: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 7, "markeredgecolor": INK}
-    interval = Line2D([], [], color=INK, linewidth=1.8, label=f"{100 * shift.level:g} % interval of the particles")
-    handles = [interval]
+    level = f"{100 * shift.level:g} %"
+    handles = [Line2D([], [], color=INK, linewidth=1.8, label=f"{level} interval of the particles")]
     if shift.n_null:
         handles = [
             Line2D([], [], **look, markerfacecolor=INK, label=f"adjusted p ≤ {alpha:g}"),
             Line2D([], [], **look, markerfacecolor="white", label=f"adjusted p > {alpha:g}"),
-            interval,
-            Line2D(
-                [], [], color=NULL_BAND, linewidth=7, label=f"{100 * shift.level:g} % of {shift.n_null} other genes"
-            ),
+            *handles,
+            Line2D([], [], color=NULL_BAND, linewidth=7, label=f"{level} of {shift.n_null} other genes"),
         ]
-    if figure is not None:
-        figure.legend(handles=handles, loc="outside lower left", ncols=2, handletextpad=0.5, fontsize=8.5)
+    if canvas.ours:
+        canvas.figure.legend(handles=handles, loc="outside lower left", ncols=2, handletextpad=0.5, fontsize=8.5)
     else:
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, -0.3), fontsize=8.5)
+        canvas.panels[-1].legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, -0.3), fontsize=8.5)

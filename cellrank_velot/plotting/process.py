@@ -1,14 +1,9 @@
-"""Paths of particles that follow the process of a time series, over the cells, and the fates of each cell.
-
-Depends on the shared files of this folder and :mod:`cellrank_velot.dynamics`; reads AnnData.
-"""
+"""Paths of particles that follow the process of a time series, over the cells, and the fates of each cell."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,20 +11,20 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, Normalize, to_rgba
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.colors import Colormap, Normalize
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.dynamics.descent import ProcessFates, labels_near
 from cellrank_velot.dynamics.process import ProcessPaths
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
-from cellrank_velot.plotting._draw.paths import dot, is_jump, sections
-from cellrank_velot.plotting._draw.plane import Plane, kernel_of, plane_of, share_labels
-from cellrank_velot.plotting.descent import category_colors
+from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
+from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws
+from cellrank_velot.plotting._draw.kernel import kernel_of
+from cellrank_velot.plotting._draw.look import Look
+from cellrank_velot.plotting._draw.paths import is_jump
+from cellrank_velot.plotting._draw.plane import Plane, plane_of
+from cellrank_velot.plotting.descent import Relatives, table_of
 
 __all__ = ["fate_cells", "process_paths"]
 
@@ -41,9 +36,10 @@ PathColor = Literal["time", "fate"]
 N_NEAR = 15
 
 
+@draws
 def process_paths(
     data: Any,
-    paths: ProcessPaths,
+    paths: ProcessPaths | None = None,
     basis: str | None = None,
     *,
     dims: tuple[int, int] = (0, 1),
@@ -55,55 +51,41 @@ def process_paths(
     cmap: str | Colormap = VALUES,
     size: float | None = None,
     legend: bool = True,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw paths of particles over the cells, coloured by time or by where they come to.
 
-    Forward, paths are drawn in proportion to the descendants that they stand for. White dots are starts, dots with a
-    dark edge are ends.
+    White dots are starts, dots with a dark edge are ends. Of paths forward in time, those with more descendants are
+    drawn more often.
 
     Parameters
     ----------
     data
         An :class:`~cellrank_velot.OTVelocityKernel` with experimental time.
     paths
-        Result of :meth:`cellrank_velot.OTVelocityKernel.simulate_process`.
+        Result of :meth:`cellrank_velot.OTVelocityKernel.simulate_process`. Where not given, the kernel simulates paths
+        from cells of its first time point to the last.
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``; the basis of the kernel where not given. In
         another one, paths are placed among the nearest cells, and broken where they jump.
     dims
-        Its columns that are drawn.
+        The two columns of ``basis`` that are drawn, counted from 0.
     color_by
         ``"time"``, or ``"fate"`` for the cluster of most cells that are nearest to the end of a path at that time.
     max_paths
         Number of paths drawn, at most.
     cluster_key
         Column of ``adata.obs`` with the fates; that of the kernel, or ``"clusters"``, where not given.
-    line_width, alpha
-        Width and opacity of the lines.
+    line_width
+        Width of the lines in points.
+    alpha
+        Opacity of the lines, from 0 to 1.
     cmap
         Colours of time.
     size
-        Area of the cells in square points, by default smaller the more there are.
+        Area of the cells in square points; by default smaller the more there are.
     legend
         Whether to draw the legend, or the colour bar of time.
-    title
-        Title of the Axes; none where not given.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into.
 
     Returns
     -------
@@ -127,41 +109,41 @@ def process_paths(
     check_integer("max_paths", max_paths, low=1)
     check_number("line_width", line_width, low=0, open_low=True)
     check_number("alpha", alpha, low=0, high=1)
-    plane = plane_of(kernel_of(data), basis, dims)
+    kernel = kernel_of(data, "cells", "interpolate")
+    plane = plane_of(kernel, basis, dims)
+    paths = kernel.simulate_process() if paths is None else paths
     if not isinstance(paths, ProcessPaths):
         raise TypeError(f"Expected `paths` to be `ProcessPaths`, found `{type(paths).__name__}`.")
-    if paths.x.shape[2] != data.cells.n_dims:
-        raise ValueError(f"Expected paths in `{data.cells.n_dims}` dimensions, found `{paths.x.shape[2]}`.")
-    chosen = _chosen_paths(paths, max_paths)
-    look = _by_time(paths, cmap) if color_by == "time" else _by_fate(data, paths, cluster_key)
-    with style():
-        figure, (panel,), ours = open_axes(ax, panel_size=(5.4, 4.2), figsize=figsize, dpi=dpi)
-        plane.draw(panel, plane.cells, BACKGROUND, size=size)
-        _draw_paths(panel, plane, paths, chosen, look, {"linewidths": line_width, "alpha": alpha})
+    if paths.x.shape[2] != kernel.cells.n_dims:
+        raise ValueError(f"Expected paths in `{kernel.cells.n_dims}` dimensions, found `{paths.x.shape[2]}`.")
+    by_time = color_by == "time"
+    look = Look.of_time(paths.n_particles, paths.time, cmap) if by_time else _by_fate(kernel, paths, cluster_key)
+    with drawing(figure, panel_size=(5.4, 4.2)) as canvas:
+        plane.draw(canvas.ax, plane.cells, BACKGROUND, size=size)
+        lines = LineCollection([], label="paths", zorder=2, linewidths=line_width, alpha=alpha)
+        _draw_paths(canvas.ax, plane, paths, _chosen_paths(paths, max_paths), look, lines)
         if legend:
-            _draw_path_legend(figure if ours else panel, panel, look, paths.direction)
-        panel.set_title(title or "")
-        return panel if close_figure(figure, ours=ours, save=save, show=show) else None
+            look.draw_legend(canvas.legend_place, canvas.ax, "Fate" if paths.direction == "forward" else "Origin")
+    return canvas.result
 
 
+@draws
 def fate_cells(
     data: AnnData | HasAnnData,
-    fates: ProcessFates,
+    fates: ProcessFates | None = None,
     clusters: str | Sequence[str] | None = None,
     basis: str | None = None,
     *,
+    of: Relatives = "descendants",
+    cluster_key: str | None = None,
     dims: tuple[int, int] = (0, 1),
     n_columns: int = 4,
     cmap: str | Colormap = VALUES,
     size: float | None = None,
     legend: bool = True,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | Sequence[Axes] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> list[Axes] | None:
-    """Draw the shares of fates, or of ancestors, of each cell, one panel for each cluster; other cells are grey.
+    """Draw the shares of fates, or of ancestors, of each cell, one panel for each cluster. Other cells are grey.
 
     Parameters
     ----------
@@ -169,26 +151,28 @@ def fate_cells(
         A kernel or an AnnData.
     fates
         Result of :meth:`cellrank_velot.OTVelocityKernel.fate_probabilities` or
-        :meth:`cellrank_velot.OTVelocityKernel.ancestry` without ``group_by``.
+        :meth:`cellrank_velot.OTVelocityKernel.ancestry` without ``group_by``. Where not given, the kernel computes it.
     clusters
         Clusters to draw; all of the table where not given.
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``; that of the kernel, or ``"umap"`` for an
         AnnData, where not given.
+    of
+        What is computed where ``fates`` is not given: the shares of the ``"descendants"`` of the cells of the first
+        time point, or of the ``"ancestors"`` of the last.
+    cluster_key
+        Column of ``adata.obs`` with the clusters, used without ``fates``; that of the kernel, or ``"clusters"``, where
+        not given.
     dims
-        Its columns that are drawn.
+        The two columns of ``basis`` that are drawn, counted from 0.
     n_columns
         Number of panels in a row, at most.
     cmap
         Colours of the shares, from 0 to 1.
     size
-        Area of the cells in square points, by default smaller the more there are.
+        Area of the cells in square points; by default smaller the more there are.
     legend
         Whether to draw the colour bar.
-    figsize, dpi, save, show
-        As in :func:`process_paths`.
-    ax
-        Axes to draw into, one for each cluster.
 
     Returns
     -------
@@ -199,7 +183,7 @@ def fate_cells(
     KeyError
         If the embedding or a cluster is missing.
     TypeError
-        If ``data`` or ``fates`` is something else.
+        If ``data`` or ``fates`` is something else, or there is no kernel to compute the fates.
     ValueError
         If the rows of the table are no cells, an option is out of range, or the number of Axes is not that of the
         clusters.
@@ -209,73 +193,57 @@ def fate_cells(
     >>> fates = sk.fate_probabilities(n_particles=5)
     >>> panels = pl.fate_cells(sk, fates, ["Fate A", "Fate B"], show=False)
     """
-    check_integer("n_columns", n_columns, low=1)
-    if not isinstance(fates, ProcessFates):
-        raise TypeError(f"Expected `fates` to be `ProcessFates`, found `{type(fates).__name__}`.")
     plane = plane_of(data, basis, dims)
-    names = list(fates.table.columns) if clusters is None else [clusters] if isinstance(clusters, str) else [*clusters]
+    table = table_of(data, fates, of, cluster_key, by_cell=True).table
+    names = list(table.columns) if clusters is None else [clusters] if isinstance(clusters, str) else [*clusters]
     for name in names:
-        check_known("fates.table", name, fates.table.columns)
-    at = adata_of(data).obs_names.get_indexer(fates.table.index)
+        check_known("fates.table", name, table.columns)
+    at = adata_of(data).obs_names.get_indexer(table.index)
     if (at < 0).any():
         raise ValueError(
             f"Expected a row for each cell, found `{(at < 0).sum()}` that are none: compute fates without `group_by`."
         )
     scale = ScalarMappable(Normalize(0.0, 1.0), cmap)
-    with style():
-        figure, panels, ours = open_axes(
-            ax, n_panels=len(names), n_columns=n_columns, panel_size=(2.9, 2.8), figsize=figsize, dpi=dpi
-        )
-        for panel, name in zip(panels, names, strict=True):
-            plane.draw(panel, plane.cells, BACKGROUND, size=size, alpha=0.7)
-            plane.draw(panel, plane.cells[at], scale.to_rgba(fates.table[name].to_numpy()), size=size)
+    with drawing(figure, n_panels=len(names), n_columns=n_columns, panel_size=(2.9, 2.8)) as canvas:
+        for panel, name in zip(canvas.panels, names, strict=True):
+            plane.draw_behind(panel, size=size)
+            plane.draw(panel, plane.cells[at], scale.to_rgba(table[name].to_numpy()), size=size)
             panel.set_title(name)
-        share_labels(panels, n_columns, ours)
+        canvas.share_labels()
         if legend:
-            bar = figure.colorbar(scale, ax=panels, shrink=0.8, aspect=18, pad=0.02, label="Share")
-            bar.outline.set_visible(False)
-        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+            color_bar(scale, canvas.panels, "Share", shrink=0.8)
+    return canvas.result
 
 
 # ------------------------------------------------------------------------------------------------------ how it is drawn
-@dataclass(frozen=True)
-class _Look:
-    """Colour of each path, shape ``[n_particles, 4]``, or the scale of time, and what the legend says."""
-
-    colors: FloatArray
-    labels: Mapping[str, str]
-    scale: ScalarMappable | None = None
+def _weights(paths: ProcessPaths) -> FloatArray:
+    """Return how many descendants each path stands for; one for paths back in time."""
+    return paths.weights if paths.direction == "forward" else np.ones(paths.n_particles)
 
 
 def _chosen_paths(paths: ProcessPaths, n: int) -> NDArray[np.int64]:
-    """Return paths to draw: forward in proportion to their descendants, without any twice."""
-    weights = paths.weights if paths.direction == "forward" else np.ones(paths.n_particles)
-    waited = np.random.default_rng(0).exponential(size=paths.n_particles) / weights
+    """Return paths to draw, in proportion to their descendants, without any twice."""
+    waited = np.random.default_rng(0).exponential(size=paths.n_particles) / _weights(paths)
     return np.sort(np.argsort(waited)[:n])
 
 
-def _by_time(paths: ProcessPaths, cmap: str | Colormap) -> _Look:
-    scale = ScalarMappable(Normalize(float(paths.time.min()), float(paths.time.max())), cmap)
-    return _Look(np.tile(to_rgba(INK), (paths.n_particles, 1)), {}, scale)
-
-
-def _by_fate(data: Any, paths: ProcessPaths, cluster_key: str | None) -> _Look:
+def _by_fate(kernel: Any, paths: ProcessPaths, cluster_key: str | None) -> Look:
     """Return the colour of the cluster that each path ends in, and the share of all paths for each."""
-    adata = adata_of(data)
-    key = cluster_key or data.cluster_key or "clusters"
+    adata, cells = kernel.adata, kernel.cells
+    key = cluster_key or kernel.cluster_key or "clusters"
     check_known("adata.obs", key, adata.obs.columns, "Pass `cluster_key`.")
     clusters = pd.Categorical(adata.obs[key])
     names = [str(name) for name in clusters.categories]
-    colors = category_colors(data, names, key)
-    points = np.unique(data.cells.time)
-    around = np.flatnonzero(data.cells.time == points[np.abs(points - paths.time[-1].mean()).argmin()])
+    colors = colors_by_name(kernel, names, key, "clusters")
+    points = np.unique(cells.time)
+    around = np.flatnonzero(cells.time == points[np.abs(points - paths.time[-1].mean()).argmin()])
     codes = clusters.codes[around].astype(np.int64)
-    fate = labels_near(paths.ends, data.cells.x[around], codes, len(names), N_NEAR).argmax(axis=1)
-    weights = paths.weights if paths.direction == "forward" else np.ones(paths.n_particles)
+    fate = labels_near(paths.ends, cells.x[around], codes, len(names), N_NEAR).argmax(axis=1)
+    weights = _weights(paths)
     share = np.bincount(fate, weights, minlength=len(names)) / weights.sum()
     found = [int(code) for code in np.argsort(-share, kind="stable") if share[code] > 0]
-    labels = {f"{names[code]} ({_percent(share[code])})": colors[names[code]] for code in found}
-    return _Look(np.array([to_rgba(colors[names[code]]) for code in fate]), labels)
+    legend = {f"{names[code]} ({_percent(share[code])})": colors[names[code]] for code in found}
+    return Look.of_classes([names[code] for code in fate], colors, legend)
 
 
 def _percent(share: float) -> str:
@@ -283,37 +251,30 @@ def _percent(share: float) -> str:
 
 
 def _draw_paths(
-    ax: Axes, plane: Plane, paths: ProcessPaths, chosen: NDArray[np.int64], look: _Look, options: dict[str, Any]
+    ax: Axes, plane: Plane, paths: ProcessPaths, chosen: NDArray[np.int64], look: Look, lines: LineCollection
 ) -> None:
-    """Draw the paths with their starts and ends."""
+    """Draw the paths, as ``lines``, with their starts and ends."""
     x, time = paths.x[:, chosen], paths.time[:, chosen]
     n_points, n_paths, n_dims = x.shape
     drawn = plane.embed(x.reshape(-1, n_dims)).reshape(n_points, n_paths, 2)
-    steps = np.stack([drawn[:-1], drawn[1:]], axis=2).reshape(-1, 2, 2)
+    steps: FloatArray = np.stack([drawn[:-1], drawn[1:]], axis=2).reshape(-1, 2, 2)
     if look.scale is None:
         colors = np.tile(look.colors[chosen], (n_points - 1, 1))
         ends = look.colors[chosen]
     else:
         colors = np.asarray(look.scale.to_rgba((time[:-1] + time[1:]).ravel() / 2))
         ends = np.asarray(look.scale.to_rgba(time[-1]))
-    kept: NDArray[np.bool_] = np.ones(len(steps), dtype=bool)
     if plane.place is not None:
         way = np.diff(x, axis=0).reshape(-1, n_dims)
         kept = ~is_jump(plane.place, way, np.diff(drawn, axis=0).reshape(-1, 2))
-    ax.add_collection(
-        LineCollection(list(steps[kept]), colors=list(map(tuple, colors[kept])), label="paths", zorder=2, **options)
-    )
-    ax.scatter(
-        drawn[0, :, 0],
-        drawn[0, :, 1],
-        s=9,
-        facecolors="white",
-        edgecolors=INK,
-        linewidths=0.5,
-        zorder=3,
-        label="starts",
-    )
-    ax.scatter(drawn[-1, :, 0], drawn[-1, :, 1], s=16, c=ends, edgecolors=INK, linewidths=0.5, zorder=4, label="ends")
+        steps, colors = steps[kept], colors[kept]
+    lines.set_segments(list(steps))
+    lines.set_color(list(map(tuple, colors)))
+    ax.add_collection(lines)
+    edge: dict[str, Any] = {"edgecolors": INK, "linewidths": 0.5}
+    (first_x, first_y), (last_x, last_y) = drawn[0].T, drawn[-1].T
+    ax.scatter(first_x, first_y, s=9, facecolors="white", zorder=3, label="starts", **edge)
+    ax.scatter(last_x, last_y, s=16, c=ends, zorder=4, label="ends", **edge)
     _widen(ax, drawn.reshape(-1, 2))
 
 
@@ -324,13 +285,3 @@ def _widen(ax: Axes, x: FloatArray) -> None:
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     ax.set_xlim(min(left, low[0] - margin[0]), max(right, high[0] + margin[0]))
     ax.set_ylim(min(bottom, low[1] - margin[1]), max(top, high[1] + margin[1]))
-
-
-def _draw_path_legend(place: Axes | Figure, ax: Axes, look: _Look, direction: str) -> None:
-    """Draw what colours and dots mean, to the right."""
-    if look.scale is not None:
-        bar = ax.figure.colorbar(look.scale, ax=ax, shrink=0.7, aspect=18, pad=0.02, label="Time")
-        bar.outline.set_visible(False)
-        return
-    fates: list[Line2D] = [dot(label, color) for label, color in look.labels.items()]
-    sections(place, [("Fate" if direction == "forward" else "Origin", fates)])

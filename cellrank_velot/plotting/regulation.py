@@ -1,19 +1,18 @@
-"""Which gene drives which: effects as a heat map, or as a network of activation and repression.
-
-Depends on matplotlib, networkx, scipy and the shared files of this folder, and on what computes the regulation.
-"""
+"""Which gene drives which: effects as a heat map, or as a network of activation and repression."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Unpack
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from matplotlib.path import Path as Curve
@@ -22,10 +21,12 @@ from scipy.spatial.distance import pdist
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.plotting._draw.colors import INK
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
+from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, color_bar, drawing, draws
 from cellrank_velot.regulation.matrix import Regulation
 
 __all__ = ["regulation_heatmap", "regulation_network"]
+
+FloatArray = NDArray[np.float64]
 
 Layout = Literal["circular", "near"]
 REPRESSION, ACTIVATION = "#0072B2", "#D55E00"
@@ -42,6 +43,7 @@ NODE_INCHES, NODE_RADIUS = 0.27, 0.2
 LARGEST_PANEL = 12.0
 
 
+@draws
 def regulation_heatmap(
     regulation: Regulation,
     groups: str | Sequence[str] | None = None,
@@ -49,16 +51,12 @@ def regulation_heatmap(
     limit: float | None = None,
     cmap: str | Colormap = EFFECTS,
     n_columns: int = 4,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | Sequence[Axes] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | list[Axes] | None:
     """Draw the mean effect of each gene, a column, on each gene, a row; one panel for each group.
 
-    All panels have the same colours, white at zero. An effect whose interval holds zero is hatched.
+    All panels have the same colours, white at zero. An effect whose interval holds zero is hatched. The title of a
+    panel is its group, with the number of its cells.
 
     Parameters
     ----------
@@ -71,19 +69,7 @@ def regulation_heatmap(
     cmap
         Colours of the effects, from repression to activation.
     n_columns
-        Number of panels beside each other at most.
-    title
-        Title of each panel; the name of its group where not given.
-    figsize
-        Width and height of the figure in inches.
-    dpi
-        Dots per inch.
-    save
-        File to save to; a relative one lies in scanpy's ``settings.figdir``.
-    show
-        Whether to show the figure. By default shown unless saved or drawn into ``ax``.
-    ax
-        Axes to draw into, one for each group.
+        Number of panels in a row, at most.
 
     Returns
     -------
@@ -106,24 +92,22 @@ def regulation_heatmap(
     >>> panels = pl.regulation_heatmap(regulation, ["Progenitor", "Transition"], show=False)
     """
     chosen = _groups(regulation, groups)
-    end = _strongest(regulation, chosen) if limit is None else check_number("limit", limit, low=0, open_low=True)
+    strongest = float(np.abs(regulation.jacobian[chosen]).max()) or 1.0
+    end = strongest if limit is None else check_number("limit", limit, low=0, open_low=True)
     n_genes = regulation.names.size
     side = 1.3 + max(0.28 * n_genes, 0.62 * min(n_genes, 4))
-    with style():
-        figure, panels, ours = open_axes(
-            ax, n_panels=len(chosen), n_columns=n_columns, panel_size=(side + 0.5, side), figsize=figsize, dpi=dpi
-        )
-        norm = Normalize(-end, end)
-        for panel, at in zip(panels, chosen, strict=True):
-            colors = panel.imshow(regulation.jacobian[at], cmap=cmap, norm=norm, aspect="equal")
-            _mark_cells(panel, regulation, at, colors)
+    norm = Normalize(-end, end)
+    scale = ScalarMappable(norm, cmap)
+    with _drawing(figure, regulation, chosen, n_columns, (side + 0.5, side)) as canvas:
+        for panel, at in zip(canvas.panels, chosen, strict=True):
+            panel.imshow(regulation.jacobian[at], cmap=cmap, norm=norm, aspect="equal")
+            _mark_cells(panel, regulation, at, scale)
             _name_axes(panel, regulation.names)
-            panel.set_title(_title(regulation, at, len(chosen)) if title is None else title)
-        bar = figure.colorbar(colors, ax=panels, label="Effect\nper unit of time", shrink=0.9, aspect=24, pad=0.02)
-        bar.outline.set_visible(False)
-        return _returned(panels) if close_figure(figure, ours=ours, save=save, show=show) else None
+        color_bar(scale, canvas.panels, "Effect\nper unit of time", shrink=0.9, aspect=24)
+    return canvas.result
 
 
+@draws
 def regulation_network(
     regulation: Regulation,
     groups: str | Sequence[str] | None = None,
@@ -134,16 +118,11 @@ def regulation_network(
     layout: Layout | Mapping[str, tuple[float, float]] = "circular",
     legend: bool = True,
     n_columns: int = 3,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | Sequence[Axes] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> Axes | list[Axes] | None:
     """Draw the strongest effects as a network: arrows activate, bars repress, wide ones are strong.
 
-    Widths are the same in all panels.
+    Widths and places are the same in all panels. The title of a panel is its group, with the number of its cells.
 
     Parameters
     ----------
@@ -162,8 +141,8 @@ def regulation_network(
         of each gene, as layouts of networkx give it.
     legend
         Whether to draw the legend.
-    n_columns, title, figsize, dpi, save, show, ax
-        As in :func:`regulation_heatmap`.
+    n_columns
+        Number of panels in a row, at most.
 
     Returns
     -------
@@ -184,29 +163,21 @@ def regulation_network(
     >>> ax = pl.regulation_network(regulation, n_edges=5, min_stability=0.5, show=False)
     """
     chosen = _groups(regulation, groups)
-    check_integer("n_edges", MANY_EDGES if n_edges is None else n_edges, low=1)
+    n_edges = check_integer("n_edges", MANY_EDGES if n_edges is None else n_edges, low=1)
     edges = [
-        regulation.edges(n_edges or MANY_EDGES, name, self_loops=self_loops, min_stability=min_stability)
+        regulation.edges(n_edges, name, self_loops=self_loops, min_stability=min_stability)
         for name in regulation.groups[chosen]
     ]
     edges = [table[table["effect"] != 0] for table in edges]
-    place = _places(regulation.names, pd.concat(edges), layout)
     end = max((table["effect"].abs().max() for table in edges if len(table)), default=1.0) or 1.0
-    radius = min(NODE_RADIUS, 0.3 * _closest(place))
-    low, high = _window(place, radius)
-    inches = min(NODE_INCHES / radius, LARGEST_PANEL / float(np.max(high - low)))
-    width, height = (high - low) * inches
-    with style():
-        figure, panels, ours = open_axes(
-            ax, n_panels=len(chosen), n_columns=n_columns, panel_size=(width, height + 0.6), figsize=figsize, dpi=dpi
-        )
-        for panel, at, table in zip(panels, chosen, edges, strict=True):
-            _draw_network(panel, table, place, radius, radius * inches, end)
-            panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-            panel.set_title(_title(regulation, at, len(chosen)) if title is None else title)
+    plan = _plan(_places(regulation.names, pd.concat(edges), layout))
+    width, height = (plan.high - plan.low) * plan.inches
+    with _drawing(figure, regulation, chosen, n_columns, (width, height + 0.6)) as canvas:
+        for panel, table in zip(canvas.panels, edges, strict=True):
+            _draw_network(panel, table, plan, end)
         if legend:
-            _draw_legend(panels[0], end)
-        return _returned(panels) if close_figure(figure, ours=ours, save=save, show=show) else None
+            _draw_legend(canvas.ax, end)
+    return canvas.result
 
 
 # ------------------------------------------------------------------------------------------------------ shared
@@ -229,16 +200,21 @@ def _title(regulation: Regulation, at: int, n_panels: int) -> str:
     return "" if n_panels == 1 and name == "all" else f"{name} ({regulation.n_cells[at]})"
 
 
-def _returned(panels: list[Axes]) -> Axes | list[Axes]:
-    return panels[0] if len(panels) == 1 else panels
+@contextmanager
+def _drawing(
+    figure: FigureOptions, regulation: Regulation, chosen: list[int], n_columns: int, size: tuple[float, float]
+) -> Iterator[Canvas]:
+    """Open a panel for each group, with its name as title; of one group the plot returns the Axes alone."""
+    names = [_title(regulation, at, len(chosen)) for at in chosen]
+    n_panels, title = (None, names[0]) if len(chosen) == 1 else (len(chosen), "")
+    with drawing(figure, n_panels=n_panels, n_columns=n_columns, panel_size=size, title=title) as canvas:
+        for panel, name in zip(canvas.panels, names, strict=True):
+            panel.set_title(name)
+        yield canvas
 
 
 # ---------------------------------------------------------------------------------------------------- heat map
-def _strongest(regulation: Regulation, chosen: list[int]) -> float:
-    return float(np.abs(regulation.jacobian[chosen]).max()) or 1.0
-
-
-def _mark_cells(panel: Axes, regulation: Regulation, at: int, colors: Any) -> None:
+def _mark_cells(panel: Axes, regulation: Regulation, at: int, scale: ScalarMappable) -> None:
     """Hatch effects of either sign, and write effects where there is room."""
     unsure = (regulation.lower[at] <= 0) & (regulation.upper[at] >= 0)
     for row, column in np.argwhere(unsure):
@@ -247,7 +223,7 @@ def _mark_cells(panel: Axes, regulation: Regulation, at: int, colors: Any) -> No
     if regulation.names.size > MAX_WRITTEN:
         return
     for (row, column), value in np.ndenumerate(regulation.jacobian[at]):
-        red, green, blue = to_rgb(colors.to_rgba(np.array(value)))
+        red, green, blue, _ = map(float, scale.to_rgba(value))
         ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
         panel.text(column, row, f"{value:+.2g}", ha="center", va="center", color=ink, fontsize=8)
 
@@ -267,7 +243,7 @@ def _name_axes(panel: Axes, names: NDArray[np.str_]) -> None:
 # ----------------------------------------------------------------------------------------------------- network
 def _places(
     names: NDArray[np.str_], edges: pd.DataFrame, layout: Layout | Mapping[str, tuple[float, float]]
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, FloatArray]:
     """Return where genes lie, the farthest at distance one from the centre."""
     if isinstance(layout, Mapping):
         for name in map(str, names):
@@ -290,32 +266,32 @@ def _places(
     return {name: (at - centre) / reach for name, at in place.items()}
 
 
-def _closest(place: dict[str, NDArray[np.float64]]) -> float:
-    """Return the distance of the two nodes that are the nearest to each other."""
-    points = np.array(list(place.values()))
-    if len(points) == 1:
-        return np.inf
-    return float(pdist(points).min()) or NODE_RADIUS
+@dataclass(frozen=True)
+class _Plan:
+    """Places of genes and the radius of a node, the corners of the panel around them, and the inches of a unit."""
+
+    places: dict[str, FloatArray]
+    radius: float
+    low: FloatArray
+    high: FloatArray
+    inches: float
 
 
-def _window(place: dict[str, NDArray[np.float64]], radius: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the corners of a box around the nodes and their loops, not flat."""
-    points = np.array(list(place.values()))
+def _plan(places: dict[str, FloatArray]) -> _Plan:
+    """Return nodes that do not overlap, in a panel that has room for their loops and is not flat."""
+    points = np.array(list(places.values()))
+    closest = (float(pdist(points).min()) or NODE_RADIUS) if len(points) > 1 else np.inf
+    radius = min(NODE_RADIUS, 0.3 * closest)
     margin = 3.6 * radius
     low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
     missing = np.maximum(0.5 * np.max(high - low) - (high - low), 0) / 2
-    return low - missing, high + missing
+    low, high = low - missing, high + missing
+    return _Plan(places, radius, low, high, min(NODE_INCHES / radius, LARGEST_PANEL / float(np.max(high - low))))
 
 
-def _draw_network(
-    panel: Axes,
-    edges: pd.DataFrame,
-    place: dict[str, NDArray[np.float64]],
-    radius: float,
-    inches: float,
-    end: float,
-) -> None:
-    """Draw nodes of a radius, which is also given in inches for the size of names, and the edges between them."""
+def _draw_network(panel: Axes, edges: pd.DataFrame, plan: _Plan, end: float) -> None:
+    """Draw nodes and the edges between them, the widest of the effect ``end``."""
+    place, radius = plan.places, plan.radius
     graph = nx.from_pandas_edgelist(edges, edge_attr=["effect"], create_using=nx.DiGraph)
     for source, target, effect in graph.edges(data="effect"):
         if source == target:
@@ -327,10 +303,11 @@ def _draw_network(
         x, y = map(float, at)
         panel.add_patch(Circle((x, y), radius, facecolor="white", edgecolor="#555555", linewidth=1.2, zorder=3))
         # About six tenths of its size is the width of a letter, of which there are 72 to the inch.
-        size = min(10.0, 72 * 1.9 * inches / (0.62 * len(name)))
+        size = min(10.0, 72 * 1.9 * radius * plan.inches / (0.62 * len(name)))
         panel.text(x, y, name, ha="center", va="center", fontsize=size, color=INK, zorder=4)
     if not len(edges):
         panel.text(0, 0, "no edge of a stable sign", ha="center", va="center", color="#555555")
+    panel.set(xlim=(plan.low[0], plan.high[0]), ylim=(plan.low[1], plan.high[1]), aspect="equal")
     panel.set_axis_off()
 
 
@@ -343,7 +320,7 @@ def _arrow(curve: Curve, effect: float, end: float) -> FancyArrowPatch:
     return FancyArrowPatch(**shape, color=color, linewidth=width, fill=effect > 0, capstyle="butt", zorder=2)
 
 
-def _bend(start: NDArray[np.float64], stop: NDArray[np.float64], radius: float, pair: bool) -> Curve:
+def _bend(start: FloatArray, stop: FloatArray, radius: float, pair: bool) -> Curve:
     """Return the way from node to node, to the left of the straight one where another comes back."""
     way = stop - start
     length = float(np.linalg.norm(way)) or 1.0
@@ -353,7 +330,7 @@ def _bend(start: NDArray[np.float64], stop: NDArray[np.float64], radius: float, 
     return Curve([ends[0], middle, ends[1]], [Curve.MOVETO, Curve.CURVE3, Curve.CURVE3])
 
 
-def _loop(name: str, place: dict[str, NDArray[np.float64]], radius: float) -> Curve:
+def _loop(name: str, place: dict[str, FloatArray], radius: float) -> Curve:
     """Return the way from a node back to it, on the side away from the nodes around it."""
     at = place[name]
     ways = np.array([at - other for one, other in place.items() if one != name]).reshape(-1, 2)

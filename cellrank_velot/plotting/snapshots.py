@@ -1,29 +1,25 @@
-"""Snapshots of a time series: the growth of their cells, and populations between them.
-
-Depends on the shared files of this folder and :mod:`cellrank_velot.timeseries.interpolation`; reads AnnData.
-"""
+"""Snapshots of a time series: the growth of their cells, and populations between them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, PowerNorm
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
-from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, PROBABILITY, palette
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot.plotting._draw.colors import INK, PROBABILITY, palette
 from cellrank_velot.plotting._draw.embedding import HasAnnData
-from cellrank_velot.plotting._draw.figure import close_figure, open_axes, style
-from cellrank_velot.plotting._draw.plane import Plane, kernel_of, plane_of, share_labels
+from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws, even_columns
+from cellrank_velot.plotting._draw.kernel import estimate_of, kernel_of, time_of
+from cellrank_velot.plotting._draw.plane import Plane, plane_of
 from cellrank_velot.timeseries.interpolation import Population
 
 __all__ = ["growth_map", "population"]
@@ -42,6 +38,7 @@ WITHIN = 0.98
 NEGLIGIBLE = 0.004
 
 
+@draws
 def growth_map(
     data: AnnData | HasAnnData,
     basis: str | None = None,
@@ -54,16 +51,11 @@ def growth_map(
     cmap: str | Colormap = GROWTH,
     size: float | None = None,
     legend: bool = True,
-    title: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | Sequence[Axes] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> list[Axes] | None:
-    """Draw the growth rate of the cells, one panel for each time point; what neither grows nor shrinks is grey.
+    """Draw the growth rate of the cells, one panel for each time point. Cells that neither grow nor shrink are grey.
 
-    Rates are relative to the whole population where the kernel was not told how that grows.
+    Rates are per unit of time. They are relative to the whole population where the kernel was not told how that grows.
 
     Parameters
     ----------
@@ -74,7 +66,7 @@ def growth_map(
         Key in ``adata.obsm`` of the embedding, with or without ``X_``; that of the kernel, or ``"umap"`` for an
         AnnData, where not given.
     dims
-        Its columns that are drawn.
+        The two columns of ``basis`` that are drawn, counted from 0.
     times
         Time points to draw; all where not given.
     together
@@ -86,15 +78,9 @@ def growth_map(
     cmap
         Colours of the rates, zero in the middle.
     size
-        Area of the cells in square points, by default smaller the more there are.
+        Area of the cells in square points; by default smaller the more there are.
     legend
         Whether to draw the colour bar.
-    title
-        Title of the only panel; the time of each where not given.
-    figsize, dpi, save, show
-        As in :func:`process_paths`.
-    ax
-        Axes to draw into, one for each panel.
 
     Returns
     -------
@@ -115,8 +101,7 @@ def growth_map(
     --------
     >>> panels = pl.growth_map(sk, times=[0, 3], show=False)
     """
-    check_integer("n_columns", n_columns, low=1)
-    growth = _growth_of(data)
+    growth = estimate_of(data, "growth")
     plane = plane_of(data, basis, dims)
     groups = _growth_groups(data, growth.size, times, together)
     if limit is None:
@@ -124,26 +109,23 @@ def growth_map(
         limit = float(np.quantile(shown, WITHIN)) or 1.0
     check_number("limit", limit, low=0, open_low=True)
     scale = ScalarMappable(Normalize(-limit, limit), cmap)
-    with style():
-        figure, panels, ours = open_axes(
-            ax,
-            n_panels=len(groups),
-            n_columns=n_columns,
-            panel_size=(5.2, 4.0) if len(groups) == 1 else (2.9, 2.8),
-            figsize=figsize,
-            dpi=dpi,
-        )
-        for panel, (name, inside) in zip(panels, groups, strict=True):
+    panel_size = (5.2, 4.0) if len(groups) == 1 else (2.9, 2.8)
+    with drawing(figure, n_panels=len(groups), n_columns=n_columns, panel_size=panel_size) as canvas:
+        for panel, (name, inside) in zip(canvas.panels, groups, strict=True):
             if not inside.all():
-                plane.draw(panel, plane.cells, BACKGROUND, size=size, alpha=0.7)
+                plane.draw_behind(panel, size=size)
             plane.draw(panel, plane.cells[inside], scale.to_rgba(growth[inside]), size=size)
-            panel.set_title(name if title is None else title)
-        share_labels(panels, n_columns, ours)
+            panel.set_title(name)
+        canvas.share_labels()
         if legend:
-            _growth_bar(figure, panels, scale, growth, limit)
-        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+            ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
+            beyond = bool((growth < -limit).any()), bool((growth > limit).any())
+            label = "Growth rate per unit of time"
+            color_bar(scale, canvas.panels, label, shrink=0.8, extend=ends.get(beyond, "neither"))
+    return canvas.result
 
 
+@draws
 def population(
     data: Any,
     times: Population | float | Sequence[Population | float],
@@ -159,11 +141,7 @@ def population(
     cmap: str | Colormap = PROBABILITY,
     size: float | None = None,
     legend: bool = True,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    save: str | Path | None = None,
-    show: bool | None = None,
-    ax: Axes | Sequence[Axes] | None = None,
+    **figure: Unpack[FigureOptions],
 ) -> list[Axes] | None:
     """Draw interpolated populations next to the snapshots around them, one panel for each, in the order of time.
 
@@ -173,8 +151,11 @@ def population(
         An :class:`~cellrank_velot.OTVelocityKernel` with experimental time.
     times
         Populations of :meth:`cellrank_velot.OTVelocityKernel.interpolate`, or times to interpolate.
-    basis, dims
-        As in :func:`process_paths`.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``; the basis of the kernel where not given. In
+        another one, interpolated cells are placed among the nearest cells.
+    dims
+        The two columns of ``basis`` that are drawn, counted from 0.
     kind
         ``"density"`` with the same colours in all panels, or ``"dots"``: particles, as many where there is more mass.
     snapshots
@@ -182,21 +163,17 @@ def population(
     n_grid
         Number of places of a density along each axis.
     smooth
-        Width of the Gaussian that smooths it, in places.
+        Width of the Gaussian that smooths a density, in places.
     n_dots
-        Number of dots of each panel.
+        Number of dots of each panel, at most.
     n_columns
-        Number of panels in a row, at most.
+        Number of panels in a row, at most. Rows are made equally long.
     cmap
         Colours of the density.
     size
-        Area of the dots in square points, by default smaller the more there are.
+        Area of the dots in square points; by default smaller the more there are.
     legend
-        Whether to draw the colour bar.
-    figsize, dpi, save, show
-        As in :func:`process_paths`.
-    ax
-        Axes to draw into, one for each panel.
+        Whether to draw the colour bar of the density.
 
     Returns
     -------
@@ -221,50 +198,37 @@ def population(
     """
     check_choice("kind", kind, PopulationKind)
     check_number("smooth", smooth, low=0)
-    for option, value, low in (("n_grid", n_grid, 2), ("n_dots", n_dots, 1), ("n_columns", n_columns, 1)):
-        check_integer(option, value, low=low)
-    plane = plane_of(kernel_of(data), basis, dims)
+    check_integer("n_grid", n_grid, low=2)
+    check_integer("n_dots", n_dots, low=1)
+    plane = plane_of(kernel_of(data, "cells", "interpolate"), basis, dims)
     crowds = _crowds(data, plane, times, snapshots)
-    n_columns = -(-len(crowds) // -(-len(crowds) // n_columns))
-    with style():
-        figure, panels, ours = open_axes(
-            ax,
-            n_panels=len(crowds),
-            n_columns=n_columns,
-            panel_size=(5.2, 4.0) if len(crowds) == 1 else (2.7, 2.7),
-            figsize=figsize,
-            dpi=dpi,
-        )
-        for panel, crowd in zip(panels, crowds, strict=True):
-            plane.draw(panel, plane.cells, BACKGROUND, size=size, alpha=0.7)
+    n_panels = len(crowds)
+    panel_size = (5.2, 4.0) if n_panels == 1 else (2.7, 2.7)
+    columns = even_columns(n_panels, n_columns)
+    with drawing(figure, n_panels=n_panels, n_columns=columns, panel_size=panel_size) as canvas:
+        for panel, crowd in zip(canvas.panels, crowds, strict=True):
+            plane.draw_behind(panel, size=size)
             panel.set_title(f"Time {crowd.time:.3g}, " + ("cells" if crowd.observed else "interpolated"), fontsize=10)
-        if kind == "density":
-            _draw_densities(figure, panels, plane, crowds, n_grid, smooth, cmap, legend=legend)
-        else:
-            for panel, crowd in zip(panels, crowds, strict=True):
+            if kind == "dots":
                 plane.draw(panel, crowd.sample(n_dots), INK if crowd.observed else palette(1)[0], size=size)
-        share_labels(panels, n_columns, ours)
-        return panels if close_figure(figure, ours=ours, save=save, show=show) else None
+        if kind == "density":
+            densities = [crowd.density(plane.limits, n_grid, smooth) for crowd in crowds]
+            image = _draw_densities(canvas.panels, plane, densities, cmap)
+            if legend:
+                bar = color_bar(image, canvas.panels, "Density, relative to the highest", shrink=0.8)
+                bar.set_ticks([0, 0.1, 0.25, 0.5, 1.0], labels=["0", "0.1", "0.25", "0.5", "1"])
+        canvas.share_labels()
+    return canvas.result
 
 
-def _growth_of(data: AnnData | HasAnnData) -> FloatArray:
-    """Return the growth rates of a kernel, or those that were written."""
-    if isinstance(data, AnnData):
-        key = "velot_growth"
-        check_known("adata.obs", key, data.obs.columns, "Call `kernel.write_to_adata()` first.")
-        return data.obs[key].to_numpy(dtype=np.float64)
-    return np.asarray(kernel_of(data).growth, dtype=np.float64)
-
-
+# -------------------------------------------------------------------------------------------------------------- growth
 def _growth_groups(
     data: Any, n_cells: int, times: Sequence[float] | float | None, together: bool
 ) -> list[tuple[str, NDArray[np.bool_]]]:
     """Return the title and the cells of each panel."""
-    if isinstance(data, AnnData):
-        if times is not None:
-            raise TypeError("Expected a kernel, which knows the time of the cells, found `AnnData`.")
+    if isinstance(data, AnnData) and times is None:
         return [("", np.ones(n_cells, dtype=bool))]
-    time = data.cells.time
+    time = time_of(data)
     points = np.unique(time)
     chosen = points if times is None else np.atleast_1d(np.asarray(times, dtype=np.float64))
     for point in chosen:
@@ -275,15 +239,7 @@ def _growth_groups(
     return [(f"Time {point:.3g}", time == point) for point in chosen]
 
 
-def _growth_bar(figure: Figure, panels: list[Axes], scale: ScalarMappable, growth: FloatArray, limit: float) -> None:
-    """Draw the colour bar, with pointed ends where there are rates beyond."""
-    below, above = bool((growth < -limit).any()), bool((growth > limit).any())
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
-    label = "Growth rate per unit of time"
-    bar = figure.colorbar(scale, ax=panels, shrink=0.8, aspect=18, pad=0.02, extend=extend, label=label)
-    bar.outline.set_visible(False)
-
-
+# --------------------------------------------------------------------------------------------------------- populations
 @dataclass(frozen=True)
 class _Crowd:
     """Weighted points of the plane at a time: cells, or an interpolated population."""
@@ -310,55 +266,33 @@ class _Crowd:
 
 
 def _crowds(
-    data: Any, plane: Plane, times: Population | float | Sequence[Population | float], snapshots: bool
+    kernel: Any, plane: Plane, times: Population | float | Sequence[Population | float], snapshots: bool
 ) -> list[_Crowd]:
     """Return the populations and the snapshots around them, by time."""
     asked = [times] if isinstance(times, Population) or np.ndim(times) == 0 else list(times)  # type: ignore[arg-type]
     if not asked:
         raise ValueError("Expected at least one time or population, found none.")
-    found = [one if isinstance(one, Population) else data.interpolate(float(one)) for one in asked]  # type: ignore[arg-type]
+    found = [one if isinstance(one, Population) else kernel.interpolate(float(one)) for one in asked]  # type: ignore[arg-type]
     crowds = [_Crowd(plane.embed(one.x), one.weights, one.time, False) for one in found]
     if snapshots:
-        points = np.unique(data.cells.time)
-        first, last = (
-            np.searchsorted(points, end) for end in (min(c.time for c in crowds), max(c.time for c in crowds))
-        )
-        around = points[max(int(first) - 1, 0) : int(last) + 1]
-        for point in around:
-            inside = data.cells.time == point
-            crowds.append(_Crowd(plane.cells[inside], np.ones(int(inside.sum())), float(point), True))
+        time, ends = kernel.cells.time, [crowd.time for crowd in crowds]
+        points = np.unique(time)
+        first, last = np.searchsorted(points, [min(ends), max(ends)])
+        for point in points[max(int(first) - 1, 0) : int(last) + 1]:
+            cells = plane.cells[time == point]
+            crowds.append(_Crowd(cells, np.ones(len(cells)), float(point), True))
     return sorted(crowds, key=lambda crowd: (crowd.time, not crowd.observed))
 
 
 def _draw_densities(
-    figure: Figure,
-    panels: list[Axes],
-    plane: Plane,
-    crowds: list[_Crowd],
-    n_grid: int,
-    smooth: float,
-    cmap: str | Colormap,
-    *,
-    legend: bool,
-) -> None:
+    panels: list[Axes], plane: Plane, densities: list[FloatArray], cmap: str | Colormap
+) -> ScalarMappable:
     """Draw the densities with the same colours; their root, so that sparse branches are seen next to dense ones."""
-    low, high = plane.limits
-    tables = [crowd.density((low, high), n_grid, smooth) for crowd in crowds]
-    top = float(np.stack(tables).max())
+    (left, bottom), (right, top) = plane.limits
+    highest = float(np.stack(densities).max())
+    look: dict[str, Any] = {"origin": "lower", "aspect": "auto", "zorder": 2, "extent": (left, right, bottom, top)}
     norm = PowerNorm(0.5, vmin=0.0, vmax=1.0)
-    for panel, table in zip(panels, tables, strict=True):
-        image = panel.imshow(
-            np.where(table > NEGLIGIBLE * top, table / top, np.nan),
-            extent=(low[0], high[0], low[1], high[1]),
-            origin="lower",
-            aspect="auto",
-            cmap=cmap,
-            norm=norm,
-            zorder=2,
-        )
-    if legend:
-        bar = figure.colorbar(
-            image, ax=panels, shrink=0.8, aspect=18, pad=0.02, label="Density, relative to the highest"
-        )
-        bar.outline.set_visible(False)
-        bar.set_ticks([0, 0.1, 0.25, 0.5, 1.0], labels=["0", "0.1", "0.25", "0.5", "1"])
+    for panel, density in zip(panels, densities, strict=True):
+        seen = np.where(density > NEGLIGIBLE * highest, density / highest, np.nan)
+        panel.imshow(seen, cmap=cmap, norm=norm, **look)
+    return ScalarMappable(norm, cmap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,11 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from cellrank_velot.cells import basis_name, find_basis, read_plane
-from cellrank_velot.plotting._draw import kernel
+from cellrank_velot.plotting._draw.colors import BACKGROUND
 from cellrank_velot.plotting._draw.embedding import adata_of, area_of, dot_size, draw_cells
 from cellrank_velot.plotting._draw.paths import Place
 
-__all__ = ["Plane", "kernel_of", "plane_of", "share_labels"]
+__all__ = ["Plane", "plane_of"]
 
 FloatArray = NDArray[np.float64]
 
@@ -41,6 +40,10 @@ class Plane:
         low, high = self.limits
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
 
+    def draw_behind(self, ax: Axes, *, size: float | None) -> None:
+        """Draw all cells in pale grey, behind others."""
+        self.draw(ax, self.cells, BACKGROUND, size=size, alpha=0.7)
+
     @property
     def limits(self) -> tuple[FloatArray, FloatArray]:
         """Lower and upper limits of both axes."""
@@ -53,10 +56,6 @@ def _dot_size(ax: Axes, n: int) -> float:
     return dot_size(n, 2200 * area_of(ax), 0.8, 14)
 
 
-def kernel_of(data: Any) -> Any:
-    return kernel.kernel_of(data, "cells", "interpolate")
-
-
 def plane_of(data: Any, basis: str | None, dims: tuple[int, int]) -> Plane:
     """Return two columns of an embedding, or of the basis of the kernel."""
     adata = adata_of(data)
@@ -65,12 +64,3 @@ def plane_of(data: Any, basis: str | None, dims: tuple[int, int]) -> Plane:
     cells = read_plane(adata, key, dims, known=None if own is None else {own: data.cells.x})
     place = None if key == own or own is None else Place(data.cells.x, cells)
     return Plane(cells, basis_name(key), (dims[0], dims[1]), place)
-
-
-def share_labels(panels: Sequence[Axes], n_columns: int, ours: bool) -> None:
-    """Leave the labels of the axes to the panels on the left and below."""
-    for place, panel in enumerate(panels if ours else []):
-        if place % n_columns:
-            panel.set_ylabel("")
-        if place + n_columns < len(panels):
-            panel.set_xlabel("")
