@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from cellrank_velot.preprocessing.growth import (
     APOPTOSIS_GENES,
     PROLIFERATION_GENES,
+    RateOptions,
     growth_rate,
     score_genes,
     score_growth,
@@ -161,7 +162,7 @@ def test_rates_follow_the_formula():
     divide = 0.3 + 1.4 / (1 + np.exp(-4 * (score * a - 0.5)))
     die = 0.3 + 1.4 / (1 + np.exp(-4 * (score * a - 0.75) / 1.5))
     np.testing.assert_allclose(growth_rate(score, score), divide - die)
-    np.testing.assert_allclose(growth_rate(score, score[::-1], birth=(1, 1), death=(0, 0)), 1)
+    np.testing.assert_allclose(growth_rate(score, score[::-1], RateOptions(birth=(1, 1), death=(0, 0))), 1)
 
 
 def test_rates_do_not_depend_on_the_scale_and_origin_of_scores():
@@ -178,8 +179,8 @@ def test_rates_rise_with_proliferation_and_fall_with_apoptosis():
 def test_units_of_time():
     p, a = np.random.default_rng(0).normal(size=(2, 50))
     per_day = growth_rate(p, a)
-    np.testing.assert_allclose(growth_rate(p, a, time_unit="hour") * 24, per_day)
-    np.testing.assert_allclose(growth_rate(p, a, time_unit="week") / 7, per_day)
+    np.testing.assert_allclose(growth_rate(p, a, RateOptions(time_unit="hour")) * 24, per_day)
+    np.testing.assert_allclose(growth_rate(p, a, RateOptions(time_unit="week")) / 7, per_day)
 
 
 def test_a_score_without_differences_is_reported(caplog):

@@ -4,6 +4,7 @@
 Both write to the AnnData that they are given.
 """
 
-from cellrank_velot.preprocessing.prepare import choose_root_cell, prepare, score_growth, set_pseudotime
+from cellrank_velot.preprocessing.growth import score_growth
+from cellrank_velot.preprocessing.prepare import choose_root_cell, prepare, set_pseudotime
 
 __all__ = ["choose_root_cell", "prepare", "score_growth", "set_pseudotime"]

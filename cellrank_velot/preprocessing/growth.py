@@ -1,30 +1,29 @@
-"""Prior growth of cells: how fast they divide and die, guessed from the expression of two sets of genes.
-
-Depends on scanpy and on the checks of arguments. Exposed as ``cellrank_velot.pp.score_growth``; :func:`growth_rate` is
-the part on arrays.
-"""
+"""Prior growth of cells: how fast they divide and die, guessed from the expression of two sets of genes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scanpy as sc
-import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_known, check_number, check_seed
+from cellrank_velot.preprocessing._checks import check_anndata, check_finite, check_writeable
 
 __all__ = [
     "APOPTOSIS_GENES",
     "PROLIFERATION_GENES",
     "Organism",
+    "RateOptions",
     "TimeUnit",
     "growth_rate",
     "score_genes",
@@ -36,7 +35,13 @@ logger = logging.getLogger("cellrank_velot")
 Organism = Literal["auto", "human", "mouse"]
 TimeUnit = Literal["hour", "day", "week"]
 
-_PROLIFERATION = (
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+#: Genes of the phases S and G2/M, human symbols, 97 :cite:p:`tirosh:16`.
+PROLIFERATION_GENES = _names(
     # S phase
     "MCM5 PCNA TYMS FEN1 MCM2 MCM4 RRM1 UNG GINS2 MCM6 CDCA7 DTL PRIM1 UHRF1 CENPU HELLS RFC2 RPA2 NASP RAD51AP1 GMNN "
     "WDR76 SLBP CCNE2 UBR7 POLD3 MSH2 ATAD2 RAD51 RRM2 CDC45 CDC6 EXO1 TIPIN DSCC1 BLM CASP8AP2 USP1 CLSPN POLA1 "
@@ -46,10 +51,9 @@ _PROLIFERATION = (
     "CKAP2 AURKB BUB1 KIF11 ANP32E TUBB4B GTSE1 KIF20B HJURP CDCA3 JPT1 CDC20 TTK CDC25C KIF2C RANGAP1 NCAPD2 DLGAP5 "
     "CDCA2 CDCA8 ECT2 KIF23 HMMR AURKA PSRC1 ANLN LBR CKAP5 CENPE CTCF NEK2 G2E3 GAS2L3 CBX5 CENPA"
 )
-PROLIFERATION_GENES = tuple(_PROLIFERATION.split())
-"""Genes of the phases S and G2/M, human symbols, 97 :cite:p:`tirosh:16`."""
 
-_APOPTOSIS = (
+#: The hallmark gene set of apoptosis in MSigDB, human symbols, 161 :cite:p:`liberzon:15`.
+APOPTOSIS_GENES = _names(
     "ADD1 AIFM3 ANKH ANXA1 APP ATF3 AVPR1A BAX BCAP31 BCL10 BCL2L1 BCL2L10 BCL2L11 BCL2L2 BGN BID BIK BIRC3 BMF BMP2 "
     "BNIP3L BRCA1 BTG2 BTG3 CASP1 CASP2 CASP3 CASP4 CASP6 CASP7 CASP8 CASP9 CAV1 CCNA1 CCND1 CCND2 CD14 CD2 CD38 CD44 "
     "CD69 CDC25B CDK2 CDKN1A CDKN1B CFLAR CLU CREBBP CTH CTNNB1 CYLD DAP DAP3 DCN DDIT3 DFFA DIABLO DNAJA1 DNAJC3 "
@@ -60,10 +64,8 @@ _APOPTOSIS = (
     "SLC20A1 SMAD7 SOD1 SOD2 SPTAN1 SQSTM1 TAP1 TGFB2 TGFBR3 TIMP1 TIMP2 TIMP3 TNF TNFRSF12A TNFSF10 TOP2A TSPO TXNIP "
     "VDAC2 WEE1 XIAP"
 )
-APOPTOSIS_GENES = tuple(_APOPTOSIS.split())
-"""The hallmark gene set of apoptosis in MSigDB, human symbols, 161 :cite:p:`liberzon:15`."""
 
-# what annotations of other years call these genes
+# Older symbols of these genes.
 _OLDER_NAMES = {
     "CDK1": ("CDC2", "CDC2A"),
     "CENPU": ("MLF1IP",),
@@ -74,7 +76,7 @@ _OLDER_NAMES = {
     "SC5D": ("SC5DL",),
     "TUBB4B": ("TUBB2C",),
 }
-# mouse orthologs that are not the human symbol in other letters
+# Mouse orthologs whose symbol differs from the human one in more than its case.
 _MOUSE_NAMES = {"FASLG": ("FASL",), "GUCY2D": ("GUCY2E",)}
 
 _MIN_MATCHED = 5
@@ -85,53 +87,88 @@ _DAYS = {"hour": 1 / 24, "day": 1.0, "week": 7.0}
 _PROLIFERATION_SHAPE, _APOPTOSIS_SHAPE = (0.5, 1.0), (0.75, 1.5)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RateOptions(Options):
+    """Options of :func:`growth_rate`, explained in :func:`score_growth`."""
+
+    birth: tuple[float, float] = (0.3, 1.7)
+    death: tuple[float, float] = (0.3, 1.7)
+    time_unit: TimeUnit = "day"
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        check_choice("time_unit", self.time_unit, TimeUnit)
+        for name in ("birth", "death"):
+            rates = getattr(self, name)
+            if isinstance(rates, str) or np.shape(rates) != (2,):
+                raise ValueError(
+                    f"Expected `{name}` to be a pair, the lowest and the highest rate per day, found `{rates!r}`."
+                )
+            low, high = (check_number(f"{name}[{i}]", rate, low=0) for i, rate in enumerate(rates))
+            if low > high:
+                raise ValueError(f"Expected the lowest rate of `{name}` before the highest, found `{rates!r}`.")
+            object.__setattr__(self, name, (low, high))
+
+
 def score_growth(
     adata: AnnData,
     organism: Organism = "auto",
     *,
     key_added: str = "growth_rate",
-    time_unit: TimeUnit = "day",
-    birth: tuple[float, float] = (0.3, 1.7),
-    death: tuple[float, float] = (0.3, 1.7),
+    time_unit: TimeUnit = RateOptions.time_unit,
+    birth: tuple[float, float] = RateOptions.birth,
+    death: tuple[float, float] = RateOptions.death,
     proliferation_genes: Sequence[str] | None = None,
     apoptosis_genes: Sequence[str] | None = None,
     layer: str | None = None,
     random_state: int = 0,
 ) -> None:
-    """Guess the growth rate of cells from the expression of genes of proliferation and of apoptosis.
+    r"""Guess the growth rate of cells from the expression of genes of proliferation and of apoptosis.
 
-    It is a prior: give its key to the kernel as ``growth_key``, where a cell of rate `g` weighs :math:`e^{g dt}` at a
-    time `dt` later, and the transport may depart from it. What counts are differences between cells: the scores are
-    relative to the cells at hand, so that the mean rate says nothing about the growth of the whole.
+    Cells divide at a rate :math:`\beta(p)` and die at a rate :math:`\delta(a)`, and grow at :math:`g = \beta - \delta`
+    :cite:p:`schiebinger:19`. The rates are logistic functions of the scores :math:`p` and :math:`a` of both gene sets,
+
+    .. math:: \beta(p) = \beta_\min + (\beta_\max - \beta_\min) / (1 + e^{-4 (p - c) / w}).
+
+    Scores are standardised first (mean 0, standard deviation 1), so that neither their scale nor their origin matters.
+    Then :math:`c = 0.5, w = 1` for proliferation and :math:`c = 0.75, w = 1.5` for apoptosis, as in the source.
+
+    The rate is a prior. Give its key to the kernel as ``growth_key``: the transport then expects a cell of rate
+    :math:`g` to weigh :math:`e^{g \Delta t}` after a time :math:`\Delta t`, and may depart from it. Only differences
+    between cells count: the scores are relative to the cells at hand, so the mean rate says nothing about the growth
+    of the whole population.
 
     Parameters
     ----------
     adata
         Log-normalised expression, as many genes as possible; all time points together, so that their scores compare.
     organism
-        Whose gene names these are. Genes are matched without regard to case, as nearly all mouse orthologs have the
-        human symbol in other letters; for mouse, those with another symbol (*Fasl*, *Gucy2e*) are looked up by it.
-        "auto" tells from the letters: human symbols are in capitals. Older symbols are known where there are any.
+        Organism of the gene names. Names match in any case, as nearly all mouse orthologs have the human symbol in
+        lower case. For ``"mouse"``, genes with a symbol of their own (*Fasl*, *Gucy2e*) are found by it. ``"auto"``
+        decides by the case: human symbols are in capitals. Older symbols of a gene are found, too.
     key_added
         Column of `obs` for the rate.
     time_unit
-        Unit of the times of the cells, in which the rate is written.
-    birth, death
-        Lowest and highest rate **per day**, whatever the `time_unit`; the defaults are those of
-        :cite:t:`schiebinger:19`.
-    proliferation_genes, apoptosis_genes
-        Other lists in place of :data:`~cellrank_velot.preprocessing.growth.PROLIFERATION_GENES` and
-        :data:`~cellrank_velot.preprocessing.growth.APOPTOSIS_GENES`. Genes of both count only as genes of
-        proliferation, as dividing cells would otherwise seem to die.
+        Unit of the times of the cells. The rate is written per this unit.
+    birth
+        Lowest and highest rate of division **per day**, whatever the `time_unit`.
+    death
+        Lowest and highest rate of death **per day**, whatever the `time_unit`.
+    proliferation_genes
+        Genes to use in place of :data:`~cellrank_velot.preprocessing.growth.PROLIFERATION_GENES`.
+    apoptosis_genes
+        Genes to use in place of :data:`~cellrank_velot.preprocessing.growth.APOPTOSIS_GENES`. Genes that are in both
+        lists count as genes of proliferation only, as dividing cells would otherwise seem to die.
     layer
-        Layer with the expression, by default `X`.
+        Layer with the expression; `X` where not given.
     random_state
         Seed of the genes of comparison.
 
     Returns
     -------
-    Nothing. Writes ``obs["proliferation_score"]`` and ``obs["apoptosis_score"]``, the means over the genes minus those
-    over genes of comparison, and ``obs[key_added]``, per `time_unit`. A failure leaves `adata` as it was.
+    Nothing. Written are ``obs["proliferation_score"]`` and ``obs["apoptosis_score"]``, the mean over the genes minus
+    that over genes of comparison that are expressed alike, and ``obs[key_added]``, the rate per `time_unit`. A failure
+    leaves `adata` as it was.
 
     Raises
     ------
@@ -160,129 +197,67 @@ def score_growth(
     True
     """
     check_choice("organism", organism, Organism)
-    check_choice("time_unit", time_unit, TimeUnit)
-    check_seed(random_state)
     if not isinstance(key_added, str):
         raise TypeError(f"Expected `key_added` to be a string, found `{type(key_added).__name__}`.")
-    _check_rates("birth", birth)
-    _check_rates("death", death)
-    names = {
-        "proliferation": _upper("proliferation_genes", proliferation_genes or PROLIFERATION_GENES),
-        "apoptosis": _upper("apoptosis_genes", apoptosis_genes or APOPTOSIS_GENES),
+    rates = RateOptions(birth=birth, death=death, time_unit=time_unit)
+    divide = _upper("proliferation_genes", proliferation_genes or PROLIFERATION_GENES)
+    die = [g for g in _upper("apoptosis_genes", apoptosis_genes or APOPTOSIS_GENES) if g not in divide]
+    check_anndata(adata)
+    check_writeable(adata)
+    scores = {
+        title: score_genes(adata, genes, title, organism=organism, layer=layer, random_state=random_state)
+        for title, genes in (("proliferation", divide), ("apoptosis", die))
     }
-    names["apoptosis"] = [name for name in names["apoptosis"] if name not in names["proliferation"]]
-    _check_writeable(adata)
-    found = {
-        title: _find_genes(adata, genes, title=title, organism=organism, layer=layer) for title, genes in names.items()
-    }
-    scores = {title: _score(adata, genes, layer=layer, random_state=random_state) for title, genes in found.items()}
-    rate = growth_rate(scores["proliferation"], scores["apoptosis"], birth=birth, death=death, time_unit=time_unit)
+    rate = growth_rate(scores["proliferation"], scores["apoptosis"], rates)
 
     for title, score in scores.items():
         adata.obs[f"{title}_score"] = score
     adata.obs[key_added] = rate
     logger.info(
         "Growth rates per %s in obs[%r]: %.3g to %.3g, median %.3g",
-        time_unit,
-        key_added,
-        rate.min(),
-        rate.max(),
-        np.median(rate),
+        *(time_unit, key_added, rate.min(), rate.max(), np.median(rate)),
     )
 
 
 def score_genes(
     adata: AnnData,
     genes: Sequence[str],
+    title: str = "given",
     *,
     organism: Organism = "auto",
     layer: str | None = None,
     random_state: int = 0,
 ) -> NDArray[np.float64]:
-    """Score each cell for a set of genes, by :func:`scanpy.tl.score_genes`.
+    """Return the mean log expression of genes minus that of genes expressed alike, by :func:`scanpy.tl.score_genes`.
 
-    `adata` is only read, and expression is not copied but for the genes of the set and those of comparison. Parameters
-    and errors are those of :func:`cellrank_velot.pp.score_growth`.
-
-    Parameters
-    ----------
-    adata, organism, layer, random_state
-        As for :func:`cellrank_velot.pp.score_growth`.
-    genes
-        Names of genes, of which at least 5, or all where they are fewer, must be among the variables.
-
-    Returns
-    -------
-    Mean log expression of the genes minus that of genes expressed alike, shape ``[n_cells]``.
-
-    Examples
-    --------
-    >>> from cellrank_velot.preprocessing.growth import score_genes
-    >>> targets = [name for name in adata.var_names if name.startswith("FateATarget")]
-    >>> score = score_genes(adata, targets)
-    >>> fate = adata.obs["clusters"] == "Fate A"
-    >>> bool(score[fate].mean() > score[~fate].mean())
-    True
+    ``adata`` is only read, and its expression is shared.
     """
     check_choice("organism", organism, Organism)
     check_seed(random_state)
-    found = _find_genes(adata, _upper("genes", genes), title="given", organism=organism, layer=layer)
-    return _score(adata, found, layer=layer, random_state=random_state)
+    found = _find_genes(adata, _upper("genes", genes), title, organism)
+    expression = _expression(adata, layer)
+    _check_logarithmic(expression[:, found], "adata.X" if layer is None else f"adata.layers[{layer!r}]")
+    # Genes are scored by position, on an object with names that are unique.
+    obs, var = (pd.DataFrame(index=np.arange(size).astype(str)) for size in adata.shape)
+    light = AnnData(expression, obs=obs, var=var)
+    n_bins = int(np.clip(adata.n_vars // _GENES_PER_BIN, 2, _N_BINS))
+    with _global_random_state_kept():
+        sc.tl.score_genes(light, list(found.astype(str)), n_bins=n_bins, random_state=random_state)
+    return light.obs["score"].to_numpy(dtype=np.float64)
 
 
 def growth_rate(
-    proliferation: ArrayLike,
-    apoptosis: ArrayLike,
-    *,
-    birth: tuple[float, float] = (0.3, 1.7),
-    death: tuple[float, float] = (0.3, 1.7),
-    time_unit: TimeUnit = "day",
+    proliferation: ArrayLike, apoptosis: ArrayLike, options: RateOptions = RateOptions()
 ) -> NDArray[np.float64]:
-    r"""Turn scores into growth rates, as a birth-death process :cite:p:`schiebinger:19`.
-
-    Cells divide at a rate :math:`\beta(p)` and die at a rate :math:`\delta(a)`, each a logistic function of its score,
-
-    .. math:: \beta(p) = \beta_\min + (\beta_\max - \beta_\min) / (1 + e^{-4 (p - c) / w}),
-
-    and grow at :math:`g = \beta - \delta`. Scores are standardised first (mean 0, standard deviation 1), so that
-    neither their scale nor their origin matters; `c` and `w` are 0.5 and 1 standard deviations for proliferation, 0.75
-    and 1.5 for apoptosis, which is what those of the source come to.
-
-    Parameters
-    ----------
-    proliferation, apoptosis
-        Scores of the cells, shape ``[n_cells]`` each. A constant score is taken for the mean.
-    birth, death
-        Lowest and highest rate per day.
-    time_unit
-        Unit of time of the result.
-
-    Returns
-    -------
-    Rates per `time_unit`, shape ``[n_cells]``.
-
-    Raises
-    ------
-    ValueError
-        If scores differ in shape or are not finite, or if rates are negative or the lowest exceeds the highest.
-
-    Examples
-    --------
-    >>> from cellrank_velot.preprocessing.growth import growth_rate
-    >>> proliferation, apoptosis = np.linspace(-1, 1, 5), np.linspace(1, -1, 5)
-    >>> rate = growth_rate(proliferation, apoptosis)
-    >>> bool((np.diff(rate) > 0).all()), bool(abs(rate).max() < 1.4)  # per day
-    (True, True)
-    """
-    check_choice("time_unit", time_unit, TimeUnit)
+    """Return the growth rate of each cell from its two scores, by the formula of :func:`score_growth`."""
     p, a = (np.asarray(score, dtype=np.float64) for score in (proliferation, apoptosis))
     if p.ndim != 1 or p.shape != a.shape:
         raise ValueError(f"Expected one score of either kind per cell, found the shapes `{p.shape}` and `{a.shape}`.")
     if not (np.isfinite(p).all() and np.isfinite(a).all()):
         raise ValueError("Expected finite scores, found NaN or infinite values.")
-    divide = _logistic(_standardised(p, "proliferation"), _check_rates("birth", birth), _PROLIFERATION_SHAPE)
-    die = _logistic(_standardised(a, "apoptosis"), _check_rates("death", death), _APOPTOSIS_SHAPE)
-    return (divide - die) * _DAYS[time_unit]
+    divide = _logistic(_standardised(p, "proliferation"), options.birth, _PROLIFERATION_SHAPE)
+    die = _logistic(_standardised(a, "apoptosis"), options.death, _APOPTOSIS_SHAPE)
+    return (divide - die) * _DAYS[options.time_unit]
 
 
 def _logistic(
@@ -300,23 +275,6 @@ def _standardised(score: NDArray[np.float64], title: str) -> NDArray[np.float64]
     return np.asarray(centred / spread)
 
 
-def _check_rates(name: str, rates: Any) -> tuple[float, float]:
-    if isinstance(rates, str) or np.shape(rates) != (2,):
-        raise ValueError(f"Expected `{name}` to be a pair, the lowest and the highest rate per day, found `{rates!r}`.")
-    low, high = (check_number(f"{name}[{i}]", rate, low=0) for i, rate in enumerate(rates))
-    if low > high:
-        raise ValueError(f"Expected the lowest rate of `{name}` before the highest, found `{rates!r}`.")
-    return low, high
-
-
-def _check_writeable(adata: Any) -> None:
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"Expected `adata` to be an AnnData, found `{type(adata).__name__}`.")
-    if adata.is_view or adata.isbacked:
-        found, cure = ("a view", "copy()") if adata.is_view else ("backed by a file", "to_memory()")
-        raise ValueError(f"Expected an AnnData to write to, found one that is {found}. Pass `adata.{cure}`.")
-
-
 def _upper(name: str, genes: Sequence[str]) -> list[str]:
     """Return the names in capitals, each once."""
     if isinstance(genes, str) or not all(isinstance(gene, str) for gene in genes):
@@ -324,11 +282,9 @@ def _upper(name: str, genes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(gene.upper() for gene in genes))
 
 
-def _find_genes(
-    adata: AnnData, genes: Sequence[str], *, title: str, organism: Organism, layer: str | None
-) -> NDArray[np.int64]:
-    """Return the positions of the genes that there are, and check their expression."""
-    # reversed, so that of names that differ by case only the first one counts
+def _find_genes(adata: AnnData, genes: Sequence[str], title: str, organism: Organism) -> NDArray[np.int64]:
+    """Return the positions of the genes that there are."""
+    # Reversed, so that of names that differ in their case only the first counts.
     position = {str(name).upper(): i for i, name in reversed(list(enumerate(adata.var_names)))}
     mouse = organism == "mouse" or (organism == "auto" and not _in_capitals(adata, [position.get(g) for g in genes]))
     other_names = _OLDER_NAMES | (_MOUSE_NAMES if mouse else {})
@@ -336,9 +292,8 @@ def _find_genes(
     matched = (next((position[name] for name in names if name in position), None) for names in options)
     found = np.unique([ix for ix in matched if ix is not None]).astype(np.int64)
     if found.size < min(_MIN_MATCHED, max(len(genes), 1)):
-        raise ValueError(_too_few(adata, genes, title=title, n_found=found.size))
+        raise ValueError(_too_few(adata, genes, title, found.size))
     logger.info("Found %d of %d %s genes", found.size, len(genes), title)
-    _check_expression(_expression(adata, layer), found, layer)
     return found
 
 
@@ -347,7 +302,7 @@ def _in_capitals(adata: AnnData, positions: Sequence[int | None]) -> bool:
     return 2 * sum(name.isupper() for name in names) > len(names)
 
 
-def _too_few(adata: AnnData, genes: Sequence[str], *, title: str, n_found: int) -> str:
+def _too_few(adata: AnnData, genes: Sequence[str], title: str, n_found: int) -> str:
     example = ", ".join(repr(str(name)) for name in adata.var_names[:3])
     text = (
         f"Expected at least `{min(_MIN_MATCHED, max(len(genes), 1))}` {title} genes in `adata.var_names`, found "
@@ -361,7 +316,7 @@ def _too_few(adata: AnnData, genes: Sequence[str], *, title: str, n_found: int) 
 
 def _expression(adata: AnnData, layer: str | None) -> Any:
     if layer is not None:
-        # the newest anndata keeps `X` there, under no name
+        # The newest anndata keeps `X` there, under no name.
         check_known("adata.layers", layer, [key for key in adata.layers if key is not None])
         return adata.layers[layer]
     if adata.X is None:
@@ -369,13 +324,8 @@ def _expression(adata: AnnData, layer: str | None) -> Any:
     return adata.X
 
 
-def _check_expression(matrix: Any, genes: NDArray[np.int64], layer: str | None) -> None:
-    part = matrix[:, genes]
-    values = np.asarray(part.data if sp.issparse(part) else part)
-    slot = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    n_bad = np.count_nonzero(~np.isfinite(values))
-    if n_bad:
-        raise ValueError(f"Expected `{slot}` to be finite, found `{n_bad}` NaN or infinite values.")
+def _check_logarithmic(expression: Any, slot: str) -> None:
+    values = check_finite(expression, slot)
     if values.size and values.max() > 0 and (values == np.round(values)).all():
         raise ValueError(
             f"Expected log-normalised expression in `{slot}`, found whole numbers. Call `cellrank_velot.pp.prepare`, "
@@ -383,16 +333,6 @@ def _check_expression(matrix: Any, genes: NDArray[np.int64], layer: str | None) 
         )
     if values.size and values.min() < 0:
         logger.warning("`%s` has negative values: genes of comparison are not of the same expression", slot)
-
-
-def _score(adata: AnnData, genes: NDArray[np.int64], *, layer: str | None, random_state: int) -> NDArray[np.float64]:
-    """Score genes given by position on an object that shares the expression, under names that are unique."""
-    obs, var = (pd.DataFrame(index=np.arange(size).astype(str)) for size in adata.shape)
-    light = AnnData(_expression(adata, layer), obs=obs, var=var)
-    n_bins = int(np.clip(adata.n_vars // _GENES_PER_BIN, 2, _N_BINS))
-    with _global_random_state_kept():
-        sc.tl.score_genes(light, list(genes.astype(str)), n_bins=n_bins, random_state=random_state)
-    return light.obs["score"].to_numpy(dtype=np.float64)
 
 
 @contextmanager

@@ -1,8 +1,4 @@
-"""From counts to a time: normalisation, genes, PCA, neighbours, UMAP and diffusion pseudotime, all by scanpy.
-
-Exposed as ``cellrank_velot.pp``. Depends on scanpy and on the checks of :mod:`cellrank_velot.cells.read`. All work is
-done on a temporary object and written back at the end, so that a failure leaves the caller's AnnData as it was.
-"""
+"""From counts to a time: normalisation, genes, PCA, neighbours, UMAP and diffusion pseudotime, all by scanpy."""
 
 from __future__ import annotations
 
@@ -18,16 +14,17 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_integer, check_known, check_seed
-from cellrank_velot.cells.read import read_time, warn_about_graph
-from cellrank_velot.preprocessing.growth import score_growth
+from cellrank_velot.cells import read_clusters, read_time, warn_about_graph
+from cellrank_velot.preprocessing._checks import check_anndata, check_finite, check_writeable, stored
 
-__all__ = ["choose_root_cell", "prepare", "score_growth", "set_pseudotime"]
+__all__ = ["choose_root_cell", "prepare", "set_pseudotime"]
 
 logger = logging.getLogger("cellrank_velot")
 
 _MIN_CELLS, _MIN_GENES = 10, 3
 _TARGET_SUM = 1e4
-_N_DIFFUSION, _N_DPT = 15, 10  # components computed, and used for pseudotime, the trivial one included; as scanpy
+# Diffusion components that are computed, and those that the pseudotime uses, the trivial one included, as in scanpy.
+_N_DIFFUSION, _N_DPT = 15, 10
 _MAX_LOG = 15.0  # log1p of a cell's 10 000 counts is 9.2, of a million 13.8
 
 
@@ -47,8 +44,8 @@ def prepare(
 ) -> AnnData | None:
     """Prepare an AnnData for :class:`~cellrank_velot.OTVelocityKernel`.
 
-    The time comes from exactly one of `root_cluster` and `root_cell` (diffusion pseudotime :cite:p:`haghverdi:16` from
-    there) and `pseudotime_key` (a column that exists). The direction of every velocity follows from it.
+    The time comes from exactly one of `root_cluster`, `root_cell` and `pseudotime_key`: a diffusion pseudotime
+    :cite:p:`haghverdi:16` from the root, or a column that exists. The direction of every velocity follows from it.
 
     Parameters
     ----------
@@ -58,22 +55,22 @@ def prepare(
         Category of ``obs[cluster_key]`` where the process begins; :func:`choose_root_cell` finds the cell. Several
         categories give one root each, see Notes.
     root_cell
-        Name or position of the cell where the process begins, or several of them; not used where not given.
+        Name or position of the cell where the process begins, or several of them.
     pseudotime_key
         Numeric column of `obs`, used in place of a diffusion pseudotime. It is checked and stays where it is: give the
         same name to the kernel as ``time_key``.
     cluster_key
-        Column of `obs` that `root_cluster` refers to.
+        Column of `obs` with the clusters, among them `root_cluster`.
     n_pcs
-        Number of principal components, lowered to what the data allow, with a message in the log.
+        Number of principal components. It is lowered to what the data allow, with a message in the log.
     n_neighbors
-        Number of neighbours in the graph, lowered to half of the cells, with a message in the log.
+        Number of neighbours in the graph. It is lowered to half of the cells, with a message in the log.
     n_hvg
-        Number of highly variable genes that enter the PCA. All genes do where there are no more than that, or where
-        `X` has negative values.
+        Number of highly variable genes that enter the PCA. All genes enter it where there are no more than that, or
+        where `X` has negative values.
     normalize
-        Whether to scale every cell to 10 000 counts and take ``log1p``. "auto" does so where `X` holds whole numbers
-        only, and otherwise takes `X` to be log-normalised. ``False`` takes `X` as it is, negative values included.
+        Whether to scale every cell to 10 000 counts and take ``log1p``. ``"auto"`` does so where `X` holds whole
+        numbers only, and otherwise takes `X` to be log-normalised. ``False`` takes `X` as it is, also negative values.
     random_state
         Seed of PCA, neighbours, diffusion map and UMAP.
     copy
@@ -100,11 +97,14 @@ def prepare(
 
     Notes
     -----
-    The diffusion map is scanpy's. The pseudotime is that of :func:`scanpy.tl.dpt`, except that components with an
-    eigenvalue above 0.9994, the long axes of a thin process, count in full.
+    The diffusion map is scanpy's. The pseudotime is that of :func:`scanpy.tl.dpt` with one difference. Scanpy takes
+    components with an eigenvalue above 0.9994 for a sign of a disconnected graph and nearly drops them. In a connected
+    graph they are the long axes of a thin process, so here they count in full.
 
-    With several roots, the pseudotime of a cell is the smallest of its diffusion pseudotimes from each of them, over
-    the largest such value: how far the nearest root is.
+    With several roots, the pseudotime of a cell is that from the nearest root: the smallest of its diffusion
+    pseudotimes from the roots, divided by the largest such value of all cells.
+
+    All work is done on a copy and written to `adata` at the end: a failure leaves `adata` as it was.
 
     Examples
     --------
@@ -114,13 +114,16 @@ def prepare(
     ((100, 10), True)
     >>> vk = OTVelocityKernel(adata)
     """
-    _check_options(adata, n_pcs=n_pcs, n_neighbors=n_neighbors, n_hvg=n_hvg, normalize=normalize, copy=copy)
+    _check_data(adata, copy=copy)
+    for name, value in (("n_pcs", n_pcs), ("n_neighbors", n_neighbors), ("n_hvg", n_hvg)):
+        check_integer(name, value, low=2)
+    if normalize not in (True, False, "auto"):
+        raise ValueError(f"Expected `normalize` to be one of [True, False, 'auto'], found `{normalize!r}`.")
     check_seed(random_state)
     _check_one_source(root_cluster=root_cluster, root_cell=root_cell, pseudotime_key=pseudotime_key)
     root_clusters = [] if root_cluster is None else _known_clusters(adata, root_cluster, cluster_key)
     roots = [] if root_cell is None else _positions(adata, root_cell)
     if pseudotime_key is not None:
-        check_known("adata.obs", pseudotime_key, adata.obs.columns)
         read_time(adata, pseudotime_key)
 
     source = adata.to_memory() if adata.isbacked else adata
@@ -143,16 +146,17 @@ def prepare(
 def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clusters") -> int:
     r"""Choose the most extreme cell of a cluster in diffusion space.
 
-    It is the cell of the cluster that lies farthest from the centroid of all cells outside, in the metric of diffusion
-    pseudotime, :math:`\sum_k (\lambda_k / (1 - \lambda_k))^2 (\psi_k(x) - \psi_k(y))^2` over the diffusion components
-    :math:`\psi_k` with eigenvalues :math:`\lambda_k` :cite:p:`haghverdi:16`. This is the custom of taking the extreme
-    cell of a diffusion component, without looking for the component by eye. Distances are first averaged over each
-    cell's neighbours in the cluster, so that no outlier is chosen.
+    It is the cell of the cluster that lies farthest from the centroid of all cells outside. Squared distances are those
+    of diffusion pseudotime, :math:`\sum_k (\lambda_k / (1 - \lambda_k))^2 (\psi_k(x) - \psi_k(y))^2` over the diffusion
+    components :math:`\psi_k` with eigenvalues :math:`\lambda_k` :cite:p:`haghverdi:16`. Distances are first averaged
+    over each cell's neighbours in the cluster, so that no outlier is chosen. By custom one takes the extreme cell of a
+    diffusion component; here no component has to be chosen by eye.
 
     Parameters
     ----------
     adata
-        With a diffusion map (``obsm["X_diffmap"]``, ``uns["diffmap_evals"]``) and ``obsp["connectivities"]``.
+        Annotated data with a diffusion map (``obsm["X_diffmap"]``, ``uns["diffmap_evals"]``) and
+        ``obsp["connectivities"]``.
     root_cluster
         Category of ``obs[cluster_key]``.
     cluster_key
@@ -178,11 +182,9 @@ def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clus
     True
     """
     (name,) = _known_clusters(adata, root_cluster, cluster_key)
-    check_known("adata.obsm", "X_diffmap", adata.obsm.keys(), "Call `scanpy.tl.diffmap(adata)` first.")
+    position = _diffusion_position(adata)
     check_known("adata.obsp", "connectivities", adata.obsp.keys(), "Call `scanpy.pp.neighbors(adata)` first.")
     inside = (adata.obs[cluster_key].astype(str) == name).to_numpy()
-
-    position = _diffusion_position(adata)
     distance = np.linalg.norm(position[inside] - position[~inside].mean(axis=0), axis=1)
     graph = sp.csr_matrix(adata.obsp["connectivities"])[inside][:, inside] + sp.identity(distance.size)
     smooth = graph @ distance / np.asarray(graph.sum(axis=1)).ravel()
@@ -191,25 +193,15 @@ def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clus
     return root
 
 
-def _check_options(
-    adata: Any, *, n_pcs: int, n_neighbors: int, n_hvg: int, normalize: bool | Literal["auto"], copy: bool
-) -> None:
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"Expected `adata` to be an AnnData, found `{type(adata).__name__}`.")
-    for name, value in (("n_pcs", n_pcs), ("n_neighbors", n_neighbors), ("n_hvg", n_hvg)):
-        check_integer(name, value, low=2)
-    if normalize not in (True, False, "auto"):
-        raise ValueError(f"Expected `normalize` to be one of [True, False, 'auto'], found `{normalize!r}`.")
+def _check_data(adata: Any, *, copy: bool) -> None:
+    check_anndata(adata)
     if adata.n_obs < _MIN_CELLS or adata.n_vars < _MIN_GENES:
         raise ValueError(
             f"Expected at least `{_MIN_CELLS}` cells and `{_MIN_GENES}` genes, "
             f"found `{adata.n_obs}` cells and `{adata.n_vars}` genes."
         )
-    if not copy and (adata.is_view or adata.isbacked):
-        raise ValueError(
-            f"Expected an AnnData to write to, found one that is {'a view' if adata.is_view else 'backed by a file'}. "
-            "Pass `copy=True`, which returns a prepared copy."
-        )
+    if not copy:
+        check_writeable(adata, "Pass `copy=True`, which returns a prepared copy.")
 
 
 def _check_one_source(**sources: object) -> None:
@@ -223,15 +215,15 @@ def _check_one_source(**sources: object) -> None:
 
 def _known_clusters(adata: AnnData, root_cluster: str | Sequence[str], cluster_key: str) -> list[str]:
     """Return the names of the root clusters, of which each exists."""
-    check_known("adata.obs", cluster_key, adata.obs.columns)
+    clusters = read_clusters(adata, cluster_key)
     wanted = [str(name) for name in _as_list(root_cluster)]
-    present = sorted(adata.obs[cluster_key].dropna().astype(str).unique())
+    present = sorted(clusters.dropna().astype(str).unique())
     unknown = [name for name in wanted if name not in present]
     if unknown or not wanted:
         raise ValueError(
             f"Expected `root_cluster` to be of {present} in `adata.obs[{cluster_key!r}]`, found {unknown}."
         )
-    if len(present) == 1 and adata.obs[cluster_key].notna().all():
+    if len(present) == 1 and clusters.notna().all():
         raise ValueError(
             f"Expected a root cluster, found every cell in cluster {present[0]!r}. Pass `root_cell` instead."
         )
@@ -259,20 +251,10 @@ def _as_list(values: Any) -> list[Any]:
     return [values] if isinstance(values, str) or np.ndim(values) == 0 else list(values)
 
 
-def _stored(matrix: Any) -> NDArray[Any]:
-    """Return the stored values of a dense or sparse matrix."""
-    return np.asarray(matrix.data if sp.issparse(matrix) else matrix)
-
-
 def _check_expression(matrix: Any, *, allow_negative: bool) -> None:
     if matrix is None:
         raise ValueError("Expected expression in `adata.X`, found none.")
-    values = _stored(matrix)
-    if not np.issubdtype(values.dtype, np.number):
-        raise TypeError(f"Expected `adata.X` to be numeric, found `{values.dtype}`.")
-    n_bad = np.count_nonzero(~np.isfinite(values))
-    if n_bad:
-        raise ValueError(f"Expected `adata.X` to be finite, found `{n_bad}` NaN or infinite values.")
+    values = check_finite(matrix, "adata.X")
     n_negative = np.count_nonzero(values < 0)
     if n_negative and not allow_negative:
         raise ValueError(
@@ -288,7 +270,7 @@ def _normalized(source: AnnData, normalize: bool | Literal["auto"]) -> tuple[Ann
     var = pd.DataFrame(index=source.var_names)
     work = AnnData(matrix.astype(dtype, copy=True), obs=source.obs.copy(), var=var)
 
-    values = _stored(matrix)
+    values = stored(matrix)
     if normalize == "auto":
         normalize = bool((values == np.round(values)).all())
         found = "whole numbers, taken as counts" if normalize else "fractions, taken as log-normalised"
@@ -308,7 +290,7 @@ def _normalized(source: AnnData, normalize: bool | Literal["auto"]) -> tuple[Ann
 
 def _reduce(work: AnnData, *, n_pcs: int, n_neighbors: int, n_hvg: int, random_state: int) -> None:
     """Choose genes, and compute PCA and neighbours."""
-    if work.n_vars > n_hvg and _stored(work.X).min(initial=0) >= 0:
+    if work.n_vars > n_hvg and stored(work.X).min(initial=0) >= 0:
         sc.pp.highly_variable_genes(work, n_top_genes=n_hvg)
     else:
         work.var["highly_variable"] = True
@@ -322,32 +304,32 @@ def _reduce(work: AnnData, *, n_pcs: int, n_neighbors: int, n_hvg: int, random_s
 
 
 def _diffusion_position(adata: AnnData) -> NDArray[np.float64]:
-    """Return coordinates whose Euclidean distances are those of diffusion pseudotime, shape ``[n_cells, 9]``.
-
-    ``scanpy.tl.dpt`` differs in one respect: it takes components with an eigenvalue above 0.9994 for a sign of a
-    disconnected graph and all but drops them. In a connected graph they are the long axes of a thin process.
-    """
+    """Return coordinates whose Euclidean distances are those of diffusion pseudotime, shape ``[n_cells, 9]``."""
+    check_known("adata.obsm", "X_diffmap", adata.obsm.keys(), "Call `scanpy.tl.diffmap(adata)` first.")
     eigenvalues = np.asarray(adata.uns["diffmap_evals"], dtype=np.float64)[1:_N_DPT]
     components = np.asarray(adata.obsm["X_diffmap"], dtype=np.float64)[:, 1:_N_DPT]
-    # eigenvalues are stored in single precision, in which 1 - eigenvalue is known to about 1e-7
+    # Eigenvalues are stored in single precision, in which 1 - eigenvalue is known to about 1e-7.
     return np.asarray(components * eigenvalues / np.maximum(1 - eigenvalues, 1e-6))
 
 
 def set_pseudotime(work: AnnData, roots: Sequence[int]) -> None:
-    """Write the diffusion pseudotime from the nearest root, in [0, 1], to ``obs["dpt_pseudotime"]``.
-
-    Needs the diffusion map of scanpy. Source: :cite:`haghverdi:16`.
+    """Write the diffusion pseudotime :cite:p:`haghverdi:16` from the nearest root to ``obs["dpt_pseudotime"]``.
 
     Parameters
     ----------
     work
-        With a diffusion map of scanpy, ``obsm["X_diffmap"]`` and ``uns["diffmap_evals"]``.
+        Annotated data with a diffusion map of scanpy, ``obsm["X_diffmap"]`` and ``uns["diffmap_evals"]``.
     roots
         Positions of the cells where the process begins.
 
     Returns
     -------
-    Nothing. Writes ``uns["iroot"]``, the first root, and ``obs["dpt_pseudotime"]``.
+    Nothing. Written are ``uns["iroot"]``, the first root, and ``obs["dpt_pseudotime"]``, in [0, 1].
+
+    Raises
+    ------
+    KeyError
+        If there is no diffusion map.
 
     Examples
     --------
