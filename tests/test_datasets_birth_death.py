@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from scipy.integrate import solve_ivp
 
-from cellrank_velot.datasets.birth_death import CLUSTERS, BirthDeath, birth_death, process_of, simulate
+from cellrank_velot.datasets import BirthDeath, birth_death, process_of
+from cellrank_velot.datasets.branching import CLUSTERS, simulate
 
 TIMES = (0.0, 1.0, 2.0, 3.0)
 
@@ -205,7 +206,7 @@ def test_the_population_does_not_depend_on_the_sample():
 def test_options_out_of_range(options, error, message, monkeypatch):
     if "grew" in message:
         # by name, as the package has a function called like this module
-        monkeypatch.setattr(import_module("cellrank_velot.datasets.birth_death"), "_MAX_POPULATION", 2_000)
+        monkeypatch.setattr(import_module("cellrank_velot.datasets.branching"), "_MAX_POPULATION", 2_000)
         message = "grew beyond `2000` cells"
     with pytest.raises(error, match=message):
         small(**options)

@@ -1,7 +1,4 @@
-"""Gene circuits as a table of interactions, their drift, and one integrator for all of them.
-
-Arrays only: depends on numpy and scipy, and knows no AnnData. The circuits themselves stand at the end of the file.
-"""
+"""Gene circuits as tables of interactions (at the end of the file), their drift, and one integrator for all."""
 
 from __future__ import annotations
 
@@ -87,20 +84,9 @@ class Network:
 
 
 def draw_network(circuit: Circuit, n_genes: int, rng: np.random.Generator) -> Network:
-    """Surround a circuit with targets, each regulated by up to two of its genes, and with unrelated genes.
+    """Surround a circuit with unrelated genes and with targets, each regulated by up to two genes of the circuit.
 
-    Parameters
-    ----------
-    circuit
-        The genes that decide.
-    n_genes
-        Number of genes in all. Of those outside the circuit 70 % are targets, as many of each gene of the circuit.
-    rng
-        Where strengths, thresholds, rates and amplitudes are drawn from.
-
-    Returns
-    -------
-    The network of all genes.
+    Of the genes outside the circuit 70 % are targets, equally many of each gene of the circuit.
     """
     genes = list(circuit.bias)
     n_circuit = len(genes)
@@ -114,7 +100,7 @@ def draw_network(circuit: Circuit, n_genes: int, rng: np.random.Generator) -> Ne
     gain = rng.uniform(4.0, 8.0, size=n_targets) * rng.choice([1.0, 1.0, -1.0], size=n_targets)
     target_ix = n_circuit + np.arange(n_targets)
     weights[target_ix, first] = gain
-    # a second, weaker regulator bends the paths: targets of one gene don't all move together
+    # A second, weaker regulator bends the paths: not all targets of one gene move together.
     weights[target_ix, rng.integers(n_circuit, size=n_targets)] += rng.uniform(-3.0, 3.0, size=n_targets)
     bias = np.concatenate(
         [
@@ -132,7 +118,7 @@ def draw_network(circuit: Circuit, n_genes: int, rng: np.random.Generator) -> Ne
         weights=weights,
         bias=bias,
         rate=rate,
-        # most of a target's variation comes through the circuit; its own is forgotten at once and tells no direction
+        # Most of a target's variation comes through the circuit. Its own noise is soon forgotten: it has no direction.
         noise=np.where(np.arange(n_genes) < n_circuit, 1.0, _PRIVATE_NOISE),
         base=rng.uniform(0.5, 1.5, size=n_genes),
         amplitude=rng.uniform(0.8, 2.0, size=n_genes),
@@ -148,28 +134,9 @@ def integrate(
     rng: np.random.Generator,
     n_steps: int = 200,
 ) -> FloatArray:
-    """Bring every cell from its start to its own time, by the Euler-Maruyama scheme :cite:p:`kloeden:92`.
+    """Bring cells from ``start``, ``[n_cells, n_genes]``, each to its own time, by Euler-Maruyama :cite:p:`kloeden:92`.
 
-    All cells take the same number of steps, each of ``time / n_steps``, so that they stay one array.
-
-    Parameters
-    ----------
-    network
-        Gives the drift.
-    start
-        States at time zero, shape ``[n_cells, n_genes]``.
-    time
-        How long each cell runs, shape ``[n_cells]``.
-    process_sd
-        Standard deviation of the process noise per square root of unit time, a number or shape ``[n_genes]``.
-    rng
-        Where the noise is drawn from.
-    n_steps
-        Number of steps.
-
-    Returns
-    -------
-    States at `time`, shape ``[n_cells, n_genes]``.
+    ``process_sd`` is the noise per square root of unit time, a number or one per gene.
     """
     x, dt = start.copy(), (time / n_steps)[:, None]
     kick = np.sqrt(dt) * np.asarray(process_sd, dtype=np.float64)
@@ -186,11 +153,21 @@ def _toggle(a: str, b: str) -> tuple[Edge, ...]:
     return (a, a, 5.0), (b, b, 5.0), (a, b, -7.0), (b, a, -7.0)
 
 
+def _acts_on(source: str, *targets: str, weight: float) -> tuple[Edge, ...]:
+    """One gene that acts alike on several."""
+    return tuple((source, target, weight) for target in targets)
+
+
+def _marked(*clusters: str, threshold: float = 0.7) -> tuple[Edge, ...]:
+    """Clusters whose marker gene has their own name, written without a space."""
+    return tuple((name, name.replace(" ", ""), threshold) for name in clusters)
+
+
 BIFURCATION = Circuit(
     bias={"Stem": -5.0, "FateA": 0.5, "FateB": 0.5},
-    edges=(*_toggle("FateA", "FateB"), ("Stem", "FateA", -4.0), ("Stem", "FateB", -4.0)),
+    edges=(*_toggle("FateA", "FateB"), *_acts_on("Stem", "FateA", "FateB", weight=-4.0)),
     starts=({"Stem": 1.0},),
-    clusters=(("Progenitor", "Stem", 0.5), ("Fate A", "FateA", 0.7), ("Fate B", "FateB", 0.7)),
+    clusters=(("Progenitor", "Stem", 0.5), *_marked("Fate A", "Fate B")),
     roots=("Progenitor",),
     duration=8.5,
     rates={"Stem": 0.4},
@@ -201,24 +178,16 @@ TREE = Circuit(
     bias={"Stem": -5.0, "BranchA": 0.5, "BranchB": 0.5} | dict.fromkeys(("FateA1", "FateA2", "FateB1", "FateB2"), -5.5),
     edges=(
         *_toggle("BranchA", "BranchB"),
-        ("Stem", "BranchA", -4.0),
-        ("Stem", "BranchB", -4.0),
+        *_acts_on("Stem", "BranchA", "BranchB", weight=-4.0),
         *_toggle("FateA1", "FateA2"),
-        ("BranchA", "FateA1", 6.0),
-        ("BranchA", "FateA2", 6.0),
+        *_acts_on("BranchA", "FateA1", "FateA2", weight=6.0),
         *_toggle("FateB1", "FateB2"),
-        ("BranchB", "FateB1", 6.0),
-        ("BranchB", "FateB2", 6.0),
+        *_acts_on("BranchB", "FateB1", "FateB2", weight=6.0),
     ),
     starts=({"Stem": 1.0},),
     clusters=(
         ("Progenitor", "Stem", 0.5),
-        ("Branch A", "BranchA", 0.7),
-        ("Branch B", "BranchB", 0.7),
-        ("Fate A1", "FateA1", 0.7),
-        ("Fate A2", "FateA2", 0.7),
-        ("Fate B1", "FateB1", 0.7),
-        ("Fate B2", "FateB2", 0.7),
+        *_marked("Branch A", "Branch B", "Fate A1", "Fate A2", "Fate B1", "Fate B2"),
     ),
     roots=("Progenitor",),
     duration=11.0,
@@ -239,12 +208,7 @@ CONVERGENCE = Circuit(
         ("Common", "Fate", 10.0),
     ),
     starts=({"RootA": 1.0}, {"RootB": 1.0}),
-    clusters=(
-        ("Root A", "RootA", 0.5),
-        ("Root B", "RootB", 0.5),
-        ("Common", "Common", 0.7),
-        ("Fate", "Fate", 0.7),
-    ),
+    clusters=(*_marked("Root A", "Root B", threshold=0.5), *_marked("Common", "Fate")),
     roots=("Root A", "Root B"),
     duration=9.0,
     rates={"RootA": 0.6, "RootB": 0.6, "MidA": 1.2, "MidB": 1.2, "Fate": 0.5},

@@ -1,7 +1,4 @@
-"""The pancreas data set, downloaded by CellRank or read from a local file.
-
-Depends on nothing else of this package, and on CellRank only when the data are to be downloaded.
-"""
+"""The pancreas data set, downloaded by CellRank or read from a local file."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ __all__ = ["pancreas"]
 
 
 def pancreas(path: str | Path | None = None) -> AnnData:
-    """Mouse pancreas endocrinogenesis at E15.5 :cite:p:`bastidas-ponce:19`, raw counts.
+    """Return mouse pancreas endocrinogenesis at E15.5 :cite:p:`bastidas-ponce:19`, raw counts.
 
     Parameters
     ----------
     path
-        An h5ad file to read. By default CellRank downloads its copy of 2531 cells, once, to the folder ``datasets/``
-        of the working directory.
+        An h5ad file to read. Where not given, CellRank downloads its copy of 2531 cells, once, to the folder
+        ``datasets/`` of the working directory.
 
     Returns
     -------

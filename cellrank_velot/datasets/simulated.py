@@ -1,7 +1,4 @@
-"""Simulated cells as AnnData: gene circuits with known velocity, and a blob without any direction.
-
-Depends on :mod:`cellrank_velot.datasets.circuit` for the dynamics and on :mod:`cellrank_velot.preprocessing.prepare`.
-"""
+"""Simulated cells as AnnData: gene circuits with known velocity, and a blob without any direction."""
 
 from __future__ import annotations
 
@@ -21,11 +18,11 @@ from cellrank_velot.datasets.circuit import (
     draw_network,
     integrate,
 )
-from cellrank_velot.preprocessing.prepare import prepare
+from cellrank_velot.preprocessing import prepare
 
 __all__ = ["bifurcation", "convergence", "gaussian_blob", "tree"]
 
-# Okabe & Ito (2008), told apart with the common kinds of colour blindness; grey is kept for transitions
+# Colours of Okabe & Ito (2008), distinct for the common kinds of colour blindness; grey is that of transitions.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _TRANSITION, _TRANSITION_COLOR = "Transition", "#999999"
 
@@ -39,19 +36,20 @@ def bifurcation(
 ) -> AnnData:
     """Simulate a progenitor that chooses between two fates.
 
-    Two genes that activate themselves and repress each other are released by the decay of a progenitor factor;
-    noise decides which of them wins. Every cell comes from a trajectory of its own, at a time drawn uniformly from
-    the whole process.
+    Two genes activate themselves and repress each other. The decay of a progenitor factor releases them, and noise
+    decides which of them wins. Every cell comes from a trajectory of its own, at a time drawn uniformly from the whole
+    process.
 
     Parameters
     ----------
     n_cells
-        Number of cells.
+        Number of cells, at least 10.
     n_genes
-        Number of genes: those of the circuit, their targets (70 % of the rest) and unrelated ones.
+        Number of genes, at least the 3 of the circuit. Of the others, 70 % are targets of the circuit and the rest
+        is unrelated to it.
     noise
-        Factor on the process noise and on the measurement noise alike. 3 makes a noisy set; 0 leaves only the spread
-        of the cells at the beginning.
+        Factor on the process noise and on the measurement noise. 3 makes a noisy set. 0 leaves only the spread of the
+        cells at the beginning.
     random_state
         Seed. The network depends on it too, but not on `n_cells` or `noise`.
     preprocess
@@ -61,20 +59,20 @@ def bifurcation(
     -------
     AnnData with
 
-    - `X`, log expression as measured, and ``layers["true_expression"]``, the same before measurement;
+    - `X`, the log expression as measured, and ``layers["true_expression"]``, the same without measurement noise;
     - ``layers["true_velocity"]``, the drift there, in units of log expression per unit of time;
     - ``obs["true_time"]`` and ``obs["clusters"]``, with their colours in `uns`;
     - ``var["role"]`` ("circuit", "target" or "unrelated"), ``var[["bias", "rate", "base", "amplitude"]]`` and
       ``varp["true_regulation"]``, the weights of the network, rows acting on columns;
     - with ``preprocess=True`` also what :func:`~cellrank_velot.pp.prepare` writes, and ``obsm["true_velocity_pca"]``,
-      the drift through the loadings of the PCA.
+      the drift in the space of the PCA.
 
     Raises
     ------
     TypeError
         If an option is not a number.
     ValueError
-        If there are fewer than 10 cells, fewer genes than the circuit has, or if `noise` is negative.
+        If there are too few cells or genes, or if `noise` is negative.
 
     Examples
     --------
@@ -92,7 +90,35 @@ def tree(
 ) -> AnnData:
     """Simulate a curved tree with four leaves: a fate decision, followed by another one on either branch.
 
-    Parameters, result and errors are those of :func:`bifurcation`.
+    In every decision two genes activate themselves and repress each other. Every cell comes from a trajectory of its
+    own, at a time drawn uniformly from the whole process.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells, at least 10.
+    n_genes
+        Number of genes, at least the 7 of the circuit. Of the others, 70 % are targets of the circuit and the rest
+        is unrelated to it.
+    noise
+        Factor on the process noise and on the measurement noise. 3 makes a noisy set. 0 leaves only the spread of the
+        cells at the beginning.
+    random_state
+        Seed. The network depends on it too, but not on `n_cells` or `noise`.
+    preprocess
+        Whether to run :func:`cellrank_velot.pp.prepare`, after which the set is ready for the kernel.
+
+    Returns
+    -------
+    AnnData with log expression in `X`, ``layers["true_velocity"]``, ``obs["true_time"]``, ``obs["clusters"]`` and the
+    other slots that :func:`bifurcation` lists.
+
+    Raises
+    ------
+    TypeError
+        If an option is not a number.
+    ValueError
+        If there are too few cells or genes, or if `noise` is negative.
 
     Examples
     --------
@@ -108,8 +134,36 @@ def convergence(
 ) -> AnnData:
     """Simulate two roots that flow into one fate, each by way of an intermediate state of its own.
 
-    Parameters, result and errors are those of :func:`bifurcation`. ``obs["dpt_pseudotime"]`` is the diffusion
-    pseudotime from the nearer of two root cells, one in each root cluster.
+    Two progenitor factors decay, and each is followed by a pulse of an intermediate gene. Every cell comes from a
+    trajectory of its own, at a time drawn uniformly from the whole process.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells, at least 10.
+    n_genes
+        Number of genes, at least the 6 of the circuit. Of the others, 70 % are targets of the circuit and the rest
+        is unrelated to it.
+    noise
+        Factor on the process noise and on the measurement noise. 3 makes a noisy set. 0 leaves only the spread of the
+        cells at the beginning.
+    random_state
+        Seed. The network depends on it too, but not on `n_cells` or `noise`.
+    preprocess
+        Whether to run :func:`cellrank_velot.pp.prepare`, after which the set is ready for the kernel.
+
+    Returns
+    -------
+    AnnData with log expression in `X`, ``layers["true_velocity"]``, ``obs["true_time"]``, ``obs["clusters"]`` and the
+    other slots that :func:`bifurcation` lists. With ``preprocess=True``, ``obs["dpt_pseudotime"]`` is the
+    diffusion pseudotime from the nearer of two root cells, one in each root cluster.
+
+    Raises
+    ------
+    TypeError
+        If an option is not a number.
+    ValueError
+        If there are too few cells or genes, or if `noise` is negative.
 
     Examples
     --------
@@ -126,9 +180,9 @@ def gaussian_blob(n_cells: int = 1000, n_dims: int = 10, *, random_state: int = 
     Parameters
     ----------
     n_cells
-        Number of cells.
+        Number of cells, at least 10.
     n_dims
-        Number of dimensions of `X` and of ``obsm["X_pca"]``, which are equal.
+        Number of dimensions of `X` and of ``obsm["X_pca"]``, which are equal. At least 2.
     random_state
         Seed.
 
@@ -174,15 +228,15 @@ def _dataset(
     check_integer("n_genes", n_genes, low=len(circuit.bias))
     check_number("noise", noise, low=0)
 
-    # streams of their own, so that neither the noise nor the number of cells changes the network
     check_seed(random_state)
+    # Streams of their own, so that neither the noise nor the number of cells changes the network.
     network_rng, cell_rng, noise_rng = map(np.random.default_rng, np.random.SeedSequence(random_state).spawn(3))
     network = draw_network(circuit, n_genes, network_rng)
     time = cell_rng.uniform(0.0, circuit.duration, size=n_cells)
     root = cell_rng.integers(len(circuit.starts), size=n_cells)
     start = np.stack([network.start(state) for state in circuit.starts])[root]
     process_sd = _PROCESS_SD * network.noise
-    # the stationary spread of the process noise, so that the first cells vary like the later ones
+    # The stationary spread of the process noise, so that the first cells vary like the later ones.
     start += process_sd / np.sqrt(2 * network.rate) * cell_rng.standard_normal(start.shape)
     state = integrate(network, start, time, process_sd=noise * process_sd, rng=noise_rng)
 
@@ -198,7 +252,7 @@ def _dataset(
 
 
 def _to_anndata(circuit: Circuit, network: Network, state: FloatArray, time: FloatArray) -> AnnData:
-    """All that is known about the simulated cells before they are measured."""
+    """Return all that is known of the cells before they are measured."""
     numbers = {name: getattr(network, name) for name in ("bias", "rate", "base", "amplitude")}
     var = pd.DataFrame({"role": pd.Categorical(network.roles)} | numbers, index=list(network.names))
     adata = AnnData(obs=_cell_frame(time.size), var=var)
