@@ -1,7 +1,4 @@
-"""Search of parameters: the kernel over a grid, each stage computed once for all combinations that share it.
-
-Reads AnnData through the kernel and changes nothing in it. Depends on the kernel, its metrics, joblib, pandas and tqdm.
-"""
+"""Search of parameters: the kernel over a grid, with each step computed once for all combinations that share it."""
 
 from __future__ import annotations
 
@@ -26,9 +23,8 @@ from cellrank_velot._utils.parallel import Jobs
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_known
 from cellrank_velot.kernel import OTVelocityKernel
-from cellrank_velot.metrics.chain import step_forward_fraction
-from cellrank_velot.metrics.direction import cross_boundary_correctness
-from cellrank_velot.metrics.table import SCORES, summary
+from cellrank_velot.metrics import SCORES, cross_boundary_correctness, summary
+from cellrank_velot.metrics.table import step_forward
 from cellrank_velot.storage.pack import STAGES, plain
 
 __all__ = ["gridsearch"]
@@ -62,32 +58,35 @@ def gridsearch(
 ) -> pd.DataFrame:
     """Score the kernel for every combination of parameters.
 
-    A step is computed once for all combinations that agree in its parameters and in those of the steps before it: a
-    grid over ``lambda_smooth`` builds its windows and solves its transport once. Scores need no known answer, so that
-    the best is no proof: a velocity that is smoothed to one direction is coherent, too.
+    A step is computed once for all combinations that agree in its parameters and in those of the steps before it. A
+    grid over ``lambda_smooth``, for example, builds its windows and solves its transport once. The best score is no
+    proof, as scores need no known answer: a velocity that is smoothed to one direction is coherent, too.
 
     Parameters
     ----------
     adata
-        Annotated data, as for :class:`cellrank_velot.OTVelocityKernel`; nothing is written to it.
+        Annotated data with a pseudotime in ``obs``, positions in ``obsm`` and a neighbour graph in ``obsp``. Nothing is
+        written to it.
     param_grid
-        Values to try of each parameter. The names are those of the arguments of
+        Values to try, a list for each parameter. Names are those of the arguments of
         :class:`~cellrank_velot.OTVelocityKernel` and its methods ``compute_windows``, ``compute_velocity``,
         ``fit_field`` and ``compute_transition_matrix``. A name that several of them have, such as ``random_state``,
-        goes to all; ``"kernel."``, ``"windows."``, ``"velocity."``, ``"field."`` or ``"transition."`` before it means
-        that one step, and takes it from the plain name.
+        goes to all of them. With ``"kernel."``, ``"windows."``, ``"velocity."``, ``"field."`` or ``"transition."``
+        before it, a name goes to this step only, and the plain name to the others.
     cluster_edges
-        Pairs of clusters, from and to, that cells are known to move along; no ``cross_boundary`` scores without.
+        Pairs of clusters, from and to, that cells are known to move along. Without them there are no
+        ``cross_boundary`` scores.
     cluster_key
-        Key in ``adata.obs`` of the clusters that the scores are for. That of the kernel, in which windows are made, is
+        Key in ``adata.obs`` of the clusters for the scores. The kernel's own clusters, in which windows are made, are
         the parameter ``"cluster_key"``.
     fixed_params
-        One value for each of other parameters, named in the same way; default values where not given.
+        One value for each of other parameters, named in the same way. All others have their defaults.
     true_velocity_key
-        Key in ``adata.obsm`` of a known velocity in the basis of the kernel; no ``cosine_to_truth`` without.
+        Key in ``adata.obsm`` of a known velocity in the basis of the kernel, shape ``[n_cells, n_dims]``. Without it
+        there is no ``cosine_to_truth``.
     n_jobs
-        Number of jobs of joblib, whose ``parallel_config`` chooses the backend, and their number where ``None``. The
-        result does not depend on it.
+        Number of jobs. ``None`` takes that of joblib's ``parallel_config``, which also chooses the backend. The result
+        does not depend on it.
     show_progress_bar
         Whether to show a progress bar, which counts the steps to compute.
 
@@ -97,21 +96,22 @@ def gridsearch(
 
     - ``cross_boundary_cosine``, ``cross_boundary_fraction``: mean over the edges;
     - ``inner_cluster_coherence``: mean over the clusters;
-    - ``step_forward``: share of cells that a step of the transition matrix leads on in time;
-    - ``speed``, ``coverage``, ``converged``: over all cells, as in :func:`cellrank_velot.metrics.summary`;
+    - ``step_forward``: share of cells that a step of the transition matrix leads to a later time;
+    - ``speed``: median norm of the velocity; ``coverage``: share of cells with an estimate from transport;
+      ``converged``: share of the couplings that converged;
     - ``cosine_to_truth``, ``cosine_to_truth_raw``: of the field and of transport;
-    - ``seconds``: what the steps of this combination took, those that other rows share included;
-    - ``error``: why there are no scores, ``None`` where there are.
+    - ``seconds``: time that all steps of this combination took, also those that it shares with other rows;
+    - ``error``: why there are no scores; ``None`` where there are.
 
-    All scores but ``step_forward``, ``coverage``, ``converged`` and ``cosine_to_truth_raw`` are of the velocity field,
-    also where ``smooth=False`` makes the transition matrix without it.
+    All scores but ``step_forward``, ``coverage``, ``converged`` and ``cosine_to_truth_raw`` are those of the velocity
+    field, also where ``smooth=False`` makes the transition matrix without it.
 
     Raises
     ------
     KeyError
         If clusters, a cluster of an edge, or the known velocity are missing.
     TypeError
-        If the grid is no mapping, or the values of a parameter are no list.
+        If ``adata`` is no AnnData, the grid is no mapping, or the values of a parameter are no list.
     ValueError
         If a name is unknown or given twice, the grid or the values of a parameter are empty, or edges are no pairs.
 
@@ -142,8 +142,8 @@ def gridsearch(
 class _Plan:
     """What to compute.
 
-    A combination is the number of its value for each parameter of the grid. What it shares with others at some step
-    has -1 for the parameters that only later steps take.
+    A combination has, for each parameter of the grid, the number of its value. Up to some step it is the same as others
+    if they agree in the parameters of the steps so far: it then has -1 for the parameters of later steps.
     """
 
     grid: dict[str, list[Any]]
@@ -169,13 +169,13 @@ class _Plan:
         return list(product(*(range(len(values)) for values in self.grid.values())))
 
     def shared(self, choice: Choice, step: str) -> Choice:
-        """Return what of a combination a step and those before it depend on."""
+        """Return a combination up to a step, with -1 for the parameters that only later steps take."""
         order = list(STEPS)
         first = (min(order.index(taker) for taker in self.steps[name]) for name in self.grid)
         return tuple(i if at <= order.index(step) else -1 for i, at in zip(choice, first, strict=True))
 
     def choices(self, step: str) -> list[Choice]:
-        """Return what a step must be computed for."""
+        """Return the combinations that a step must be computed for."""
         return list(dict.fromkeys(self.shared(choice, step) for choice in self.combinations()))
 
     def options(self, choice: Choice, step: str) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _resolve(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if name in qualified:
             steps[name] = (qualified[name],)
             continue
-        # The seed of the velocity is of real time points, which a search does not have.
+        # The seed of the velocity is for real time points, which a search does not have.
         takers = tuple(step for step in STEPS if name in known[step] and (step, name) != ("velocity", "random_state"))
         if not takers:
             raise ValueError(_unknown(name, known, list(qualified)))
@@ -255,7 +255,7 @@ class _Scoring:
             check_known("adata.obsm", truth_key, adata.obsm.keys())
         pairs = None if edges is None else list(edges)
         if pairs is not None:
-            # The score itself knows which edges it takes: without neighbours it costs nothing to ask.
+            # The score itself checks the edges. Without neighbours it costs nothing.
             nowhere, no_graph = np.zeros((adata.n_obs, 1)), sp.csr_matrix((adata.n_obs, adata.n_obs))
             cross_boundary_correctness(nowhere, nowhere, no_graph, adata.obs[cluster_key], pairs)
         return cls(cluster_key, pairs, truth_key)
@@ -269,14 +269,9 @@ class _Scoring:
     def of_field(self, kernel: OTVelocityKernel) -> dict[str, float]:
         """Return the scores that do not depend on the transition matrix."""
         table = summary(kernel, self.cluster_key, self.edges, self.truth_key)
-        # The row over all cells is the last of its metric: a cluster may be named "all", too.
+        # The row of all cells is the last of its metric: a cluster may also be named "all".
         overall = table[table["group"] == "all"].drop_duplicates("metric", keep="last")
         return dict(zip(overall["metric"], overall["value"], strict=True))
-
-    def of_transitions(self, kernel: OTVelocityKernel) -> dict[str, float]:
-        """Return the score of the transition matrix."""
-        time = -kernel.cells.time if kernel.backward else kernel.cells.time
-        return {"step_forward": step_forward_fraction(kernel.transition_matrix, time)}
 
 
 def _table(plan: _Plan, scoring: _Scoring, outcomes: Mapping[Choice, _Outcome]) -> pd.DataFrame:
@@ -285,7 +280,7 @@ def _table(plan: _Plan, scoring: _Scoring, outcomes: Mapping[Choice, _Outcome]) 
     columns: dict[str, Any] = {}
     for position, (name, values) in enumerate(plan.grid.items()):
         column = [values[choice[position]] for choice in combinations]
-        # Left to itself, pandas makes NaN of None, and floats of the integers beside it.
+        # By itself, pandas makes NaN of None, and floats of the integers beside it.
         columns[name] = pd.Series(column, dtype=object if any(value is None for value in values) else None)
     for name in scoring.columns():
         columns[name] = np.array([np.nan if end.error else end.scores[name] for end in ends])
@@ -297,7 +292,7 @@ def _table(plan: _Plan, scoring: _Scoring, outcomes: Mapping[Choice, _Outcome]) 
 # -------------------------------------------------------------------------------------------------------------- the run
 @dataclass(frozen=True)
 class _Outcome:
-    """What a step leaves to those after it: stages, scores, the seconds until there, or why there is nothing."""
+    """What a step hands to those after it: stages, scores, the seconds so far, or the error that ended it."""
 
     stages: dict[str, Stage] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
@@ -305,7 +300,7 @@ class _Outcome:
     error: str | None = None
 
     def after(self, before: _Outcome) -> _Outcome:
-        """Return this with what was there before it."""
+        """Return this outcome with that of the steps before it."""
         seconds = before.seconds + self.seconds
         return _Outcome(before.stages | self.stages, before.scores | self.scores, seconds, self.error)
 
@@ -323,12 +318,12 @@ def _run(
         disable=not show_progress_bar,
     )
     with bar, single_thread(), Jobs(n_jobs, bar) as parallel:
-        # Step by step, not branch by branch: as many jobs as there are distinct stages, whichever the grid varies.
+        # Step by step: there are as many jobs as distinct stages, whatever the grid varies.
         for before, step in zip(STEPS, steps, strict=False):
             choices = plan.choices(step)
             origin = {choice: outcomes[plan.shared(choice, before)] for choice in choices}
             todo = [choice for choice in choices if origin[choice].error is None]
-            # Copied here: copying takes the AnnData out for a moment, which other threads must not see.
+            # Copied here: a copy takes the AnnData out for a moment, which other threads must not see.
             found = parallel(
                 delayed(_compute)(
                     kernels[plan.shared(choice, "kernel")].copy(),
@@ -367,15 +362,15 @@ def _compute(
         setattr(kernel, f"_{name}", stage)
     start = perf_counter()
     try:
-        # A combination is one job: its steps must not ask for more.
+        # A combination is one job: its steps must not start others.
         with parallel_config(backend="sequential"), single_thread():
             getattr(kernel, STEPS[step])(**options)
             seconds = perf_counter() - start
             scores = scoring.of_field(kernel) if step == "field" else {}
-            scores |= scoring.of_transitions(kernel) if step == "transition" else {}
+            scores |= {"step_forward": step_forward(kernel)} if step == "transition" else {}
     except ERRORS as error:
         return _Outcome(error=_message(error))
-    # Only what is new goes back to the process that asked, which has the rest.
+    # Only new stages go back to the process that asked; it has the others.
     now = {name: getattr(kernel, name) for name in STAGES if name not in stages}
     return _Outcome({name: stage for name, stage in now.items() if stage is not None}, scores, seconds)
 

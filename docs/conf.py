@@ -31,9 +31,8 @@ from cellrank.kernels import Kernel  # noqa: E402
 import cellrank_velot  # noqa: E402
 from cellrank_velot import metrics  # noqa: E402
 
-# Types that three modules import for type checkers only.
-for module in (metrics.genes, metrics.host, metrics.table):
-    vars(module).update(OTVelocityKernel=cellrank_velot.OTVelocityKernel, GPCCA=GPCCA, Kernel=Kernel)
+# Types that a module imports for type checkers only.
+vars(metrics.host).update(GPCCA=GPCCA, Kernel=Kernel)
 
 project = "cellrank_velot"
 author = copyright = "The cellrank_velot developers"

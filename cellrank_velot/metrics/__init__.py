@@ -1,10 +1,11 @@
-"""How good a velocity is: by neighbours (``direction``), held-out cells (``agreement``) and the chain (``chain``).
+"""Scores of a velocity: how well it agrees with neighbours, held-out cells or a known truth, and how good its chain is.
 
-Of a time series, ``time_points`` leaves time points out.
-
-These are plain functions of arrays. ``genes``, ``host`` and ``table`` read a kernel; ``host`` calls scores of CellRank.
+In go arrays, or a kernel (``genes``, ``host`` and ``table``). Out come numbers and tables. ``direction`` asks the
+neighbours, ``agreement`` and ``time_points`` hold cells and time points out, ``chain`` looks at transition matrices,
+and ``host`` calls CellRank's own scores.
 """
 
+from cellrank_velot.metrics._kernel import VelocityKernel
 from cellrank_velot.metrics.agreement import HeldOutAgreement, held_out_agreement
 from cellrank_velot.metrics.chain import reconstructability, row_correlations, step_forward_fraction
 from cellrank_velot.metrics.direction import (
@@ -15,11 +16,13 @@ from cellrank_velot.metrics.direction import (
 )
 from cellrank_velot.metrics.genes import gene_velocity, reconstructability_score
 from cellrank_velot.metrics.host import step_boundary_correctness, terminal_state_identification
-from cellrank_velot.metrics.table import summary
+from cellrank_velot.metrics.table import SCORES, summary
 from cellrank_velot.metrics.time_points import held_out_time, wasserstein
 
 __all__ = [
+    "SCORES",
     "HeldOutAgreement",
+    "VelocityKernel",
     "cosine_to_truth",
     "cosines",
     "cross_boundary_correctness",

@@ -1,7 +1,4 @@
-"""What transition matrices say: how far a reduced one reproduces the full one, and whether steps lead forward in time.
-
-Depends on numpy and scipy; knows neither AnnData nor CellRank.
-"""
+"""Scores of transition matrices: whether a reduced one reproduces the full one, whether steps lead forward in time."""
 
 from __future__ import annotations
 
@@ -21,13 +18,17 @@ Over = Literal["union", "all"]
 def reconstructability(matrix: sp.csr_matrix, reduced: sp.csr_matrix, over: Over = "union") -> float:
     r"""Return how well a reduced transition matrix reproduces the full one.
 
-    :math:`r = \mathrm{median}_i\, \mathrm{corr}(\pi_i, \pi'_i)` of the rows of both matrices, the reconstructability
-    score of scVelo :cite:`bergen:20`.
+    It is the median over the cells of the correlation of their rows,
+    :math:`\mathrm{median}_i\, \mathrm{corr}(\pi_i, \pi'_i)`: the reconstructability score of scVelo :cite:`bergen:20`.
 
     Parameters
     ----------
-    matrix, reduced, over
-        As in :func:`row_correlations`.
+    matrix
+        Full transition matrix, shape ``[n_cells, n_cells]``.
+    reduced
+        Reduced transition matrix of the same shape.
+    over
+        ``"union"`` correlates each row over the cells that one of both matrices leads to; ``"all"`` over all cells.
 
     Returns
     -------
@@ -55,16 +56,18 @@ def row_correlations(matrix: sp.csr_matrix, reduced: sp.csr_matrix, over: Over =
 
     Parameters
     ----------
-    matrix, reduced
-        Matrices of shape ``[n_cells, n_cells]``.
+    matrix
+        Transition matrix, shape ``[n_cells, n_cells]``.
+    reduced
+        Another one of the same shape.
     over
-        ``"union"`` correlates over the cells that either row leads to. ``"all"`` takes in all other cells, with
-        probability zero in both: with few neighbours among many cells it is large for any two matrices of one graph.
+        ``"union"`` correlates each row over the cells that one of both matrices leads to. ``"all"`` correlates over all
+        cells, most of which have probability zero in both rows: any two matrices of one graph then correlate well.
 
     Returns
     -------
-    Correlations in ``[-1, 1]``, shape ``[n_cells]``; NaN where a row is constant, e.g. that of a cell without a
-    neighbour or without a velocity.
+    Correlations in ``[-1, 1]``, shape ``[n_cells]``. A constant row, such as that of a cell without a neighbour or
+    without a velocity, has none: NaN.
 
     Raises
     ------
@@ -79,25 +82,25 @@ def row_correlations(matrix: sp.csr_matrix, reduced: sp.csr_matrix, over: Over =
     ((300,), True)
     """
     check_choice("over", over, Over)
-    rows, a, b, shape = _aligned(matrix, reduced)
-    stored = np.bincount(rows, minlength=shape[0])
-    size = np.maximum(stored if over == "union" else shape[1], 1)
-    mean_a, mean_b = (np.bincount(rows, p, minlength=shape[0]) / size for p in (a, b))
-    a, b = a - mean_a[rows], b - mean_b[rows]
+    rows, values = _aligned(matrix, reduced)
+    n_rows, n_cols = matrix.shape
+    stored = np.bincount(rows, minlength=n_rows)
+    size = np.maximum(stored if over == "union" else n_cols, 1)
     absent = size - stored  # entries that are zero in both rows
-    covariance = np.bincount(rows, a * b, minlength=shape[0]) + absent * mean_a * mean_b
-    spread_a, spread_b = (
-        np.sqrt(np.bincount(rows, d * d, minlength=shape[0]) + absent * m**2) for d, m in ((a, mean_a), (b, mean_b))
-    )
+    means = np.stack([np.bincount(rows, p, minlength=n_rows) / size for p in values])
+    a, b = values - means[:, rows]
+    covariance = np.bincount(rows, a * b, minlength=n_rows) + absent * means[0] * means[1]
+    squares = np.stack([np.bincount(rows, d * d, minlength=n_rows) for d in (a, b)])
+    spreads = np.sqrt(squares + absent * means**2)
     # A row of equal entries varies by rounding only.
-    varies = (spread_a > 1e-12 * np.abs(mean_a) * size) & (spread_b > 1e-12 * np.abs(mean_b) * size)
-    result = np.full(shape[0], np.nan)
-    np.divide(covariance, spread_a * spread_b, out=result, where=varies)
+    varies = (spreads > 1e-12 * np.abs(means) * size).all(axis=0)
+    result = np.full(n_rows, np.nan)
+    np.divide(covariance, spreads[0] * spreads[1], out=result, where=varies)
     return np.clip(result, -1, 1)
 
 
 def step_forward_fraction(matrix: sp.csr_matrix, time: ArrayLike) -> float:
-    r"""Return the share of cells whose expected time after a step, :math:`(T t)_i`, is later than their own.
+    """Return the share of cells whose expected time after one step, :math:`(T t)_i`, is later than their own.
 
     Parameters
     ----------
@@ -108,7 +111,7 @@ def step_forward_fraction(matrix: sp.csr_matrix, time: ArrayLike) -> float:
 
     Returns
     -------
-    Share in ``[0, 1]``. The last cells cannot step forward, so that one is out of reach; a cell that stays does not.
+    Share in ``[0, 1]``. A cell that stays does not count. The share is below one, as the last cells cannot step on.
 
     Raises
     ------
@@ -131,19 +134,16 @@ def step_forward_fraction(matrix: sp.csr_matrix, time: ArrayLike) -> float:
     return float((matrix @ times - times > rounding).mean())
 
 
-def _aligned(
-    matrix: sp.csr_matrix, reduced: sp.csr_matrix
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], tuple[int, int]]:
-    """Return, for each entry that either matrix has, its row and its value in both."""
+def _aligned(matrix: sp.csr_matrix, reduced: sp.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the row of each entry that either matrix has, and its value in both, shape ``[2, n_entries]``."""
     if matrix.shape != reduced.shape:
         raise ValueError(f"Expected matrices of one shape, found `{matrix.shape}` and `{reduced.shape}`.")
-    keys, values = zip(*(_entries(m) for m in (matrix, reduced)), strict=True)
-    union = np.union1d(*keys)
+    entries = [_entries(m) for m in (matrix, reduced)]
+    union = np.union1d(entries[0][0], entries[1][0])
     both = np.zeros((2, union.size))
-    for row, key, value in zip(both, keys, values, strict=True):
-        row[np.searchsorted(union, key)] = value
-    n_rows, n_cols = matrix.shape
-    return union // max(n_cols, 1), both[0], both[1], (n_rows, n_cols)
+    for row, (place, value) in zip(both, entries, strict=True):
+        row[np.searchsorted(union, place)] = value
+    return union // max(matrix.shape[1], 1), both
 
 
 def _entries(matrix: sp.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -1,7 +1,6 @@
-"""Does the velocity point where it should: to the next cluster, as the neighbours do, along a known velocity.
+"""Whether a velocity points to the next cluster, as the velocities of the neighbours do, or along a known velocity.
 
-Depends on similarities, numpy, scipy and pandas; knows neither AnnData nor CellRank. A cell whose velocity is NaN has
-no estimate and is left out; a velocity of zero has a cosine of zero with everything.
+Cells whose velocity is NaN are left out. A velocity of zero has a cosine of zero with any vector.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ def cross_boundary_correctness(
     edges: Iterable[tuple[Any, Any]],
     kind: BoundaryKind = "cosine",
 ) -> pd.Series:
-    r"""Return how well cells at the border of two clusters move across it.
+    r"""Return whether cells at the border of two clusters move across it.
 
     For an edge (A, B), the score of a cell i of A with neighbours :math:`N_i` in B is
     :math:`\frac{1}{|N_i|} \sum_{j \in N_i} \cos(v_i, x_j - x_i)`, or the share of positive cosines. The score of the
-    edge is the mean over such cells, and the mean over the edges, ``.mean()`` of what is returned, is the score of
-    the velocity :cite:`gao:22`. Weights of the graph, stored zeros and self-loops do not count.
+    edge is the mean over these cells. The score of the velocity is the mean over the edges, ``.mean()`` of the result
+    :cite:`gao:22`. Weights of the graph, stored zeros and self-loops do not count.
 
     Parameters
     ----------
@@ -48,10 +47,10 @@ def cross_boundary_correctness(
     labels
         Cluster of each cell, shape ``[n_cells]``; a cell with a missing label belongs to none.
     edges
-        Pairs of clusters, from and to. One given twice counts once.
+        Pairs of clusters, from and to. A pair that is given twice counts once.
     kind
-        ``"cosine"`` for the mean cosine, in ``[-1, 1]``; ``"fraction"`` for the share of neighbours in B that lie
-        ahead, in ``[0, 1]``.
+        ``"cosine"``: the mean cosine, in ``[-1, 1]``. ``"fraction"``: the share of the neighbours in B that lie ahead,
+        in ``[0, 1]``.
 
     Returns
     -------
@@ -75,7 +74,12 @@ def cross_boundary_correctness(
     True
     """
     check_choice("kind", kind, BoundaryKind)
-    x, velocity, known = _positions_and_velocities(x, velocity)
+    x, finite = _velocities(x, "x")
+    velocity, known = _velocities(velocity)
+    if x.shape != velocity.shape:
+        raise ValueError(f"Expected `velocity` of shape `{x.shape}`, found `{velocity.shape}`.")
+    if not finite.all():
+        raise ValueError(f"Expected finite positions `x`, found NaN or infinite values in `{(~finite).sum()}` cells.")
     n_cells = x.shape[0]
     codes, clusters = _codes(labels, n_cells)
     pairs = _cluster_pairs(edges, clusters)
@@ -100,12 +104,13 @@ def cross_boundary_correctness(
 
 
 def inner_cluster_coherence(velocity: ArrayLike, graph: sp.csr_matrix, labels: Any) -> pd.Series:
-    r"""Return how alike the velocities of neighbours are within each cluster.
+    """Return how alike the velocities of neighbours are within each cluster.
 
-    The score of a cell is the mean cosine of its velocity with those of its neighbours of the same cluster, that of a
-    cluster the mean over its cells with such neighbours, and ``.mean()`` of what is returned that of the velocity
-    :cite:`gao:22`. A constant field has coherence one, whatever its direction: read it with
-    :func:`cross_boundary_correctness`. Weights of the graph, stored zeros and self-loops do not count.
+    The score of a cell is the mean cosine of its velocity with the velocities of its neighbours in the same cluster.
+    The score of a cluster is the mean over its cells with such neighbours, and the score of the velocity is the mean
+    over the clusters, ``.mean()`` of the result :cite:`gao:22`. A constant field has coherence one, whatever its
+    direction: read it with :func:`cross_boundary_correctness`. Weights of the graph, stored zeros and self-loops do not
+    count.
 
     Parameters
     ----------
@@ -149,7 +154,7 @@ def inner_cluster_coherence(velocity: ArrayLike, graph: sp.csr_matrix, labels: A
 
 
 def cosine_to_truth(velocity: ArrayLike, truth: ArrayLike, fastest: float = 0.8) -> float:
-    """Return the mean cosine of the velocity to a known one, over the cells that truly move.
+    """Return the mean cosine of the velocity with a known velocity, over the cells that truly move.
 
     Parameters
     ----------
@@ -158,8 +163,8 @@ def cosine_to_truth(velocity: ArrayLike, truth: ArrayLike, fastest: float = 0.8)
     truth
         Known velocities of shape ``[n_cells, n_dims]``; cells with NaN or zero have no direction and are left out.
     fastest
-        Share of the cells, the fastest by the norm of ``truth``, that count, in ``(0, 1]``. They are chosen before
-        those without an estimate are left out, so that an estimate cannot choose its cells.
+        Share of the cells that count, in ``(0, 1]``: the fastest ones by the norm of ``truth``. They are chosen before
+        cells without an estimate are left out, so that an estimate cannot choose its cells.
 
     Returns
     -------
@@ -193,8 +198,10 @@ def cosines(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
 
     Parameters
     ----------
-    first, second
+    first
         Vectors of shape ``[n_cells, n_dims]``.
+    second
+        Other vectors of the same shape.
 
     Returns
     -------
@@ -235,18 +242,6 @@ def _velocities(velocity: ArrayLike, name: str = "velocity") -> tuple[NDArray[np
         raise ValueError(f"Expected `{name}` of shape `[n_cells, n_dims]`, found `{values.shape}`.")
     known = np.asarray(np.isfinite(values).all(axis=1))
     return np.where(known[:, None], values, 0.0), known
-
-
-def _positions_and_velocities(
-    x: ArrayLike, velocity: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    positions, finite = _velocities(x, "x")
-    velocities, known = _velocities(velocity)
-    if positions.shape != velocities.shape:
-        raise ValueError(f"Expected `velocity` of shape `{positions.shape}`, found `{velocities.shape}`.")
-    if not finite.all():
-        raise ValueError(f"Expected finite positions `x`, found NaN or infinite values in `{(~finite).sum()}` cells.")
-    return positions, velocities, known
 
 
 def _codes(labels: Any, n_cells: int) -> tuple[NDArray[np.int64], pd.Index]:

@@ -1,25 +1,19 @@
-"""Genes: the velocity of each through the PCA loadings, and how well some of them reproduce the transitions.
-
-Reads AnnData through a kernel, which does not import it in turn; depends on chain, numpy and pandas.
-"""
+"""The velocity of genes, through the PCA loadings, and how well some genes reproduce the transitions of all."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.validation import check_known
+from cellrank_velot.cells import find_genes, read_pca
+from cellrank_velot.metrics._kernel import VelocityKernel
 from cellrank_velot.metrics.chain import Over, reconstructability
 from cellrank_velot.transitions.similarities import Similarity
-
-if TYPE_CHECKING:
-    from cellrank_velot.kernel import OTVelocityKernel
 
 __all__ = ["gene_velocity", "reconstructability_score"]
 
@@ -27,7 +21,7 @@ logger = logging.getLogger("cellrank_velot")
 
 # Cells projected at a time, so that no second array of the size of the result is made.
 CHUNK_CELLS = 4096
-# What `params` says of a transition matrix, and what it leaves out where usual.
+# Options of a transition matrix that `params` names; it leaves out those with their usual values.
 SETTINGS = (
     "similarity",
     "softmax_scale",
@@ -42,18 +36,18 @@ SETTINGS = (
 
 
 def gene_velocity(
-    kernel: OTVelocityKernel,
+    kernel: VelocityKernel,
     genes: Sequence[str] | str | None = None,
     key_added: str = "velot_velocity",
     copy: bool = False,
     *,
     smooth: bool = True,
 ) -> pd.DataFrame | None:
-    """Take the velocity to genes, through the PCA loadings :math:`W`: :math:`v_{gene} = v W^T`.
+    """Compute the velocity of genes from the velocity in the PCA.
 
-    It is in units of the matrix that the PCA was computed on (log-normalised counts, say) per unit of time, and holds
-    what the components of the basis hold of the change of a gene. A gene without a weight in the PCA, as those that
-    are not highly variable, has no estimate: NaN, not zero.
+    With the loadings :math:`W` it is :math:`v_{gene} = v W^T`, in units of the matrix that the PCA was computed on
+    (such as log-normalised counts) per unit of time. It holds the part of the change that the components of the basis
+    hold. Genes without a weight in the PCA, such as those that are not highly variable, are NaN, never zero.
 
     Parameters
     ----------
@@ -62,22 +56,24 @@ def gene_velocity(
     genes
         Names of genes, or a boolean column of ``adata.var``; all genes where not given.
     key_added
-        Key in ``adata.layers`` to write to; genes that were not asked for are NaN there. A layer is dense and has
-        every gene, 4 bytes per cell and gene: with many cells, take a few genes with ``copy=True``.
+        Key in ``adata.layers`` to write to. Genes that were not asked for are NaN there. The layer is dense and has all
+        genes, 4 bytes per cell and gene: of many cells, take a few genes with ``copy=True``.
     copy
-        Whether to return the velocity, of the genes asked for only, and leave ``adata`` as it is.
+        Whether to return the velocity of these genes and leave ``adata`` as it is.
     smooth
-        Whether to use the velocity field; the transport velocity, NaN where there is none, otherwise.
+        Whether to use the velocity field. Otherwise the velocity from transport is used, NaN where there is none.
 
     Returns
     -------
-    Cells by genes, float32, in the order asked for, if ``copy``; otherwise nothing, and writes
+    With ``copy``, a float32 table of cells by genes, in the order asked for. Otherwise nothing; written is
     ``adata.layers[key_added]``, float32 of shape ``[n_cells, n_genes]``.
 
     Raises
     ------
     KeyError
         If loadings or genes are missing.
+    TypeError
+        If the column is not boolean.
     ValueError
         If the loadings do not belong to the basis.
     RuntimeError
@@ -94,8 +90,10 @@ def gene_velocity(
     """
     adata = kernel.adata
     velocity = kernel.velocity if smooth else kernel.raw_velocity
-    chosen = _gene_positions(adata, genes)
-    loadings = _loadings(adata, velocity.shape[1], chosen)
+    chosen = find_genes(adata, genes)
+    hint = "Velocities of genes need the loadings of a PCA."
+    loadings = read_pca(adata, velocity.shape[1], hint, of="the velocity")[chosen].T
+    loadings = np.where((loadings != 0).any(axis=0), loadings, np.nan)
     n_without = int(np.isnan(loadings).any(axis=0).sum())
     if n_without:
         logger.info("%d of %d genes have no weight in the PCA: their velocity is NaN", n_without, chosen.size)
@@ -110,12 +108,12 @@ def gene_velocity(
 
 
 def reconstructability_score(
-    kernel: OTVelocityKernel, genes: Sequence[str] | str, *, over: Over = "union", **kwargs: Any
+    kernel: VelocityKernel, genes: Sequence[str] | str, *, over: Over = "union", **kwargs: Any
 ) -> float:
     """Return how well a subset of genes reproduces the transitions of all genes.
 
-    The reduced matrix compares velocity and displacement in these genes alone, with the options and the softmax scale
-    of the kernel's own matrix; the kernel stays as it is.
+    A reduced matrix compares velocities and displacements in these genes alone, with the options and the softmax scale
+    of the kernel's own matrix. The score is the median correlation of the rows of both. The kernel stays as it is.
 
     Parameters
     ----------
@@ -124,19 +122,21 @@ def reconstructability_score(
     genes
         Names of genes, or a boolean column of ``adata.var``. Those without a weight in the PCA add nothing.
     over
-        As in :func:`~cellrank_velot.metrics.row_correlations`.
+        ``"union"`` correlates each row over the cells that one of both matrices leads to; ``"all"`` over all cells.
     **kwargs
-        Options of :meth:`~cellrank_velot.OTVelocityKernel.compute_transition_matrix` that differ for the reduced
-        matrix. A similarity that is a function must be given again, for the kernel keeps but its name.
+        Passed on to ``kernel.compute_transition_matrix``, whose options for the reduced matrix they replace. A
+        similarity that is a function must be given here again: the kernel keeps only its name.
 
     Returns
     -------
-    Median correlation of the rows, in ``[-1, 1]``; values above 0.8 say that these genes drive the dynamics.
+    Median correlation of the rows, in ``[-1, 1]``. Above 0.8, these genes drive the dynamics.
 
     Raises
     ------
     KeyError
         If genes or loadings are missing.
+    TypeError
+        If the column is not boolean.
     ValueError
         If the kernel's own matrix is of a subset of genes or of a function that was not given, or no gene has a weight.
     RuntimeError
@@ -161,33 +161,6 @@ def reconstructability_score(
         raise ValueError(f"Expected the function `{options['similarity']}` as `similarity=`, found its name only.")
     reduced = kernel.copy().compute_transition_matrix(**options, gene_subset=genes)
     return reconstructability(kernel.transition_matrix, reduced.transition_matrix, over)
-
-
-def _gene_positions(adata: AnnData, genes: Sequence[str] | str | None) -> NDArray[np.int64]:
-    """Return where the genes are in ``adata.var``, in the order asked for."""
-    if genes is None:
-        return np.arange(adata.n_vars)
-    if isinstance(genes, str):
-        check_known("adata.var", genes, adata.var.columns)
-        return np.flatnonzero(adata.var[genes].to_numpy(dtype=bool))
-    missing = [str(gene) for gene in genes if gene not in adata.var_names]
-    if missing:
-        raise KeyError(f"Expected genes of `adata.var_names`, found `{len(missing)}` others: {missing[:5]}.")
-    # Names may repeat in `var`; `get_indexer` would refuse them all.
-    first = ~adata.var_names.duplicated()
-    return np.flatnonzero(first)[adata.var_names[first].get_indexer(list(genes))]
-
-
-def _loadings(adata: AnnData, n_dims: int, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the loadings of some genes, NaN for those without, shape ``[n_dims, n_genes]``."""
-    check_known("adata.varm", "PCs", adata.varm.keys(), "Velocities of genes need the loadings of a PCA.")
-    loadings = np.asarray(adata.varm["PCs"], dtype=np.float64)[chosen]
-    if loadings.shape[1] != n_dims:
-        raise ValueError(
-            f"Expected the loadings `adata.varm['PCs']` to have the `{n_dims}` dimensions of the velocity, found "
-            f"`{loadings.shape[1]}`."
-        )
-    return np.where((loadings != 0).any(axis=1)[:, None], loadings, np.nan).T
 
 
 def _project(

@@ -1,7 +1,4 @@
-"""CellRank's own scores of a chain, its inputs checked: terminal states found, borders of clusters crossed.
-
-Calls public methods of CellRank's kernels and estimators and imports none of them; depends on numpy and pandas.
-"""
+"""CellRank's own scores of a chain, with checked inputs: terminal states found, borders of clusters crossed."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from cellrank_velot._utils.validation import check_integer, check_known
+from cellrank_velot.cells import check_clusters
 
 if TYPE_CHECKING:
     from cellrank.estimators import GPCCA
@@ -24,16 +21,16 @@ __all__ = ["step_boundary_correctness", "terminal_state_identification"]
 def terminal_state_identification(
     estimator: GPCCA, terminal_states: Sequence[str], cluster_key: str, n_macrostates: int | None = None, **kwargs: Any
 ) -> float:
-    """Return how soon the known terminal states are among the macrostates: CellRank's own ``GPCCA.tsi``, checked.
+    """Return how soon CellRank's macrostates contain the known terminal states: ``GPCCA.tsi`` with checked input.
 
-    For one macrostate up to ``n_macrostates``, the number of terminal states found, summed, over the same sum of the
-    largest number possible :cite:`weiler:24`. Both lines of CellRank that are supported have it.
+    For 1 to ``n_macrostates`` macrostates, the numbers of terminal states found are summed, and divided by the sum of
+    the largest numbers possible :cite:`weiler:24`. All supported versions of CellRank have it.
 
     Parameters
     ----------
     estimator
-        CellRank's GPCCA on any kernel with a transition matrix. Without PETSc it decomposes a dense matrix, of
-        ``8 n_cells ** 2`` bytes. Macrostates and terminal states that it has are kept.
+        CellRank's GPCCA on any kernel with a transition matrix. Without PETSc it decomposes a dense matrix of
+        ``8 * n_cells ** 2`` bytes. Its own macrostates and terminal states are kept.
     terminal_states
         Clusters that are terminal. CellRank names macrostates after clusters and cuts what follows an underscore.
     cluster_key
@@ -41,7 +38,7 @@ def terminal_state_identification(
     n_macrostates
         Largest number of macrostates; the number of terminal states where not given.
     **kwargs
-        Passed on to ``GPCCA.compute_macrostates``.
+        Passed on to :meth:`cellrank.estimators.GPCCA.compute_macrostates`.
 
     Returns
     -------
@@ -51,6 +48,8 @@ def terminal_state_identification(
     ------
     KeyError
         If the clusters or a terminal state are missing.
+    TypeError
+        If ``n_macrostates`` is no integer.
     ValueError
         If no terminal state is given, or a name has an underscore.
     RuntimeError
@@ -64,7 +63,7 @@ def terminal_state_identification(
     True
     """
     states = [terminal_states] if isinstance(terminal_states, str) else list(dict.fromkeys(terminal_states))
-    _check_clusters(estimator.adata, cluster_key, states)
+    check_clusters(estimator.adata, cluster_key, states)
     if not states:
         raise ValueError("Expected at least one terminal state, found none.")
     if cut := [state for state in states if "_" in state]:
@@ -85,13 +84,13 @@ def step_boundary_correctness(
     rep: str = "X_pca",
     graph_key: str = "distances",
 ) -> pd.Series:
-    """Return how well the steps of a chain cross the borders of clusters: CellRank's own ``kernel.cbc``, per edge.
+    """Return whether the steps of a chain cross the borders of clusters: CellRank's ``Kernel.cbc`` for each edge.
 
-    At each cell of A with neighbours in B, Pearson's correlation over the dimensions of ``rep`` between the expected
-    step under the transition matrix and the sum of the displacements to these neighbours, weighted by the graph;
-    then the mean over the cells. Unlike
-    :func:`~cellrank_velot.metrics.cross_boundary_correctness` it works for any kernel, for a combined one too, and
-    judges the matrix. CellRank loops over the cells. Both lines of it that are supported have it.
+    The score of a cell of A with neighbours in B is Pearson's correlation, over the dimensions of ``rep``, of two
+    vectors: its expected step under the transition matrix, and the sum of the displacements to these neighbours,
+    weighted by the graph. The score of the edge is the mean over these cells. Unlike
+    :func:`~cellrank_velot.metrics.cross_boundary_correctness` it judges the matrix and works for any kernel, also for a
+    combined one. CellRank loops over the cells. All supported versions of CellRank have it.
 
     Parameters
     ----------
@@ -124,21 +123,11 @@ def step_boundary_correctness(
     True
     """
     pairs = list(dict.fromkeys((source, target) for source, target in edges))
-    _check_clusters(kernel.adata, cluster_key, [cluster for pair in pairs for cluster in pair])
+    check_clusters(kernel.adata, cluster_key, [cluster for pair in pairs for cluster in pair])
     check_known("adata.obsm", rep, kernel.adata.obsm.keys())
     check_known("adata.obsp", graph_key, kernel.adata.obsp.keys())
     scores = [kernel.cbc(*pair, cluster_key=cluster_key, rep=rep, graph_key=graph_key) for pair in pairs]
     values = [float(np.mean(score)) if len(score) else np.nan for score in scores]
-    index = pd.MultiIndex.from_arrays(
-        [[pair[0] for pair in pairs], [pair[1] for pair in pairs]], names=["source", "target"]
-    )
+    sources, targets = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    index = pd.MultiIndex.from_arrays([sources, targets], names=["source", "target"])
     return pd.Series(values, index=index, dtype=np.float64, name="step_boundary_correctness")
-
-
-def _check_clusters(adata: AnnData, cluster_key: str, clusters: Iterable[str]) -> None:
-    """Refuse a missing column, and clusters that it does not have."""
-    check_known("adata.obs", cluster_key, adata.obs.columns)
-    available = list(pd.Categorical(adata.obs[cluster_key]).categories)
-    missing = [cluster for cluster in dict.fromkeys(clusters) if cluster not in available]
-    if missing:
-        raise KeyError(f"Expected clusters of `adata.obs[{cluster_key!r}]`, {available}, found {missing}.")

@@ -1,18 +1,16 @@
-"""All metrics of one kernel in a table.
-
-Reads AnnData through a kernel, which does not import it in turn; depends on the other metrics, numpy and pandas.
-"""
+"""All metrics of one kernel in a table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
+from cellrank_velot.cells import read_clusters
+from cellrank_velot.metrics._kernel import VelocityKernel
 from cellrank_velot.metrics.chain import step_forward_fraction
 from cellrank_velot.metrics.direction import (
     BoundaryKind,
@@ -21,12 +19,9 @@ from cellrank_velot.metrics.direction import (
     inner_cluster_coherence,
 )
 
-if TYPE_CHECKING:
-    from cellrank_velot.kernel import OTVelocityKernel
+__all__ = ["SCORES", "step_forward", "summary"]
 
-__all__ = ["SCORES", "summary"]
-
-#: Scores of a kernel as a whole, of those that :func:`summary` gives.
+#: Scores of a kernel as a whole, among those of :func:`summary`.
 SCORES = (
     "cross_boundary_cosine",
     "cross_boundary_fraction",
@@ -41,12 +36,12 @@ SCORES = (
 
 
 def summary(
-    kernel: OTVelocityKernel,
+    kernel: VelocityKernel,
     cluster_key: str,
     edges: Iterable[tuple[str, str]] | None = None,
     truth_key: str | None = None,
 ) -> pd.DataFrame:
-    """Return what can be said of the velocity of a kernel, in one table.
+    """Return all scores of the velocity of a kernel, in one table.
 
     Parameters
     ----------
@@ -55,22 +50,23 @@ def summary(
     cluster_key
         Key in ``adata.obs`` of the clusters.
     edges
-        Pairs of clusters, from and to, that cells are known to move along; no scores of borders where not given.
+        Pairs of clusters, from and to, that cells are known to move along. Without them there are no scores of borders.
     truth_key
-        Key in ``adata.obsm`` of a known velocity in the basis of the kernel; no ``cosine_to_truth`` where not given.
+        Key in ``adata.obsm`` of a known velocity in the basis of the kernel, shape ``[n_cells, n_dims]``. Without it
+        there is no ``cosine_to_truth``.
 
     Returns
     -------
-    Columns ``metric``, ``group`` and ``value``; the group is an edge as ``"A -> B"``, a cluster, or ``"all"``.
+    Columns ``metric``, ``group`` and ``value``. The group is an edge such as ``"A -> B"``, a cluster, or ``"all"``.
 
-    - ``cross_boundary_cosine``, ``cross_boundary_fraction``: by edge, and the mean over edges, if ``edges`` are given;
+    - ``cross_boundary_cosine``, ``cross_boundary_fraction``: by edge, and the mean over edges (if ``edges`` are given);
     - ``inner_cluster_coherence``: by cluster, and the mean over clusters;
-    - ``speed``: median norm of the velocity, in basis per time, by cluster and over all cells;
+    - ``speed``: median norm of the velocity, in basis units per unit of time, by cluster and over all cells;
     - ``coverage``: share of cells with an estimate from transport, by cluster and over all cells;
     - ``converged``: share of the couplings that converged;
-    - ``step_forward``: share of cells that a step leads on in time, or back for a backward kernel, if there is a
-      transition matrix;
-    - ``cosine_to_truth``, ``cosine_to_truth_raw``: of the field and of transport, if ``truth_key`` is given.
+    - ``step_forward``: share of cells that a step leads to a later time, or to an earlier one for a backward kernel (if
+      there is a transition matrix);
+    - ``cosine_to_truth``, ``cosine_to_truth_raw``: of the field and of transport (if ``truth_key`` is given).
 
     Raises
     ------
@@ -91,8 +87,7 @@ def summary(
     """
     adata = kernel.adata
     velocity = kernel.velocity
-    check_known("adata.obs", cluster_key, adata.obs.columns)
-    labels = adata.obs[cluster_key]
+    labels = read_clusters(adata, cluster_key)
     rows: list[tuple[str, str, float]] = []
     if edges is not None:
         pairs = list(edges)
@@ -104,17 +99,23 @@ def summary(
     rows += [(str(score.name), str(cluster), value) for cluster, value in score.items()]
     rows.append((str(score.name), "all", score.mean()))
     rows += _by_cluster("speed", pd.Series(np.linalg.norm(velocity, axis=1)), labels, "median")
-    rows += _by_cluster("coverage", pd.Series(_estimated(kernel), dtype=np.float64), labels, "mean")
+    estimated = np.isfinite(kernel.raw_velocity).all(axis=1)
+    rows += _by_cluster("coverage", pd.Series(estimated, dtype=np.float64), labels, "mean")
     rows.append(("converged", "all", _converged(kernel)))
     if kernel.params:
-        time = -kernel.cells.time if kernel.backward else kernel.cells.time
-        rows.append(("step_forward", "all", step_forward_fraction(kernel.transition_matrix, time)))
+        rows.append(("step_forward", "all", step_forward(kernel)))
     if truth_key is not None:
         check_known("adata.obsm", truth_key, adata.obsm.keys())
         truth = np.asarray(adata.obsm[truth_key])
         rows.append(("cosine_to_truth", "all", cosine_to_truth(velocity, truth)))
         rows.append(("cosine_to_truth_raw", "all", cosine_to_truth(kernel.raw_velocity, truth)))
     return pd.DataFrame(rows, columns=["metric", "group", "value"]).astype({"value": np.float64})
+
+
+def step_forward(kernel: VelocityKernel) -> float:
+    """Return the share of cells that a step of a kernel leads on in time, or back for a backward kernel."""
+    time = -kernel.cells.time if kernel.backward else kernel.cells.time
+    return step_forward_fraction(kernel.transition_matrix, time)
 
 
 def _by_cluster(metric: str, values: pd.Series, labels: pd.Series, how: str) -> list[tuple[str, str, float]]:
@@ -124,12 +125,7 @@ def _by_cluster(metric: str, values: pd.Series, labels: pd.Series, how: str) -> 
     return [*rows, (metric, "all", float(values.agg(how)))]
 
 
-def _estimated(kernel: OTVelocityKernel) -> NDArray[np.bool_]:
-    """Return which cells have a velocity from transport."""
-    return np.asarray(np.isfinite(kernel.raw_velocity).all(axis=1))
-
-
-def _converged(kernel: OTVelocityKernel) -> float:
+def _converged(kernel: VelocityKernel) -> float:
     """Return the share of converged couplings, of those that were computed."""
     assert kernel.transport is not None  # the velocity was read from it
     computed = np.isfinite(kernel.transport.marginal_error)
