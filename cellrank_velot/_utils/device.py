@@ -1,4 +1,4 @@
-"""Where the heavy stages run. Depends on torch and threadpoolctl only."""
+"""Where the heavy stages run: devices, their memory, and threads on the CPU."""
 
 from __future__ import annotations
 
@@ -26,15 +26,7 @@ FULL = ("out of memory", "not enough memory", "can't allocate memory", "alloc_fa
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the torch device of a name; ``"auto"`` is a GPU where torch sees one.
-
-    Raises
-    ------
-    TypeError
-        If it is not a name.
-    ValueError
-        If torch does not know the name, or the device is not there.
-    """
+    """Return the torch device of a name. ``"auto"`` is a GPU where torch sees one."""
     if not isinstance(device, str):
         raise TypeError(f"Expected `device` to be a name such as 'auto' or 'cpu', found `{type(device).__name__}`.")
     if device == "auto":
@@ -47,7 +39,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 class _SingleThread:
-    """How many are inside :func:`single_thread`: the first sets BLAS to one thread, the last sets it back."""
+    """Counts the callers inside :func:`single_thread`: the first sets BLAS to one thread, the last sets it back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,7 +47,7 @@ class _SingleThread:
         self._undo = ExitStack()
 
     def enter(self, held: list[bool]) -> None:
-        """Come in, and note that: Ctrl-C may come before."""
+        """Count a caller, and note it in ``held``: Ctrl-C may come before."""
         with self._lock:
             self._inside += 1
             held.append(True)
@@ -63,7 +55,7 @@ class _SingleThread:
                 self._undo.enter_context(_blas().limit(limits=1, user_api="blas"))
 
     def leave(self) -> None:
-        """Go out."""
+        """Count a caller less."""
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
@@ -75,15 +67,15 @@ _single_thread = _SingleThread()
 
 @contextmanager
 def single_thread(device: torch.device | None = None) -> Iterator[None]:
-    """Let torch and BLAS use one thread on the CPU: for many small operations, handing out work costs more than it.
+    """Let torch and BLAS use one thread on the CPU: small operations cost less than it takes to share them out.
 
     It also makes results independent of the number of cores.
     """
     if device is not None and device.type != "cpu":
         yield
         return
-    # Torch has a number for each thread: who sets it has to set it back. Of an interrupted run the last to leave is
-    # a worker, which would leave the thread that called with one for good.
+    # Torch counts for each thread of Python, so each sets its number back by itself. The last to leave an interrupted
+    # run is a worker, which could not set back the number of the caller.
     before = torch.get_num_threads()
     held: list[bool] = []
     try:
@@ -99,7 +91,7 @@ def single_thread(device: torch.device | None = None) -> Iterator[None]:
 
 
 def float_on(device: torch.device) -> torch.dtype:
-    """Return the floating numbers that a device computes with: double precision, which Apple's GPUs do not have."""
+    """Return the type of floating numbers on a device: double precision, which Apple's GPUs do not have."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -119,25 +111,10 @@ def is_full(error: BaseException) -> bool:
 
 
 def in_parts(work: Callable[[Any], Result], parts: Iterable[Any], step: str) -> Iterator[tuple[Any, Result]]:
-    """Call a function for each part, or for its halves where the device has no memory for the whole of it.
+    """Yield each part, in order, and what the function returned for it, or its halves where the device is full.
 
-    Parameters
-    ----------
-    work
-        Function of a part. It is called again for the halves: what it has done by then must not count.
-    parts
-        What can be cut: ranges or arrays.
-    step
-        Name of the step, for messages.
-
-    Yields
-    ------
-    Each part, in order, and what the function returned for it.
-
-    Raises
-    ------
-    MemoryError
-        If there is no memory for a part of one, saying what to set.
+    A part is a range or an array. The function is called again for the halves: what it did before it failed must not
+    count. A part of one element without memory for it is a MemoryError, which says what to set.
     """
     waiting, bound = deque(parts), None
     while waiting:
@@ -156,10 +133,7 @@ def in_parts(work: Callable[[Any], Result], parts: Iterable[Any], step: str) -> 
 
 
 def with_halves(work: Callable[[int], Result], size: int, step: str) -> tuple[Result, int]:
-    """Call a function of a size, of half of it as often as the device has no memory; return the result and the size.
-
-    Parameters and errors are those of :func:`in_parts`.
-    """
+    """Call a function of a size, and of half of it as often as the device is full; return the result and the size."""
     while True:
         done, result = _tried(work, size, size, step)
         if done:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Depends on nothing but the standard library."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,15 +23,10 @@ STEM = 40
 def replacing(path: str | Path) -> Iterator[Path]:
     """Hand out a temporary file in the same folder, which takes the place of ``path`` once it is complete.
 
-    Whatever happens, ``path`` is what it was before or complete. The temporary file goes when something fails; that of
-    a process that is killed stays, as ``.{name}.velot-tmp-{random}{suffix}``. A link is followed: what it points to is
-    replaced. The permissions are those that the file had, or those of any new one. What is no regular file, such as a
-    pipe, is written to as it is.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, naming ``path`` and the reason.
+    Whatever happens, ``path`` is complete or what it was before. The temporary file goes when something fails. If the
+    process is killed it stays, as ``.{name}.velot-tmp-{random}{suffix}``. A link is followed: the file that it points
+    to is replaced. The permissions are those that the file had, or those of a new file. A pipe is written to directly.
+    An OSError names ``path`` and the reason.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():

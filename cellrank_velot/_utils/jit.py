@@ -1,4 +1,4 @@
-"""How loops are compiled. Depends on numba and numpy only."""
+"""How loops are compiled."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function into each compiled one that calls it.
+    """Compile a function into each compiled function that calls it.
 
-    As a function of its own it would be there twice, alone and beside its caller, with sums in orders of their own; the
-    process that compiles takes the one, and those that read what it kept on disk the other: last places would differ.
+    Compiled by itself it would exist twice, alone and within its caller, with sums in two orders. The process that
+    compiles would use the one and a process that reads the cache on disk the other, and last digits would differ.
     """
     return numba.njit(forceinline=True, **OPTIONS)(function)
 
 
 def read_only(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """Return views that are only read: an array that can be written to would be a type of its own, compiled again."""
+    """Return views of arrays that cannot be written to.
+
+    For numba, an array that can be written to is another type, for which the function would be compiled again.
+    """
     views = tuple(np.ascontiguousarray(array).view(np.ndarray) for array in arrays)
     for view in views:
         view.flags.writeable = False

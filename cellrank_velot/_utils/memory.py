@@ -1,4 +1,4 @@
-"""How much memory there is, how much a step may take, how many jobs that allows. Depends on the checks of arguments."""
+"""How much memory there is, how much a step may take, and how many jobs that allows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ SHOWN = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
 
 
 def bytes_of(memory_limit: float | str | None) -> float:
-    """Return a limit in bytes, given as a number or as ``"4 GB"`` or ``"512 MiB"``; infinite for ``None``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is none of these, or not above zero.
-    """
+    """Return a limit in bytes, given as a number or as ``"4 GB"`` or ``"512 MiB"``; infinite for ``None``."""
     if memory_limit is None:
         return float("inf")
     if isinstance(memory_limit, str):
@@ -45,23 +39,10 @@ def physical_memory() -> float:
 
 
 def jobs_within(memory_limit: float | str | None, fixed: float, of_job: float, n_jobs: int, step: str) -> int:
-    """Return how many jobs at a time keep within the limit.
+    """Return how many of ``n_jobs`` jobs at a time keep within the limit.
 
-    Parameters
-    ----------
-    memory_limit
-        As for :func:`bytes_of`.
-    fixed, of_job
-        Bytes that the step takes anyway, and with each job.
-    n_jobs
-        Jobs that are wanted.
-    step
-        Name of the step, for messages.
-
-    Raises
-    ------
-    MemoryError
-        If the limit leaves no room for one job.
+    The step takes ``fixed`` bytes in any case and ``of_job`` bytes for each job. A limit that leaves no room for one
+    job is a MemoryError.
     """
     limit = bytes_of(memory_limit)
     if fixed + of_job > limit:

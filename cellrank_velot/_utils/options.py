@@ -1,7 +1,4 @@
-"""Options: values that travel together, checked once when they are made and then passed whole.
-
-Depends on the other checks of this folder.
-"""
+"""Options: values that travel together, checked once when they are made and then passed whole."""
 
 from __future__ import annotations
 
@@ -53,11 +50,5 @@ class Run(Options):
         bytes_of(self.memory_limit)
 
     def jobs(self, fixed: float, of_job: float, step: str) -> int:
-        """Return how many jobs at a time keep within the memory: ``fixed`` bytes in any case, ``of_job`` for each.
-
-        Raises
-        ------
-        MemoryError
-            If the limit leaves no room for one job.
-        """
+        """Return how many jobs at a time keep within the memory: ``fixed`` bytes in any case, ``of_job`` for each."""
         return jobs_within(self.memory_limit, fixed, of_job, count_jobs(self.n_jobs), step)

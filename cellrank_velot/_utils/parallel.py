@@ -1,7 +1,6 @@
 """Work in parts: in threads of this process, or wherever joblib's ``parallel_config`` sends it.
 
-The parts are the same whoever does them, and come back in their order, so that the result does not depend on it.
-Depends on joblib, torch and tqdm.
+The parts are the same whoever does them, and come back in their order, so that the result is the same.
 """
 
 from __future__ import annotations
@@ -58,27 +57,12 @@ def run(
     delay: float = 0.0,
     at_a_time: int | None = None,
 ) -> Generator[Any, None, None]:
-    """Call a function for each task and yield what it returns, in the order of the tasks.
+    """Call ``function(*shared, *task)`` for each task, and yield the results in the order of the tasks.
 
-    Parameters
-    ----------
-    function
-        Function of a module, which can be pickled; called as ``function(*shared, *task)``.
-    tasks
-        Arguments of each call, small ones.
-    shared
-        Arguments that all calls have. Those that are no plain values reach another machine once, not once per task.
-    n_jobs
-        Number of jobs. ``None`` takes that of joblib's ``parallel_config``, and outside of one as many threads as
-        torch uses. Without a backend chosen there, jobs are threads.
-    desc
-        What the progress bar says.
-    show_progress_bar
-        Whether to show one.
-    delay
-        Seconds after which it is shown.
-    at_a_time
-        Tasks that are given out before the first of them must have come back; as many as there are where not given.
+    The function must be one of a module, which can be pickled. Of ``shared``, arrays reach another machine once, not
+    with each task. ``n_jobs=None`` takes the number of joblib's ``parallel_config``, and outside of it as many threads
+    as torch uses. The progress bar appears after ``delay`` seconds. No more than ``at_a_time`` tasks are given out
+    before the first of them has come back.
     """
     jobs = min(count_jobs(n_jobs), len(tasks))
     with (
@@ -109,15 +93,7 @@ def blocks(n: int, size: int) -> list[tuple[int, int]]:
 
 
 def count_jobs(n_jobs: int | None) -> int:
-    """Return how many jobs are meant, see :func:`run`.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is zero.
-    """
+    """Return how many jobs are meant, see :func:`run`."""
     if n_jobs is not None:
         if check_integer("n_jobs", n_jobs, low=-(2**31)) == 0:
             raise ValueError("Expected `n_jobs` to be a number of jobs, or -1 for all cores, found `0`.")
@@ -138,9 +114,10 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 def _on_cluster(
     backend: Any, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], shared: tuple[Any, ...], n_ahead: int
 ) -> Generator[Any, None, None]:
-    """Do tasks on a dask cluster, and those again that it forgets as a worker dies.
+    """Do tasks on a dask cluster, and again those that it forgets when a worker dies.
 
-    By its client, not by joblib's backend, which sends data in a way that never comes back where a worker dies then.
+    By dask's client, not by joblib's backend: that one sends data in a way that never comes back when a worker dies
+    then.
     """
     client, done = backend.client, 0
     for last_time in LAST_TIME:
@@ -168,10 +145,10 @@ def _on_cluster(
 
 
 def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
-    """Send what all tasks need to all workers of a cluster, once: a worker that dies takes no data with it.
+    """Send what all tasks need to all workers of a cluster, once, so that a worker that dies takes no data with it.
 
-    First to one worker, and to the others by a task for each that needs the data and does nothing. Dask's own broadcast
-    goes on forever where one of the workers that it counted at its start is gone.
+    First to one worker, then to each other by a task that needs the data and does nothing. Dask's own broadcast never
+    ends where one of the workers that it counted at its start is gone.
     """
     large = [value for value in shared if not isinstance(value, PLAIN)]
     if not large:

@@ -1,7 +1,4 @@
-"""The base of every frozen stage: read-only arrays that survive pickling, deep copies and a trip through h5ad.
-
-Depends on numpy only. A stage is a frozen dataclass whose fields are arrays or plain Python values.
-"""
+"""The base of every result of a stage: a frozen dataclass whose fields are arrays or plain Python values."""
 
 from __future__ import annotations
 
@@ -15,16 +12,15 @@ __all__ = ["Stage", "frozen"]
 
 
 class Stage:
-    """Mixin of frozen dataclasses of arrays.
+    """Mixin of frozen dataclasses of arrays, which are read-only and stay so through :mod:`pickle` and h5ad.
 
-    Arrays are made read-only, and stay so through :mod:`pickle`, which forgets the flag. As nothing in a stage can
-    change, a deep copy is the stage itself: copies of a kernel share them.
+    As nothing in a stage can change, a deep copy is the stage itself: copies of a kernel share it.
     """
 
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        """Take every array by value where it is writeable, and lock it."""
+        """Copy every array that somebody could still write to, and lock it."""
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray):
@@ -46,13 +42,12 @@ class Stage:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build the stage from the fields by name.
+        """Build the stage from its fields by name.
 
         Parameters
         ----------
         values
-            What :meth:`to_dict` returned. Names that the stage does not know are refused. What has a default may be
-            missing: a file holds no ``None``.
+            What :meth:`to_dict` returned. A field with a default may be missing: a file holds no ``None``.
 
         Raises
         ------
@@ -67,7 +62,7 @@ class Stage:
 
 
 def frozen(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Lock an array of one's own, which no one else has: a stage takes it as it is, without a copy."""
+    """Lock an array that nobody else holds: a stage then takes it without a copy."""
     array.flags.writeable = False
     return array
 

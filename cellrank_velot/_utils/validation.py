@@ -1,7 +1,4 @@
-"""Checks of arguments, shared by all modules; each failure says what was expected and what was found.
-
-Depends on numpy only.
-"""
+"""Checks of arguments, shared by all rooms. Each failure says what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -19,13 +16,7 @@ LARGEST, SMALLEST = 1e100, 1e-100
 
 
 def check_choice(name: str, value: Any, choices: Any) -> str:
-    """Return ``value`` where it is one of ``choices``, a sequence of names or a ``Literal``.
-
-    Raises
-    ------
-    ValueError
-        If it is not, listing the valid ones.
-    """
+    """Return ``value`` if it is one of ``choices``, a sequence of names or a ``Literal``."""
     valid: Sequence[str] = get_args(choices) or tuple(choices)
     if not isinstance(value, str) or value not in valid:
         raise ValueError(f"Expected `{name}` to be one of {list(valid)}, found `{value!r}`.")
@@ -41,15 +32,7 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Return ``value`` as a float where it is a finite number in the interval.
-
-    Raises
-    ------
-    TypeError
-        If it is not a number.
-    ValueError
-        If it is outside ``[low, high]``, or on an end that is open.
-    """
+    """Return ``value`` as a float if it is a finite number in ``[low, high]``, where an end may be open."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise TypeError(f"Expected `{name}` to be a number, found `{type(value).__name__}`.")
     number = float(value)
@@ -63,15 +46,7 @@ def check_number(
 
 
 def check_integer(name: str, value: Any, *, low: int = 0) -> int:
-    """Return ``value`` as an int where it is a whole number of at least ``low``.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is smaller than ``low``.
-    """
+    """Return ``value`` as an int if it is a whole number of at least ``low``."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
         raise TypeError(f"Expected `{name}` to be an integer, found `{type(value).__name__}`.")
     if int(value) < low:
@@ -80,15 +55,7 @@ def check_integer(name: str, value: Any, *, low: int = 0) -> int:
 
 
 def check_seed(value: Any) -> int:
-    """Return ``random_state`` as an int where all generators take it as their seed: from 0 to 2**32 - 1.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is out of range.
-    """
+    """Return ``random_state`` as an int if every generator takes it as a seed: from 0 to 2**32 - 1."""
     seed = check_integer("random_state", value)
     if seed >= 2**32:
         raise ValueError(f"Expected `random_state` to be at most `{2**32 - 1}`, found `{value}`.")
@@ -96,13 +63,7 @@ def check_seed(value: Any) -> int:
 
 
 def check_known(slot: str, key: Any, available: Iterable[Any], hint: str = "") -> None:
-    """Refuse a key that a slot of AnnData does not have.
-
-    Raises
-    ------
-    KeyError
-        If ``key`` is not in ``available``, naming what is.
-    """
+    """Refuse a key that a slot of AnnData does not have, and name those that it has."""
     available = list(available)
     if key not in available:
         raise KeyError(

@@ -97,7 +97,20 @@ class CellStates(Stage):
         return int(self.x.shape[0])
 
     def time_at(self, positions: NDArray[np.float64], n_neighbors: int = 15) -> NDArray[np.float64]:
-        """Return the mean time of the cells nearest to each position, shape ``[n_points]``."""
+        """Return the mean time of the cells nearest to each position, shape ``[n_points]``.
+
+        Parameters
+        ----------
+        positions
+            Points in the basis, shape ``[n_points, n_dims]``.
+        n_neighbors
+            Number of cells to average over; all cells where there are fewer.
+
+        Examples
+        --------
+        >>> vk.cells.time_at(vk.cells.x[:5]).shape
+        (5,)
+        """
         if not positions.size:
             return np.empty(0)
         search = NearestNeighbors(n_neighbors=min(n_neighbors, self.n_cells)).fit(self.x)

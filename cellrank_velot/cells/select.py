@@ -70,9 +70,7 @@ def _by_column(adata: AnnData, key: str, value: Any) -> NDArray[np.bool_]:
     numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
     if not numeric:
         return cells_in_cluster(adata, key, value)
-    if isinstance(value, str | Mapping) or not isinstance(value, Sequence | np.ndarray) or len(value) != 2:
-        raise ValueError(f"Expected the two ends of an interval of `adata.obs[{key!r}]`, found `{value!r}`.")
-    return cells_in_time(column.to_numpy(dtype=np.float64, na_value=np.nan), key, (value[0], value[1]))
+    return cells_in_time(column.to_numpy(dtype=np.float64, na_value=np.nan), f"adata.obs[{key!r}]", value)
 
 
 def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool_]:
