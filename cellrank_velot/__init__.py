@@ -22,7 +22,7 @@ from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.search import gridsearch
-from cellrank_velot.storage.pack import read_trajectories
+from cellrank_velot.storage import read_trajectories, write_h5ad
 
 __all__ = [
     "OTVelocityKernel",
@@ -35,6 +35,7 @@ __all__ = [
     "pl",
     "pp",
     "read_trajectories",
+    "write_h5ad",
 ]
 
 # So that `from cellrank_velot.pl import velocity_stream` works, as it does with scanpy.

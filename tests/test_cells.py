@@ -9,13 +9,23 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from cellrank_velot.cells.read import (
+from cellrank_velot.cells import (
     TIME_KEYS,
+    check_clusters,
     find_basis,
+    find_cluster_key,
+    find_genes,
     find_time_key,
+    gene_names,
     read_basis,
     read_cells,
+    read_clusters,
+    read_colors,
+    read_embedding,
     read_loadings,
+    read_pca,
+    read_plane,
+    read_root,
     read_time,
     warn_about_graph,
 )
@@ -294,3 +304,85 @@ def test_loadings_errors(adata: AnnData):
 def test_basis_must_be_a_name(adata):
     with pytest.raises(TypeError, match=r"`basis` to be a key of `adata\.obsm`, found `list`"):
         find_basis(adata, [1, 2])
+
+
+# ----------------------------------------------------------------------------------- root, planes, colours and genes
+def test_root_is_a_cell_or_none(adata: AnnData, caplog):
+    assert read_root(adata) is None
+    for root in (7, np.int64(7), np.array(7)):
+        adata.uns["iroot"] = root
+        assert read_root(adata) == 7
+    assert not caplog.records
+    for root in (239.0, 240, -1, "cell_3", [1, 2]):  # 240 cells, or fewer than there were
+        adata.uns["iroot"] = root
+        assert read_root(adata) is None
+    assert "no position among 240 cells" in caplog.text
+
+
+def test_embedding_for_a_plot_has_two_dimensions_and_a_name(adata: AnnData):
+    adata.obsm["X_umap"] = np.column_stack([adata.obsm["X_umap"], np.zeros(240)]).astype(np.float32)
+    adata.obsm["X_umap"][3] = np.nan
+    x, name = read_embedding(adata, "umap")
+    assert name == "UMAP"
+    np.testing.assert_array_equal(x, adata.obsm["X_umap"][:, :2])
+    adata.obsm["X_draw_graph_fa"] = adata.obsm["X_pca"]
+    assert read_embedding(adata, "draw_graph_fa")[1] == "draw_graph_fa"
+    adata.obsm["line"] = np.zeros((240, 1))
+    with pytest.raises(ValueError, match=r"`adata.obsm\['line'\]` to have at least `2` columns.*`\(240, 1\)`"):
+        read_embedding(adata, "line")
+
+
+def test_plane_has_the_columns_asked_for(adata: AnnData, planted):
+    np.testing.assert_array_equal(read_plane(adata, "pca", (3, 1)), planted.x[:, [3, 1]])
+    known = {"X_pca": planted.x + 1}  # of a kernel, which has read them before
+    np.testing.assert_array_equal(read_plane(adata, "pca", (0, 1), known), planted.x[:, :2] + 1)
+    for dims in ((0, 0), (0, 5), (0, 1, 2)):
+        with pytest.raises(ValueError, match="Expected `dims` to be two of the `5` columns of 'X_pca'"):
+            read_plane(adata, "X_pca", dims)
+    with pytest.raises(TypeError, match="Expected `dims` to be an integer"):
+        read_plane(adata, "X_pca", (0.0, 1))
+
+
+def test_cluster_key_is_the_one_given_the_usual_or_clusters(adata: AnnData):
+    assert find_cluster_key(adata, "stage", "clusters") == "stage"
+    assert find_cluster_key(adata, None, "stage") == "stage"
+    assert find_cluster_key(adata, None) == "clusters"
+    del adata.obs["clusters"]
+    assert find_cluster_key(adata, None) is None
+    with pytest.raises(KeyError, match=r"Expected `adata.obs\['leiden'\]`"):
+        find_cluster_key(adata, "leiden")
+
+
+def test_clusters_are_categories_in_their_order(adata: AnnData):
+    assert read_clusters(adata, "stage").cat.categories.tolist() == [0, 1, 2, 3]
+    adata.obs["text"] = adata.obs["clusters"].astype(str).where(adata.obs["clusters"] != "stem")
+    assert read_clusters(adata, "text").cat.categories.tolist() == ["left", "right"]
+    with pytest.raises(ValueError, match=r"a cluster for each cell in `adata.obs\['text'\]`"):
+        read_clusters(adata, "text", complete=True)
+    with pytest.raises(KeyError, match=r"`adata.obs\['leiden'\]`.* Pass `cluster_key`\."):
+        read_clusters(adata, "leiden", "Pass `cluster_key`.")
+    check_clusters(adata, "clusters", ["stem", "left"])
+    with pytest.raises(KeyError, match=r"Expected clusters of `adata.obs\['clusters'\]`.*found \['up'\]"):
+        check_clusters(adata, "clusters", ["stem", "up", "up"])
+
+
+def test_colors_are_those_written_where_all_are_colors(adata: AnnData):
+    assert read_colors(adata, "clusters") == []
+    adata.uns["clusters_colors"] = np.array(["#ff0000", "green", "b"])
+    assert read_colors(adata, "clusters") == ["#ff0000", "green", "b"]
+    adata.uns["clusters_colors"] = ["#ff0000", "no colour", "b"]
+    assert read_colors(adata, "clusters") == []
+
+
+def test_genes_are_found_in_the_order_asked_for(adata: AnnData):
+    assert find_genes(adata, None).tolist() == list(range(20))
+    assert find_genes(adata, ["gene_7", "gene_2"]).tolist() == [7, 2]
+    assert gene_names(adata, "highly_variable") == [f"gene_{i}" for i in range(12)]
+    adata.var_names = ["twice", "twice", *adata.var_names[2:]]
+    assert find_genes(adata, ["gene_7", "twice"]).tolist() == [7, 0]
+
+
+def test_loadings_of_all_genes_belong_to_the_basis(adata: AnnData):
+    assert read_pca(adata, 5).shape == (20, 5)
+    with pytest.raises(ValueError, match="the `4` dimensions of the velocity, found `5`"):
+        read_pca(adata, 4, of="the velocity")

@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData, read_h5ad
+from cellrank import Lineage
 
-from cellrank_velot import OTVelocityKernel, datasets
+from cellrank_velot import OTVelocityKernel, datasets, estimators, write_h5ad
 from cellrank_velot._utils.files import replacing
-from cellrank_velot.job import JobOptions, analysis, cli, inputs, outputs
+from cellrank_velot.estimators import StateOptions, gpcca
+from cellrank_velot.job import JobOptions, cli, inputs, outputs
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, render, write_report
+from cellrank_velot.storage import h5ad
 
 draw_all = outputs._write_figures
 FEW_STEPS = ["--n-steps", "50"]
@@ -229,13 +232,13 @@ def test_wrong_root_is_pointed_out(raw):
 
 
 def test_too_many_states_fall_back(raw, monkeypatch):
-    attempt, tried = analysis._try_macrostates, []
+    attempt, tried = gpcca._try_macrostates, []
 
-    def at_most_three(estimator, n_states, cluster_key):
+    def at_most_three(estimator, n_states, options):
         tried.append(n_states)
-        return n_states <= 3 and attempt(estimator, n_states, cluster_key)
+        return n_states <= 3 and attempt(estimator, n_states, options)
 
-    monkeypatch.setattr(analysis, "_try_macrostates", at_most_three)
+    monkeypatch.setattr(gpcca, "_try_macrostates", at_most_three)
     assert run(raw, "--n-states", "5") == cli.OK
     assert tried[:3] == [5, 4, 3]
     log = (raw.parent / "out" / "run.log").read_text()
@@ -246,7 +249,7 @@ def test_unreachable_terminal_states_leave_a_result_without_fates(raw, monkeypat
     def fail(self, *args, **kwargs):
         raise ValueError("`305` value(s) do not sum to 1")
 
-    monkeypatch.setattr(analysis.GPCCA, "compute_fate_probabilities", fail)
+    monkeypatch.setattr(gpcca.GPCCA, "compute_fate_probabilities", fail)
     assert run(raw, "--n-states", "2") == cli.FAILED
     out = raw.parent / "out"
     assert {path.name for path in out.iterdir()} == FILES - {"drivers.csv", "fate_probabilities.csv"}
@@ -255,9 +258,9 @@ def test_unreachable_terminal_states_leave_a_result_without_fates(raw, monkeypat
 
 def test_many_cells_do_without_macrostates_where_ends_are_named(raw, monkeypatch):
     monkeypatch.setattr(outputs, "_write_figures", draw_all)
-    monkeypatch.setattr(analysis, "MANY_CELLS", 100)
-    monkeypatch.setattr(analysis, "find_spec", lambda name: None)
-    monkeypatch.setattr(analysis.GPCCA, "compute_schur", pytest.fail)
+    monkeypatch.setattr(gpcca, "MANY_CELLS", 100)
+    monkeypatch.setattr(gpcca, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpcca.GPCCA, "compute_schur", pytest.fail)
     assert run(raw, "--terminal-states", "Fate A, Fate B") == cli.OK
     out = raw.parent / "out"
     assert {path.stem for path in (out / "figures").iterdir()} == FIGURES - {"macrostates"}
@@ -266,10 +269,10 @@ def test_many_cells_do_without_macrostates_where_ends_are_named(raw, monkeypatch
 
 def test_sinks_stand_in_where_there_is_no_memory_for_macrostates(raw, monkeypatch):
     monkeypatch.setattr(outputs, "_write_figures", draw_all)
-    monkeypatch.setattr(analysis, "MANY_CELLS", 100)
-    monkeypatch.setattr(analysis, "physical_memory", lambda: 1e6)
-    monkeypatch.setattr(analysis, "find_spec", lambda name: None)
-    monkeypatch.setattr(analysis.GPCCA, "compute_schur", pytest.fail)
+    monkeypatch.setattr(gpcca, "MANY_CELLS", 100)
+    monkeypatch.setattr(gpcca, "physical_memory", lambda: 1e6)
+    monkeypatch.setattr(gpcca, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpcca.GPCCA, "compute_schur", pytest.fail)
     assert run(raw, "--cluster-key", "clusters") == cli.OK
     report = (raw.parent / "out" / "report.html").read_text()
     assert "No macrostates" in report
@@ -277,8 +280,8 @@ def test_sinks_stand_in_where_there_is_no_memory_for_macrostates(raw, monkeypatc
 
 
 def test_without_sinks_and_memory_the_ends_must_be_named(raw, monkeypatch, capsys):
-    monkeypatch.setattr(analysis, "_decompose", lambda *_: False)
-    monkeypatch.setattr(analysis.OTVelocityKernel, "suggest_terminal_states", lambda *_: {})
+    monkeypatch.setattr(estimators, "compute_schur", lambda *_: False)
+    monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_: {})
     assert run(raw) == cli.BAD_INPUT
     assert "Name the clusters where the process ends" in capsys.readouterr().err
 
@@ -292,7 +295,7 @@ def test_time_points_are_told_from_a_pseudotime(raw):
 
 
 def test_no_macrostates_at_all(raw, monkeypatch, capsys):
-    monkeypatch.setattr(analysis, "_try_macrostates", lambda *args: False)
+    monkeypatch.setattr(gpcca, "_try_macrostates", lambda *args: False)
     assert run(raw) == cli.BAD_INPUT
     assert "Name the clusters where the process ends" in capsys.readouterr().err
     assert run(raw, "--terminal-states", "Fate A,Fate B") == cli.OK
@@ -463,11 +466,11 @@ def test_replacing_is_all_or_nothing(tmp_path):
 def test_failed_h5ad_leaves_the_old_one_and_the_fates(demo, tmp_path, monkeypatch):
     adata = demo.adata.copy()
     (tmp_path / "adata.h5ad").write_text("old")
-    lineages = outputs.Lineage(np.full((300, 2), 0.5), names=["a", "b"])
+    lineages = Lineage(np.full((300, 2), 0.5), names=["a", "b"])
     adata.obsm["lineages_fwd"] = lineages
-    monkeypatch.setattr(outputs, "write_elem", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(h5ad, "write_elem", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        outputs.write_h5ad(adata, tmp_path / "adata.h5ad")
+        write_h5ad(adata, tmp_path / "adata.h5ad")
     assert (tmp_path / "adata.h5ad").read_text() == "old"
     assert list(adata.obsm["lineages_fwd"].names) == ["a", "b"]
     assert len(list(tmp_path.iterdir())) == 1
@@ -476,13 +479,13 @@ def test_failed_h5ad_leaves_the_old_one_and_the_fates(demo, tmp_path, monkeypatc
 # ------------------------------------------------------------------------------------------------- small decisions
 def test_numbers_of_states_by_eigengap():
     values = np.array([1, 0.99, 0.98, 0.6, 0.59, 0.58])
-    assert analysis._by_eigengap(values)[0] == 3
+    assert gpcca._by_eigengap(values)[0] == 3
     values = np.array([1, 0.9, 0.6 + 0.1j, 0.6 - 0.1j, 0.3])
-    assert sorted(analysis._by_eigengap(values)) == [2, 4]
+    assert sorted(gpcca._by_eigengap(values)) == [2, 4]
 
 
 def states(stability, time):
-    """An estimator and a kernel with one state for each entry, three cells in each."""
+    """An estimator and a time with one state for each entry, three cells in each."""
     names = [f"s{i}" for i in range(len(stability))]
     cells = pd.Series(np.repeat(names, 3)).astype("category")
     chosen = []
@@ -492,14 +495,15 @@ def states(stability, time):
         adata=SimpleNamespace(n_obs=cells.size),
         set_terminal_states=lambda names, n_cells: chosen.extend(names),
     )
-    return estimator, SimpleNamespace(cells=SimpleNamespace(time=np.repeat(time, 3).astype(float))), chosen
+    return estimator, np.repeat(time, 3).astype(float), chosen
 
 
 def test_states_without_probabilities_do_not_count():
-    estimator, kernel, _ = states([0.99, 0.97, 12.3], [0.0, 0.9, 0.8])
-    assert analysis._n_terminal(estimator, kernel, analysis.STABLE) == 0
-    estimator, kernel, _ = states([0.99, 0.97, 1.001], [0.0, 0.9, 0.8])
-    assert analysis._n_terminal(estimator, kernel, analysis.STABLE) == 2
+    options = StateOptions()
+    estimator, time, _ = states([0.99, 0.97, 12.3], [0.0, 0.9, 0.8])
+    assert gpcca._n_terminal(estimator, time, options.stable, options.late) == 0
+    estimator, time, _ = states([0.99, 0.97, 1.001], [0.0, 0.9, 0.8])
+    assert gpcca._n_terminal(estimator, time, options.stable, options.late) == 2
 
 
 @pytest.mark.parametrize(
@@ -512,8 +516,8 @@ def test_states_without_probabilities_do_not_count():
     ],
 )
 def test_terminal_states_are_stable_and_late(stability, time, expected):
-    estimator, kernel, chosen = states(stability, time)
-    analysis._terminal_from_macrostates(estimator, kernel)
+    estimator, of_cells, chosen = states(stability, time)
+    estimators.terminal_from_macrostates(estimator, of_cells, StateOptions())
     assert chosen == expected
 
 

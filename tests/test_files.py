@@ -16,9 +16,11 @@ from matplotlib.animation import AbstractMovieWriter
 from matplotlib.figure import Figure as Canvas
 
 from cellrank_velot import plotting as pl
+from cellrank_velot import write_h5ad
 from cellrank_velot._utils import files as _files
 from cellrank_velot._utils.files import MARK, replacing
-from cellrank_velot.job import cli, outputs
+from cellrank_velot.job import cli
+from cellrank_velot.job.log import logging_of_a_call
 from cellrank_velot.job.report import Report, write_report
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -153,7 +155,7 @@ def test_h5ad_is_that_of_anndata(computed, tmp_path):
     computed.write_to_adata()
     adata = small(computed.adata)
     adata.raw = adata.copy()
-    outputs.write_h5ad(adata, tmp_path / "ours.h5ad")
+    write_h5ad(adata, tmp_path / "ours.h5ad")
     adata.write_h5ad(tmp_path / "theirs.h5ad", compression="gzip")
     ours, theirs = (anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("ours", "theirs"))
     assert repr(ours) == repr(theirs)
@@ -173,12 +175,12 @@ def limited():
 @pytest.mark.parametrize("size", [0, 3_000, 30_000])
 def test_full_disk_leaves_the_old_h5ad(computed, tmp_path, limited, size, capfd):
     path = tmp_path / "adata.h5ad"
-    outputs.write_h5ad(computed.adata, path)
+    write_h5ad(computed.adata, path)
     before = path.read_bytes()
     computed.write_to_adata()
     limited(size)
     with pytest.raises(OSError, match=r"adata.h5ad could not be written, and is as it was before: File too large"):
-        outputs.write_h5ad(computed.adata, path)
+        write_h5ad(computed.adata, path)
     limited(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     assert path.read_bytes() == before
     assert names(tmp_path) == {"adata.h5ad"}
@@ -256,7 +258,7 @@ def test_full_disk_is_one_line_at_the_command_line(tmp_path, monkeypatch, capsys
 
 
 def test_log_that_cannot_be_written_does_not_stop_the_job(tmp_path, capfd):
-    with cli._logging(quiet=True) as log:
+    with logging_of_a_call(quiet=True) as log:
         log.write_to(tmp_path / "run.log")
 
         def write(*_):

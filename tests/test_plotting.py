@@ -14,11 +14,10 @@ from matplotlib.colors import to_hex
 from matplotlib.quiver import Quiver
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot import OTVelocityKernel, datasets
+from cellrank_velot import OTVelocityKernel, datasets, write_h5ad
 from cellrank_velot import plotting as pl
 from cellrank_velot.dynamics import compute_trajectories
 from cellrank_velot.embedding.projection import project_by_transitions
-from cellrank_velot.job.outputs import write_h5ad
 from cellrank_velot.plotting._draw.colors import BACKGROUND, palette, palette_of
 from cellrank_velot.plotting.fates import fate_probabilities
 

@@ -40,7 +40,7 @@ def gene_names(adata: AnnData, genes: Sequence[str] | str | None) -> list[str]:
     return [str(name) for name in adata.var_names[find_genes(adata, genes)]]
 
 
-def read_pca(adata: AnnData, n_dims: int, hint: str = "", of: str = "basis") -> NDArray[np.float64]:
+def read_pca(adata: AnnData, n_dims: int, hint: str = "", of: str = "the basis") -> NDArray[np.float64]:
     """Return the loadings of all genes, ``adata.varm["PCs"]``, shape ``[n_genes, n_dims]``."""
     check_known("adata.varm", "PCs", adata.varm.keys(), hint)
     loadings = np.asarray(adata.varm["PCs"], dtype=np.float64)

@@ -88,7 +88,5 @@ def read_root(adata: AnnData) -> int | None:
         return None
     if np.ndim(root) == 0 and np.issubdtype(np.asarray(root).dtype, np.integer) and 0 <= root < adata.n_obs:
         return int(root)
-    logger.warning(
-        "`adata.uns['iroot']` is %r, no position of one of %d cells: the root is left out", root, adata.n_obs
-    )
+    logger.warning("`adata.uns['iroot']` is %r, no position among %d cells: it is left out", root, adata.n_obs)
     return None

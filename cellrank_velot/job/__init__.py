@@ -1,8 +1,8 @@
-"""The main job, from an AnnData to velocity, macrostates, fate probabilities and driver genes on the host's estimator.
+"""The main job, from an AnnData to velocity, macrostates, fate probabilities and driver genes.
 
-Wiring for the command line, in three steps: ``inputs`` finds or computes what the kernel needs and runs the kernel,
-``analysis`` runs CellRank's estimator; ``job`` holds what is asked for and found. Writes no files; the log says what
-was chosen.
+In go an AnnData and :class:`JobOptions`. :func:`prepare_inputs` finds or computes what the kernel needs,
+:func:`build_kernel` runs it, and :func:`analyse` runs CellRank's estimator. Out comes a :class:`JobResult`, which the
+command line writes to tables, pictures, an h5ad file and a report.
 """
 
 from cellrank_velot.job.analysis import analyse

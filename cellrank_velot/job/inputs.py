@@ -1,7 +1,4 @@
-"""Inputs of the main job: time, positions, neighbours and embedding, found or computed, and the kernel on them.
-
-Knows AnnData and scanpy. All keys and names are checked before anything is computed.
-"""
+"""Inputs of the main job: time, positions, neighbours and embedding, found or computed, and the kernel on them."""
 
 from __future__ import annotations
 
@@ -14,8 +11,14 @@ import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
 
-from cellrank_velot._utils.validation import check_known, first_names
-from cellrank_velot.cells.read import TIME_KEYS, find_basis, read_time, warn_about_graph
+from cellrank_velot.cells import (
+    TIME_KEYS,
+    find_basis,
+    read_clusters,
+    read_colors,
+    read_time,
+    warn_about_graph,
+)
 from cellrank_velot.job.options import JobOptions
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.plotting._draw.colors import palette
@@ -32,34 +35,8 @@ FEW_TIMES = 20
 def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     """Find or compute positions, neighbours, time and embedding, and return the options with their keys.
 
-    All keys are checked before anything is computed. What is there already is used as it is.
-
-    Parameters
-    ----------
-    adata
-        Annotated data; what is missing is written to it.
-    options
-        What the user asks for.
-
-    Returns
-    -------
-    The options with all keys that were found or written.
-
-    Raises
-    ------
-    KeyError
-        If a key is missing and cannot be computed.
-    TypeError
-        If a column is of the wrong type.
-    ValueError
-        If a name is unknown or the data do not allow a step.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job import JobOptions, prepare_inputs
-    >>> options = prepare_inputs(adata, JobOptions())
-    >>> options.time_key, options.basis, options.cluster_key
-    ('dpt_pseudotime', 'X_pca', 'clusters')
+    All keys and names are checked before anything is computed. What is there already is used as it is; what is missing
+    is written to ``adata``.
     """
     _make_names_unique(adata)
     options = replace(options, cluster_key=_find_clusters(adata, options))
@@ -106,28 +83,20 @@ def _make_names_unique(adata: AnnData) -> None:
 
 def _find_clusters(adata: AnnData, options: JobOptions) -> str | None:
     """Return the column of clusters, made categorical and given colours, after a check of all clusters named."""
-    key = options.cluster_key
     named = [name for name in (options.root_cluster, *options.terminal_states) if name is not None]
-    if key is None:
-        if "clusters" not in adata.obs and not named:
-            logger.info("No clusters given: states are numbered, not named")
-            return None
-        key = "clusters"
-    check_known("adata.obs", key, adata.obs.columns, "Name the column of your clusters with `--cluster-key`.")
-    column = adata.obs[key]
-    if column.isna().any():
-        raise ValueError(
-            f"Expected a cluster for each cell in `adata.obs[{key!r}]`, found none for `{column.isna().sum()}` cells: "
-            f"{first_names(adata.obs_names, column.isna())}."
-        )
-    if not isinstance(column.dtype, pd.CategoricalDtype) or column.cat.categories.inferred_type != "string":
-        adata.obs[key] = column.astype(str).astype("category")
-    adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
+    if options.cluster_key is None and not named and "clusters" not in adata.obs:
+        logger.info("No clusters given: states are numbered, not named")
+        return None
+    key = "clusters" if options.cluster_key is None else options.cluster_key
+    clusters = read_clusters(adata, key, "Name the column of your clusters with `--cluster-key`.", complete=True)
+    if not isinstance(adata.obs[key].dtype, pd.CategoricalDtype) or clusters.cat.categories.inferred_type != "string":
+        clusters = clusters.astype(str).astype("category")
+    adata.obs[key] = clusters.cat.remove_unused_categories()
     valid = [str(category) for category in adata.obs[key].cat.categories]
     unknown = [name for name in named if name not in valid]
     if unknown:
         raise ValueError(f"Unknown clusters {unknown} in `adata.obs[{key!r}]`, valid ones are {valid}.")
-    if len(adata.uns.get(f"{key}_colors", ())) != len(valid):
+    if len(read_colors(adata, key)) != len(valid):
         adata.uns[f"{key}_colors"] = palette(len(valid))
     return key
 
@@ -139,7 +108,6 @@ def _find_time(adata: AnnData, options: JobOptions) -> str | None:
             f"Expected `root_cell` to be a name such as {adata.obs_names[0]!r}, found {options.root_cell!r}."
         )
     if options.time_key is not None:
-        check_known("adata.obs", options.time_key, adata.obs.columns)
         read_time(adata, options.time_key)
         return options.time_key
     if options.root_cluster is not None or options.root_cell is not None:
@@ -204,8 +172,8 @@ def _check_root(adata: AnnData, options: JobOptions, time_key: str) -> None:
     """Warn where another cluster is clearly earlier than the one said to be the root: the direction would be wrong."""
     if options.root_cluster is None:
         return
-    labels = adata.obs[options.cluster_key].astype(str)
-    rank = adata.obs[time_key].rank(pct=True)
+    labels = read_clusters(adata, str(options.cluster_key)).astype(str)
+    rank = pd.Series(read_time(adata, time_key)).rank(pct=True)
     median = rank.groupby(labels.to_numpy()).median()
     if median[options.root_cluster] > median.min() + 0.1:
         logger.warning(
@@ -217,31 +185,7 @@ def _check_root(adata: AnnData, options: JobOptions, time_key: str) -> None:
 
 
 def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel:
-    """Run all steps of the velocity kernel.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    options
-        Options as :func:`prepare_inputs` returns them.
-
-    Returns
-    -------
-    The kernel with its transition matrix.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        If the kernel refuses the data, see :class:`~cellrank_velot.OTVelocityKernel`.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job import JobOptions, build_kernel, prepare_inputs
-    >>> options = prepare_inputs(adata, JobOptions(n_steps=50))
-    >>> build_kernel(adata, options).transition_matrix.shape
-    (300, 300)
-    """
+    """Run all steps of the velocity kernel, with options as :func:`prepare_inputs` returns them."""
     bar = options.show_progress_bar
     kernel = OTVelocityKernel(adata, time_key=options.time_key, basis=options.basis or "X_pca")
     n_times = np.unique(kernel.cells.time).size

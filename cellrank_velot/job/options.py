@@ -1,118 +1,96 @@
-"""The main job: what the user asks for, and what was found. Holds AnnData and CellRank's estimator, does nothing."""
+"""What the user asks of the main job, and what was found. Each option is an argument of the command line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
 
 import pandas as pd
 from anndata import AnnData
 from cellrank.estimators import GPCCA
 
+from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_integer, check_number
 from cellrank_velot.kernel import OTVelocityKernel
 
 __all__ = ["JobOptions", "JobResult"]
 
 
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """What the user asks for; ``None`` leaves the choice to :func:`prepare_inputs`, which returns all keys found.
+def _argument(
+    default: Any,
+    text: str,
+    convert: Callable[[str], Any] = str,
+    *,
+    metavar: str | None = None,
+    check: Callable[[str, Any], Any] | None = None,
+    demo: bool = False,
+) -> Any:
+    """Return a field that is also an argument of ``cellrank-velot run``, and of ``demo`` where that has it."""
+    given = {"help": text, "type": convert, "metavar": metavar, "default": default}
+    return field(default=default, metadata={"argument": given, "check": check, "demo": demo})
 
-    Attributes
-    ----------
-    time_key
-        Column of ``obs`` with a pseudotime; the first of the usual names where ``None`` and no root is given.
-    basis
-        Key of ``obsm`` with the positions.
-    embedding
-        Key of ``obsm`` for the pictures.
-    cluster_key
-        Column of ``obs`` with annotated clusters, which name the states.
-    root_cluster, root_cell
-        Where the process begins, for a diffusion pseudotime.
-    n_pcs, n_neighbors
-        For a PCA and a neighbour graph that have to be computed.
-    weight
-        Weight of the velocity; the rest is that of the neighbour graph.
-    n_states
-        Number of macrostates.
-    terminal_states
-        Clusters in which the process ends.
-    n_steps
-        Largest number of training steps of the field.
-    seed
-        Seed of every step.
-    show_progress_bar
-        Whether to show progress bars.
 
-    Examples
-    --------
-    >>> from cellrank_velot.job import JobOptions
-    >>> JobOptions(cluster_key="clusters", root_cluster="Progenitor", n_states=3).weight
-    0.8
-    """
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
-    time_key: str | None = None
-    basis: str | None = None
-    embedding: str = "umap"
-    cluster_key: str | None = None
-    root_cluster: str | None = None
-    root_cell: str | None = None
-    n_pcs: int = 30
-    n_neighbors: int = 30
-    weight: float = 0.8
-    n_states: int | None = None
-    terminal_states: tuple[str, ...] = ()
-    n_steps: int = 300
-    seed: int = 0
+
+def _number_of_states(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
+def _whole(low: int) -> Callable[[str, Any], Any]:
+    return lambda name, value: value is None or check_integer(name, value, low=low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(Options):
+    """What the user asks for. ``None`` leaves the choice to :func:`prepare_inputs`, which returns all keys found."""
+
+    time_key: str | None = _argument(None, "column of obs with a pseudotime", metavar="KEY")
+    root_cluster: str | None = _argument(
+        None, "cluster where the process begins, if there is no time yet", metavar="NAME"
+    )
+    root_cell: str | None = _argument(None, "cell where the process begins, if there is no time yet", metavar="NAME")
+    cluster_key: str | None = _argument(None, "column of obs that names the states (clusters, if there)", metavar="KEY")
+    basis: str | None = _argument(None, "positions in obsm (X_pca, computed where missing)", metavar="KEY")
+    embedding: str = _argument("umap", "embedding of the pictures (umap)", metavar="KEY")
+    terminal_states: tuple[str, ...] = _argument((), "clusters where it ends", _names, metavar="A,B")
+    n_pcs: int = _argument(30, "components of a PCA that has to be computed (30)", int, check=_whole(2))
+    n_neighbors: int = _argument(30, "neighbours of a graph that has to be computed (30)", int, check=_whole(2))
+    n_states: int | None = _argument(
+        None, "number of macrostates (default: auto)", _number_of_states, metavar="N", check=_whole(2), demo=True
+    )
+    weight: float = _argument(
+        0.8,
+        "weight of velocity against neighbours (0.8)",
+        float,
+        check=partial(check_number, low=0, high=1, open_low=True),
+        demo=True,
+    )
+    n_steps: int = _argument(300, "training steps of the field, at most (300)", int, check=_whole(1), demo=True)
+    seed: int = _argument(0, "seed of every step (0)", int, check=_whole(0), demo=True)
     show_progress_bar: bool = False
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_number("weight", self.weight, low=0, high=1, open_low=True)
-        for name, low in (("n_pcs", 2), ("n_neighbors", 2), ("n_steps", 1), ("seed", 0)):
-            check_integer(name, getattr(self, name), low=low)
-        if self.n_states is not None:
-            check_integer("n_states", self.n_states, low=2)
+        for option in fields(self):
+            check = option.metadata.get("check")
+            if check is not None:
+                check(option.name, getattr(self, option.name))
         if self.root_cluster is not None and self.root_cell is not None:
             raise ValueError("Expected `root_cluster` or `root_cell`, found both.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobResult:
-    """What the job found.
+    """What the job found: CellRank's estimator on the velocity combined with the neighbour graph, and its results."""
 
-    Attributes
-    ----------
-    options
-        Options with the keys that were used.
-    kernel
-        The velocity kernel.
-    estimator
-        CellRank's estimator, on the velocity combined with the neighbour graph.
-    fates
-        Fate probabilities, cells x lineages; ``None`` where they could not be computed.
-    drivers
-        Correlation of each gene with each lineage, as CellRank returns it; ``None`` without genes or without a choice
-        of fates.
-    has_macrostates
-        Whether macrostates were found.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job import JobOptions, analyse, prepare_inputs
-    >>> result = analyse(
-    ...     vk, prepare_inputs(adata, JobOptions(terminal_states=("Fate A", "Fate B")))
-    ... )
-    >>> result.fates.shape, result.adata is adata
-    ((300, 2), True)
-    """
-
-    options: JobOptions
+    options: JobOptions  # with the keys that were used
     kernel: OTVelocityKernel
     estimator: GPCCA
-    fates: pd.DataFrame | None = None
-    drivers: pd.DataFrame | None = None
+    fates: pd.DataFrame | None = None  # fate probabilities, cells x lineages; none where they could not be computed
+    drivers: pd.DataFrame | None = None  # genes x correlations with lineages; none without genes or a choice of fates
     has_macrostates: bool = True
 
     @property

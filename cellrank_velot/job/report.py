@@ -1,6 +1,6 @@
 """A report as one HTML file that can be mailed: pictures inside, nothing to load from elsewhere.
 
-Knows neither AnnData nor CellRank: it is handed sentences, tables and the bytes of pictures. Depends on jinja2.
+It knows neither AnnData nor CellRank: it is handed sentences, tables and the bytes of pictures.
 """
 
 from __future__ import annotations
@@ -22,27 +22,9 @@ __all__ = ["Cell", "Figure", "Report", "Table", "package_versions", "render", "w
 PACKAGES = ("cellrank_velot", "cellrank", "scanpy", "anndata", "torch", "numpy", "scipy", "pandas")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Figure:
-    """A picture with its title, what a reader should see in it, and a text for those who cannot see it.
-
-    Attributes
-    ----------
-    title
-        Heading.
-    caption
-        What a reader should see in it.
-    png
-        The picture, a file of PNG.
-    wide
-        Whether it takes the whole width of the page.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job.report import Figure
-    >>> Figure("Velocity", "Streamlines of the velocity.", png=b"...").uri
-    'data:image/png;base64,Li4u'
-    """
+    """A picture with its title, and what a reader should see in it. A wide one takes the whole width of the page."""
 
     title: str
     caption: str
@@ -55,51 +37,17 @@ class Figure:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cell:
-    """An entry of a table; ``share`` in ``[0, 1]`` is drawn as a bar behind it.
-
-    Attributes
-    ----------
-    text
-        What is written.
-    share
-        Length of the bar, in ``[0, 1]``; none where ``None``.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job.report import Cell
-    >>> Cell("70 %", share=0.7)
-    Cell(text='70 %', share=0.7)
-    """
+    """An entry of a table. Its ``share``, in ``[0, 1]``, is drawn as a bar behind it."""
 
     text: str
     share: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
-    """A table with its title and caption; the first column holds the names of the rows.
-
-    Attributes
-    ----------
-    title
-        Heading.
-    caption
-        What a reader should see in it.
-    columns
-        Names of the columns.
-    rows
-        Entries of each row, as many as there are columns.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job.report import Cell, Report, Table, render
-    >>> rows = [[Cell("Fate A"), Cell("70 %", share=0.7)]]
-    >>> table = Table("Fates", "Mean of all cells.", ["", "share"], rows)
-    >>> "Mean of all cells." in render(Report("Pancreas", ["Two fates."], tables=[table]))
-    True
-    """
+    """A table with its title and caption. The first column has the names of the rows."""
 
     title: str
     caption: str
@@ -107,64 +55,23 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Report:
-    """What a report says, from top to bottom.
-
-    Attributes
-    ----------
-    title
-        Heading.
-    summary
-        Sentences with the main result.
-    facts
-        Name and value of the few numbers shown at the top.
-    figures
-        Pictures, in order.
-    tables
-        Tables, in order.
-    parameters
-        Groups of parameters: name of the group, then name and value.
-    warnings
-        What the package warned of.
-    versions
-        Name and version of each package.
-    footer
-        Last line, e.g. when and how the report was made.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job.report import Report, render
-    >>> report = Report("Pancreas", ["Two fates were found."], facts={"cells": "300"})
-    >>> "Two fates were found." in render(report)
-    True
-    """
+    """What a report says, from top to bottom."""
 
     title: str
     summary: Sequence[str]
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)  # the few numbers at the top
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by groups
     warnings: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     footer: str = ""
 
 
 def render(report: Report) -> str:
-    """Return the report as HTML; every text in it is escaped.
-
-    Parameters
-    ----------
-    report
-        What it says.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job.report import Report, render
-    >>> render(Report("A < B", ["One sentence."])).count("A &lt; B") > 0
-    True
-    """
+    """Return the report as HTML. Every text in it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -176,26 +83,7 @@ def render(report: Report) -> str:
 
 
 def write_report(path: str | Path, report: Report) -> Path:
-    """Write the report to an HTML file and return its path; the folder must exist.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    report
-        What it says.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written, naming it.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job.report import Report, write_report
-    >>> write_report("report.html", Report("Pancreas", ["Two fates were found."])).name
-    'report.html'
-    """
+    """Write the report to an HTML file in a folder that exists, and return its path."""
     path = Path(path)
     with replacing(path) as temporary:
         temporary.write_text(render(report), encoding="utf-8")
@@ -203,19 +91,7 @@ def write_report(path: str | Path, report: Report) -> Path:
 
 
 def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of packages; those that are not installed are said to be so.
-
-    Parameters
-    ----------
-    names
-        Names of packages; those that a result depends on where not given.
-
-    Examples
-    --------
-    >>> from cellrank_velot.job.report import package_versions
-    >>> list(package_versions(["numpy", "cellrank"]))
-    ['python', 'numpy', 'cellrank']
-    """
+    """Return the versions of Python and of packages, also of those that are not installed."""
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -53,9 +53,8 @@ class Saving(Parts):
         >>> vk.write_to_adata()
         >>> sorted(key for key in adata.obsm if key.startswith("velot"))
         ['velot_velocity', 'velot_velocity_raw']
-        >>> from pathlib import Path
-        >>> from cellrank_velot.job.outputs import write_h5ad
-        >>> write_h5ad(adata, Path("cells.h5ad"))
+        >>> from cellrank_velot import write_h5ad
+        >>> write_h5ad(adata, "cells.h5ad")
         """
         super().write_to_adata(key=key, copy=copy)
         key = key or ("T_bwd" if self.backward else "T_fwd")

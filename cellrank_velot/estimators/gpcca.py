@@ -1,0 +1,295 @@
+"""Steps over CellRank's GPCCA estimator: Schur vectors, macrostates, terminal states, fates and driver genes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from cellrank.estimators import GPCCA
+from cellrank.kernels import ConnectivityKernel
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from cellrank_velot._utils.memory import physical_memory
+from cellrank_velot._utils.options import Options
+from cellrank_velot._utils.validation import check_integer, check_number
+from cellrank_velot.cells import read_clusters
+from cellrank_velot.plotting.fates import fate_probabilities
+
+__all__ = [
+    "StateOptions",
+    "choose_macrostates",
+    "combine",
+    "compute_drivers",
+    "compute_fates",
+    "compute_schur",
+    "few_threads",
+    "make_estimator",
+    "terminal_from_clusters",
+    "terminal_from_macrostates",
+    "terminal_from_sinks",
+]
+
+logger = logging.getLogger("cellrank_velot")
+
+N_SCHUR = 20
+MAX_STATES = 10
+# Above it, the dense decomposition that CellRank falls back to takes minutes and gigabytes.
+MANY_CELLS = 5_000
+# Above this share of the machine's memory, the dense decomposition is not tried.
+SHARE_OF_MEMORY = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateOptions(Options):
+    """How macrostates and terminal states are chosen.
+
+    Attributes
+    ----------
+    n_states
+        Number of macrostates; by eigengap and stability where ``None``.
+    cluster_key
+        Column of ``adata.obs`` with the clusters that name the states.
+    terminal_states
+        Clusters in which the process ends; chosen from the macrostates, or from the sinks, where empty.
+    stable
+        Stability from which on a late macrostate is terminal; CellRank's own threshold.
+    less_stable
+        Stability that is enough where the choice is between one terminal state and several.
+    late
+        Share of all cells that must be earlier than the typical cell of a terminal state.
+    n_cells
+        Number of cells that stand for a state; CellRank's own.
+    """
+
+    n_states: int | None = None
+    cluster_key: str | None = None
+    terminal_states: tuple[str, ...] = ()
+    stable: float = 0.96
+    less_stable: float = 0.9
+    late: float = 0.5
+    n_cells: int = 30
+
+    def __post_init__(self) -> None:
+        if self.n_states is not None:
+            check_integer("n_states", self.n_states, low=2)
+        for name in ("stable", "less_stable", "late"):
+            check_number(name, getattr(self, name), low=0, high=1)
+        check_integer("n_cells", self.n_cells, low=1)
+
+    def cells_of(self, n_cells: int, n_states: int) -> int:
+        """Return how many cells stand for each of so many states: at most half of all cells."""
+        return int(np.clip(n_cells // (2 * n_states), 3, self.n_cells))
+
+
+def few_threads(n_cells: int) -> AbstractContextManager[Any]:
+    """Let dense linear algebra use one thread where there are few cells.
+
+    On a busy machine, two threads have taken much longer than one; and one gives the same digits everywhere.
+    """
+    return threadpool_limits(1 if n_cells <= MANY_CELLS else None, user_api="blas")
+
+
+def combine(kernel: Any, weight: float) -> Any:
+    """Return the kernel combined with the neighbour graph, or alone where some cells have no neighbours."""
+    isolated = np.diff(sp.csr_matrix(kernel.connectivities).indptr) == 0
+    if isolated.any():
+        logger.warning("%d cells have no neighbours: the velocity is used alone, without the graph", isolated.sum())
+    if weight == 1 or isolated.any():
+        return kernel
+    neighbors = ConnectivityKernel(kernel.adata).compute_transition_matrix()
+    return weight * kernel + (1 - weight) * neighbors
+
+
+def make_estimator(kernel: Any) -> GPCCA:
+    """Return CellRank's estimator, which asks for the type of ``X`` even where there are no genes."""
+    adata = kernel.adata
+    if adata.X is not None:
+        return GPCCA(kernel)
+    adata.X = sp.csr_matrix(adata.shape, dtype=np.float32)
+    try:
+        return GPCCA(kernel)
+    finally:
+        adata.X = None
+
+
+def compute_schur(estimator: GPCCA, options: StateOptions) -> bool:
+    """Compute the Schur decomposition that macrostates need, and return whether it was computed.
+
+    Without SLEPc it is dense. It is left out where it takes long and the terminal states are known, or where it needs
+    more memory than there is: the process would be killed, with all results so far.
+    """
+    n_cells = estimator.adata.n_obs
+    method = "krylov" if find_spec("slepc4py") and find_spec("petsc4py") else "brandts"
+    if method == "brandts" and n_cells > MANY_CELLS:
+        n_bytes = 3 * 8 * n_cells**2
+        cost = f"slepc4py and petsc4py are not installed, and without them {n_cells:,} cells take "
+        cost += f"{n_bytes / 1e9:.1f} GB and long"
+        if options.terminal_states or n_bytes > SHARE_OF_MEMORY * physical_memory():
+            logger.warning("No macrostates: %s", cost)
+            return False
+        logger.warning("Finding macrostates will take a while: %s. `--terminal-states` does without", cost)
+    estimator.compute_schur(n_components=min(N_SCHUR, n_cells - 1), method=method, verbose=False)
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------- macrostates
+def choose_macrostates(estimator: GPCCA, time: NDArray[np.float64], options: StateOptions) -> bool:
+    """Compute macrostates, and return whether any were found.
+
+    The number asked for, or fewer where CellRank cannot tell so many apart. Without a number, numbers are tried in the
+    order of their eigengap. The first with two stable terminal states is taken, else the first with two that are
+    nearly stable: the largest gap often says no more than that cells differentiate. The largest gap is the last resort.
+    """
+    if options.n_states is not None:
+        candidates = list(range(min(options.n_states, estimator.adata.n_obs - 1), 1, -1))
+    else:
+        candidates = _by_eigengap(estimator.eigendecomposition["D"])
+    nearly: list[int] = []
+    possible: list[int] = []
+    for n_states in candidates:
+        if not _try_macrostates(estimator, n_states, options):
+            continue
+        possible.append(n_states)
+        if options.n_states is not None or _n_terminal(estimator, time, options.stable, options.late) > 1:
+            break
+        if _n_terminal(estimator, time, options.less_stable, options.late) > 1:
+            nearly.append(n_states)
+    else:
+        if not possible:
+            logger.warning("CellRank tells no macrostates apart")
+            return False
+        _try_macrostates(estimator, (nearly or possible)[0], options)
+    names = [str(name) for name in estimator.macrostates.cat.categories]
+    if options.n_states is not None and len(names) != options.n_states:
+        logger.warning("%d macrostates cannot be told apart: using %d", options.n_states, len(names))
+    logger.info("Found %d macrostates: %s", len(names), ", ".join(names))
+    return True
+
+
+def _by_eigengap(eigenvalues: Any) -> list[int]:
+    """Return numbers of states from 2 on, the one after which the eigenvalues fall most first.
+
+    As in CellRank, a gap counts for less the further the eigenvalue is from one. No number comes between two complex
+    eigenvalues that belong together.
+    """
+    eigenvalues = np.asarray(eigenvalues)
+    n_states = np.arange(2, min(MAX_STATES, len(eigenvalues) - 1) + 1)
+    last, following = eigenvalues[n_states - 1], eigenvalues[n_states]
+    score = (last - following).real - (1 - last.real)
+    splits = (last.imag != 0) & np.isclose(last, following.conj())
+    return [int(n) for n in n_states[np.argsort(-score, kind="stable")] if not splits[n - 2]]
+
+
+def _try_macrostates(estimator: GPCCA, n_states: int, options: StateOptions) -> bool:
+    n_cells = options.cells_of(estimator.adata.n_obs, n_states)
+    try:
+        estimator.compute_macrostates(n_states=n_states, n_cells=n_cells, cluster_key=options.cluster_key)
+    # pygpcca 1.0.4 warns of a chain in pieces by a module that it did not import: a NameError.
+    except (ValueError, RuntimeError, IndexError, NameError) as error:
+        logger.debug("No %d macrostates: %s", n_states, error)
+        return False
+    return True
+
+
+def _describe_states(estimator: GPCCA, time: NDArray[np.float64]) -> pd.DataFrame:
+    """Return the stability of each macrostate, and the mean share of cells that are earlier than its cells."""
+    states = estimator.macrostates
+    rank = pd.Series(time, index=states.index).rank(pct=True)
+    table = pd.DataFrame({"stability": np.diag(estimator.coarse_T)}, index=estimator.coarse_T.index.astype(str))
+    table["time"] = rank.groupby(states.astype(str).where(states.notna()).to_numpy()).mean().reindex(table.index)
+    return table
+
+
+def _n_terminal(estimator: GPCCA, time: NDArray[np.float64], stable: float, late: float) -> int:
+    table = _describe_states(estimator, time)
+    if not table["stability"].between(-0.05, 1.05).all():
+        return 0  # no probabilities: the coarse matrix is the inverse of one that is nearly singular
+    return int(((table["stability"] >= stable) & (table["time"] >= late)).sum())
+
+
+# ------------------------------------------------------------------------------------------------ terminal states
+def terminal_from_macrostates(estimator: GPCCA, time: NDArray[np.float64], options: StateOptions) -> None:
+    """Take the macrostates that are stable and late; where they are too few, those less stable, or the latest."""
+    table = _describe_states(estimator, time)
+    late = table["time"] >= options.late
+    stable, less_stable = (late & (table["stability"] >= at) for at in (options.stable, options.less_stable))
+    early = table.index[(table["stability"] >= options.stable) & ~late]
+    if len(early):
+        logger.info("Stable but early, hence not terminal: %s", ", ".join(early))
+    names = list(table.index[stable])
+    if len(names) < 2 and less_stable.sum() > len(names):
+        names = list(table.index[less_stable])
+        logger.warning(
+            "Fewer than two late states are stable (%.2f): took those above %.2f", options.stable, options.less_stable
+        )
+    if not names:
+        names = list(table.index[late]) if late.any() else [str(table["time"].idxmax())]
+        logger.warning("No late macrostate is stable: taking the late ones as terminal. Consider `--terminal-states`")
+    estimator.set_terminal_states(names, n_cells=options.cells_of(estimator.adata.n_obs, len(table)))
+    logger.info("Terminal states: %s", ", ".join(f"{name} (stability {table.stability[name]:.2f})" for name in names))
+
+
+def terminal_from_clusters(estimator: GPCCA, time: NDArray[np.float64], options: StateOptions) -> None:
+    """Take the latest cells of each cluster named, at most half of it: the other cells shall have a fate to tell."""
+    labels = read_clusters(estimator.adata, str(options.cluster_key)).astype(str).to_numpy()
+    cells: dict[str, Sequence[str]] = {}
+    for name in options.terminal_states:
+        inside = np.flatnonzero(labels == name)
+        size = min(options.n_cells, -(-inside.size // 2))
+        latest = inside[np.argsort(-time[inside], kind="stable")][:size]
+        cells[name] = [str(cell) for cell in estimator.adata.obs_names[latest]]
+    estimator.set_terminal_states(cells, cluster_key=options.cluster_key)
+    logger.info("Terminal states as asked for: the latest cells of %s", ", ".join(cells))
+
+
+def terminal_from_sinks(estimator: GPCCA, sinks: Mapping[str, Sequence[str]], options: StateOptions) -> bool:
+    """Take the cells where the flow ends, which need no macrostates, and return whether there are any."""
+    if not sinks:
+        return False
+    estimator.set_terminal_states(sinks, cluster_key=options.cluster_key)
+    logger.warning("Terminal states are the sinks of the flow: %s. `--terminal-states` takes others", ", ".join(sinks))
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ fates and genes
+def compute_fates(estimator: GPCCA) -> pd.DataFrame | None:
+    """Return the fate probabilities, cells x lineages, or ``None`` where a cell reaches no terminal state.
+
+    Computed without PETSc. A solver that does not converge is followed by a direct one.
+    """
+    for solver in ("gmres", "direct"):
+        try:
+            estimator.compute_fate_probabilities(solver=solver, use_petsc=False, show_progress_bar=False)
+        except (ValueError, RuntimeError) as error:
+            logger.debug("Fate probabilities by %s: %s", solver, error)
+        else:
+            return fate_probabilities(estimator)
+    logger.warning(
+        "No fate probabilities: from some cells no terminal state can be reached. Name more of them "
+        "(`--terminal-states`) or give the velocity less weight (`--weight`)"
+    )
+    return None
+
+
+def compute_drivers(estimator: GPCCA, fates: pd.DataFrame) -> pd.DataFrame | None:
+    """Return the correlation of genes with lineages, or ``None`` without genes or without a choice of fates."""
+    adata = estimator.adata
+    if adata.X is None or adata.n_vars == 0:
+        logger.info("No genes, hence no driver genes")
+        return None
+    if fates.shape[1] < 2:
+        logger.warning("There is one terminal state only: every cell goes there, and no gene drives a choice")
+        return None
+    drivers: pd.DataFrame = estimator.compute_lineage_drivers()
+    for lineage in fates.columns:
+        best = drivers[f"{lineage}_corr"].nlargest(5)
+        logger.info("Genes that go with %s: %s", lineage, ", ".join(map(str, best.index)))
+    return drivers

@@ -1,0 +1,62 @@
+"""An AnnData as a file of h5ad, written whole or not at all."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import h5py
+import numpy as np
+from anndata import AnnData
+from anndata.io import write_elem
+
+from cellrank_velot._utils.files import replacing
+
+__all__ = ["write_h5ad"]
+
+
+def write_h5ad(adata: AnnData, path: str | Path) -> None:
+    """Write an AnnData with all results of CellRank to an h5ad file.
+
+    Take it in place of ``adata.write_h5ad``, which fails with the fate probabilities of CellRank 2.0 and a recent
+    anndata. The probabilities are written as plain arrays, without the names of the lineages. CellRank takes the names
+    from the terminal states when it reads the file.
+
+    The file is replaced once the new one is complete: if the disk is full or the process is stopped, the old file is
+    still there. Until then the compressed file is held in memory.
+
+    Parameters
+    ----------
+    adata
+        Annotated data. Columns of text become categories, as with ``AnnData.write_h5ad``.
+    path
+        File to write. A file that is there is replaced.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. The message names it and the reason.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> from cellrank_velot import write_h5ad
+    >>> write_h5ad(adata, "cells.h5ad")
+    >>> anndata.read_h5ad("cells.h5ad").n_obs
+    300
+    """
+    # CellRank's class of probabilities, which this room does not import.
+    lineages = {key: value for key, value in adata.obsm.items() if type(value).__name__ == "Lineage"}
+    try:
+        for key, value in lineages.items():
+            adata.obsm[key] = np.asarray(value.X)
+        adata.strings_to_categoricals()
+        # HDF5 cannot close a file on a full disk, and crashes when the process ends: it writes to memory.
+        buffer = BytesIO()
+        with h5py.File(buffer, "w") as file:
+            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+    finally:
+        for key, value in lineages.items():
+            adata.obsm[key] = value
