@@ -13,7 +13,7 @@ from scipy.stats import gaussian_kde
 from cellrank_velot import OTVelocityKernel
 from cellrank_velot.cells.read import CellStates
 from cellrank_velot.kernel.landscape import Landscapes
-from cellrank_velot.landscape import Landscape, PlaneCells, compute_landscape
+from cellrank_velot.landscape import Landscape, LandscapeOptions, PlaneCells, compute_landscape
 from cellrank_velot.landscape.passes import spanning_tree, tree_path
 
 
@@ -59,7 +59,7 @@ def drawn_wells(n_cells: int, seed: int) -> PlaneCells:
 @pytest.mark.parametrize("bandwidth", [0.5, 1.0])
 def test_density_is_that_of_scipy(bandwidth):
     x, weights = cloud(), np.random.default_rng(1).uniform(size=300)
-    found = compute_landscape([PlaneCells(x, weights)], n_grid=120, bandwidth=bandwidth)
+    found = compute_landscape([PlaneCells(x, weights)], options=LandscapeOptions(n_grid=120, bandwidth=bandwidth))
     scott = gaussian_kde(x.T, weights=weights)
     scott.set_bandwidth(scott.factor * bandwidth)
     points = np.stack([axis.ravel() for axis in np.meshgrid(found.x, found.y)])
@@ -81,7 +81,10 @@ def test_density_integrates_to_one():
 
 def test_potential_is_the_logarithm_of_the_density():
     populations = [PlaneCells(cloud(), time=0.0), PlaneCells(cloud(200, 1, 2.0), time=1.0)]
-    plain, scaled = compute_landscape(populations), compute_landscape(populations, diffusion=3.0)
+    plain, scaled = (
+        compute_landscape(populations),
+        compute_landscape(populations, options=LandscapeOptions(diffusion=3.0)),
+    )
     assert np.nanmin(plain.potential) == 0
     np.testing.assert_allclose(scaled.potential, 4.5 * plain.potential)
     np.testing.assert_allclose(scaled.ceiling, 4.5 * plain.ceiling)
@@ -101,7 +104,7 @@ def test_weights_are_copies_of_cells():
     weighted = compute_landscape([PlaneCells(x, weights)])
     n, n_effective = len(repeated), weights.sum() ** 2 / (weights**2).sum()
     factor = (n / n_effective) ** (1 / 6) * np.sqrt((1 - 1 / n) / (1 - 1 / n_effective))
-    copies = compute_landscape([PlaneCells(repeated)], bandwidth=0.5 * factor)
+    copies = compute_landscape([PlaneCells(repeated)], options=LandscapeOptions(bandwidth=0.5 * factor))
     np.testing.assert_allclose(weighted.bandwidth, copies.bandwidth)
     np.testing.assert_allclose(weighted.density, copies.density, atol=1e-12)
     np.testing.assert_allclose(copies.floor / weighted.floor, n_effective / n)
@@ -111,24 +114,26 @@ def test_weights_are_copies_of_cells():
 
 def test_rotation_scale_and_order_do_not_matter():
     x = cloud()
-    options = {"n_grid": 300, "min_cells": 0.3}
-    found = compute_landscape([PlaneCells(x)], **options)
+    options = LandscapeOptions(n_grid=300, min_cells=0.3)
+    found = compute_landscape([PlaneCells(x)], options=options)
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])
-    turned = compute_landscape([PlaneCells(1000 * x @ turn.T - 5)], **options)
+    turned = compute_landscape([PlaneCells(1000 * x @ turn.T - 5)], options=options)
     np.testing.assert_allclose(turned.at(1000 * x[:50] @ turn.T - 5), found.at(x[:50]), atol=0.05)
-    shuffled = compute_landscape([PlaneCells(x[np.random.default_rng(2).permutation(len(x))])], **options)
+    shuffled = compute_landscape([PlaneCells(x[np.random.default_rng(2).permutation(len(x))])], options=options)
     np.testing.assert_allclose(shuffled.potential, found.potential, atol=1e-6)
 
 
 def test_cells_that_are_not_independent_count_less():
     """Each cell ten times is no more than the cells themselves."""
     x = cloud()
-    once = compute_landscape([PlaneCells(x)], min_cells=0.3)
-    often = compute_landscape([PlaneCells(np.repeat(x, 10, axis=0), n_independent=300)], min_cells=0.3)
+    once = compute_landscape([PlaneCells(x)], options=LandscapeOptions(min_cells=0.3))
+    often = compute_landscape(
+        [PlaneCells(np.repeat(x, 10, axis=0), n_independent=300)], options=LandscapeOptions(min_cells=0.3)
+    )
     np.testing.assert_allclose(often.at(x), once.at(x), atol=0.03)
     np.testing.assert_allclose(often.floor, once.floor, rtol=0.01)
     assert compute_landscape([PlaneCells(np.repeat(x, 10, axis=0))]).bandwidth[0, 0, 0] < 0.6 * once.bandwidth[0, 0, 0]
-    capped = compute_landscape([PlaneCells(x, n_independent=1e6)], min_cells=0.3)
+    capped = compute_landscape([PlaneCells(x, n_independent=1e6)], options=LandscapeOptions(min_cells=0.3))
     np.testing.assert_allclose(capped.potential, once.potential)
     with pytest.raises(ValueError, match="Expected `n_independent`"):
         compute_landscape([PlaneCells(x, n_independent=0)])
@@ -146,10 +151,12 @@ def test_times_are_sorted_and_share_a_grid():
 
 def test_a_lone_cell_has_no_potential():
     x = np.concatenate([cloud(), [[40.0, 40.0]]])
-    found = compute_landscape([PlaneCells(x)], n_grid=300)
+    found = compute_landscape([PlaneCells(x)], options=LandscapeOptions(n_grid=300))
     assert found.density[0, np.abs(found.y - 40).argmin(), np.abs(found.x - 40).argmin()] > 0
     assert np.isnan(found.at(x[-1:] + 0.3)).all()
-    assert np.isfinite(compute_landscape([PlaneCells(x)], n_grid=300, min_cells=0.01).at(x[-1:])).all()
+    assert np.isfinite(
+        compute_landscape([PlaneCells(x)], options=LandscapeOptions(n_grid=300, min_cells=0.01)).at(x[-1:])
+    ).all()
 
 
 def test_cells_on_a_line_have_a_landscape():
@@ -160,7 +167,7 @@ def test_cells_on_a_line_have_a_landscape():
 
 
 def test_at_is_exact_on_the_grid_and_nothing_outside():
-    found = compute_landscape([PlaneCells(cloud())], n_grid=40)
+    found = compute_landscape([PlaneCells(cloud())], options=LandscapeOptions(n_grid=40))
     columns, rows = np.meshgrid(found.x, found.y)
     values = found.at(np.stack([columns.ravel(), rows.ravel()], axis=1)).reshape(40, 40)
     inside = found.density[0] > 1.001 * found.floor[0]
@@ -209,7 +216,9 @@ def test_barriers_of_drawn_cells():
     barriers = np.concatenate([one.barriers()["barrier"] for one in found])
     assert 2.5 < barriers.mean() < 3.05
     assert np.abs(np.concatenate([one.barriers()["x"] for one in found])).max() < 0.35
-    blurred = compute_landscape([drawn_wells(10_000, 0)], states=["left", "right"], bandwidth=1.0)
+    blurred = compute_landscape(
+        [drawn_wells(10_000, 0)], states=["left", "right"], options=LandscapeOptions(bandwidth=1.0)
+    )
     assert blurred.barriers()["barrier"].mean() < barriers.mean() - 0.2
     x = cloud(2000)
     whole = compute_landscape([PlaneCells(x, labels=(x[:, 0] > 0).astype(int))], states=["left", "right"])
@@ -227,7 +236,7 @@ def test_a_way_down_has_no_barrier():
 def test_no_way_is_infinite_and_no_state_is_nan():
     apart = PlaneCells(np.concatenate([cloud(), cloud(shift=30.0)]), labels=np.repeat([0, 1], 300), time=0.0)
     alone = PlaneCells(cloud(), labels=np.zeros(300, dtype=int), time=1.0)
-    found = compute_landscape([apart, alone], states=["here", "there"], n_grid=200)
+    found = compute_landscape([apart, alone], states=["here", "there"], options=LandscapeOptions(n_grid=200))
     table = found.barriers().set_index(["time", "from"])
     assert np.isinf(table.loc[0.0, ["saddle", "barrier"]]).all(axis=None)
     assert table.loc[0.0, ["x", "y"]].isna().all(axis=None)
@@ -294,7 +303,9 @@ def test_tree_of_nothing():
 
 # --------------------------------------------------------------------------------------------------------------- stage
 def test_stage_is_locked_and_pickles():
-    found = compute_landscape([PlaneCells(cloud(), labels=np.arange(300) % 2)], states=["a", "b"], diffusion=2)
+    found = compute_landscape(
+        [PlaneCells(cloud(), labels=np.arange(300) % 2)], states=["a", "b"], options=LandscapeOptions(diffusion=2)
+    )
     again = pickle.loads(pickle.dumps(found))
     np.testing.assert_array_equal(again.potential, found.potential)
     pd.testing.assert_frame_equal(again.barriers(), found.barriers())
@@ -327,9 +338,9 @@ def test_options_are_refused():
         compute_landscape([])
     with pytest.raises(ValueError, match=r"different times, found the times \[1.0, 1.0\]"):
         compute_landscape([one, one])
-    for name, value in {"bandwidth": 0, "min_cells": 0, "diffusion": 0, "n_grid": 3}.items():
+    for name, value in {"bandwidth": 0, "min_cells": 0, "diffusion": 0, "n_grid": 3, "window": 1.5}.items():
         with pytest.raises(ValueError, match=f"Expected `{name}`"):
-            compute_landscape([one], **{name: value})
+            LandscapeOptions(**{name: value})
     both = compute_landscape([one, PlaneCells(cloud(), time=2.0)])
     with pytest.raises(ValueError, match=r"Expected `time`, one of \[1.0, 2.0\]"):
         both.at(cloud(3))

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from cellrank_velot import OTVelocityKernel
-from cellrank_velot.landscape import Landscape, PlaneCells, compute_landscape
+from cellrank_velot.landscape import Landscape, LandscapeOptions, PlaneCells, compute_landscape
 from cellrank_velot.plotting.landscape import landscape_animation, potential_landscape
 
 COLORS = {"left": "#0072b2", "right": "#e69f00", "never": "#009e73"}
@@ -54,14 +54,14 @@ def kernel(adata) -> SimpleNamespace:
     return SimpleNamespace(adata=adata, cluster_key=None, cells=SimpleNamespace(time=adata.obs["time"].to_numpy()))
 
 
-def of_times(adata: AnnData, times=(0.0, 1.0, 4.0), **kwargs) -> Landscape:
+def of_times(adata: AnnData, times=(0.0, 1.0, 4.0), diffusion: float | None = None, **kwargs) -> Landscape:
     populations = []
     for time in times:
         inside = (adata.obs["time"] == time).to_numpy()
         labels = adata.obs["clusters"].cat.codes.to_numpy()[inside].astype(int)
         populations.append(PlaneCells(adata.obsm["X_pca"][inside, :2], None, time, labels))
-    options = {"states": list(COLORS), "n_grid": 40, "basis": "X_pca", **kwargs}
-    return compute_landscape(populations, **options)
+    what = {"states": list(COLORS), "basis": "X_pca", **kwargs}
+    return compute_landscape(populations, options=LandscapeOptions(n_grid=40, diffusion=diffusion), **what)
 
 
 @pytest.fixture
@@ -123,13 +123,17 @@ def test_passes_are_those_that_connect_all(adata):
     """Three wells in a row have two passes, not three; a way down has none."""
     rng = np.random.default_rng(0)
     x = rng.normal(scale=0.5, size=(900, 2)) + np.stack([np.repeat([0.0, 3.0, 6.0], 300), np.zeros(900)], axis=1)
-    found = compute_landscape([PlaneCells(x, labels=np.repeat([0, 1, 2], 300))], states=list("abc"), bandwidth=0.7)
+    found = compute_landscape(
+        [PlaneCells(x, labels=np.repeat([0, 1, 2], 300))], states=list("abc"), options=LandscapeOptions(bandwidth=0.7)
+    )
     (ax,) = potential_landscape(adata, found, show=False)
     at = np.sort(labelled(ax, "passes").get_offsets()[:, 0])
     np.testing.assert_allclose(at, [1.5, 4.5], atol=0.5)
     assert ax.get_xlabel() == "dimension 1"
     halves = compute_landscape(
-        [PlaneCells(x[:300], labels=(x[:300, 0] > 0.6).astype(int))], states=["in", "out"], bandwidth=1.5
+        [PlaneCells(x[:300], labels=(x[:300, 0] > 0.6).astype(int))],
+        states=["in", "out"],
+        options=LandscapeOptions(bandwidth=1.5),
     )
     assert (halves.barriers()["barrier"] == 0).any()
     (ax,) = potential_landscape(adata, halves, show=False)

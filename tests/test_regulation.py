@@ -14,16 +14,10 @@ from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot.field import VelocityField, fit_field
-from cellrank_velot.regulation import derivatives
-from cellrank_velot.regulation.derivatives import Genes, has_growth, jacobians
-from cellrank_velot.regulation.matrix import (
-    MAX_GENES,
-    Regulation,
-    bin_times,
-    compute_growth_genes,
-    compute_regulation,
-    name_intervals,
-)
+from cellrank_velot.regulation import RegulationOptions, Variables, derivatives
+from cellrank_velot.regulation.derivatives import has_growth, jacobians
+from cellrank_velot.regulation.groups import bin_times, name_intervals
+from cellrank_velot.regulation.matrix import MAX_GENES, Regulation, compute_growth_genes, compute_regulation
 
 
 class Planted:
@@ -80,6 +74,7 @@ def cells() -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(60, 3)), rng.uniform(size=60)
 
 
+XYZ = Variables(("X", "Y", "Z"))
 MATRIX = np.array([[0.5, -1.0, 0.0], [2.0, -0.3, 0.7], [0.0, 1.5, -2.0]])
 
 
@@ -103,10 +98,10 @@ def test_jacobian_agrees_with_finite_differences(cells):
 
 
 def test_chunks_change_nothing(cells, monkeypatch):
-    genes = Genes(("a", "b"), decoder=torch.sinh, chosen=np.array([2, 0]))
-    whole = jacobians(bent(MATRIX), *cells), compute_regulation(bent(MATRIX), *cells, genes=genes).jacobian
+    genes = Variables(("a", "b"), decoder=torch.sinh, chosen=np.array([2, 0]))
+    whole = jacobians(bent(MATRIX), *cells), compute_regulation(bent(MATRIX), *cells, variables=genes).jacobian
     monkeypatch.setattr(derivatives, "CHUNK_VALUES", 7 * 3 * (3 + derivatives.USUAL_WIDTH))
-    parts = jacobians(bent(MATRIX), *cells), compute_regulation(bent(MATRIX), *cells, genes=genes).jacobian
+    parts = jacobians(bent(MATRIX), *cells), compute_regulation(bent(MATRIX), *cells, variables=genes).jacobian
     np.testing.assert_array_equal(parts[0], whole[0])
     np.testing.assert_allclose(parts[1], whole[1], atol=1e-14)
 
@@ -127,7 +122,7 @@ def test_drift_is_asked_in_place_of_velocity(cells):
 # ------------------------------------------------------------------------------------------------ planted truth
 def test_toggle_switch_has_its_four_signs(switch):
     x = np.random.default_rng(1).uniform(0.2, 1.0, size=(300, 2))
-    found = compute_regulation(switch, x, np.zeros(300), names=["X", "Y"], degradation=1.0)
+    found = compute_regulation(switch, x, np.zeros(300), variables=Variables(("X", "Y")), degradation=1.0)
     signs = found.edges().set_index(["source", "target"])["sign"].to_dict()
     assert signs == {("X", "X"): 1, ("Y", "Y"): 1, ("X", "Y"): -1, ("Y", "X"): -1}
     assert found.stability.min() == 1
@@ -149,17 +144,20 @@ def test_loadings_give_what_their_decoder_gives(cells):
     names = ("c", "a", "b", "d")
     chosen = np.array([7, 0, 3, 4])
     by_loadings = compute_regulation(
-        bent(MATRIX), *cells, genes=Genes(names, loadings=loadings[:, chosen]), degradation=[1, 2, 3, 4]
+        bent(MATRIX), *cells, variables=Variables(names, loadings=loadings[:, chosen]), degradation=[1, 2, 3, 4]
     )
     weights = torch.tensor(loadings)
     by_decoder = compute_regulation(
-        bent(MATRIX), *cells, genes=Genes(names, decoder=lambda x: x @ weights, chosen=chosen), degradation=[1, 2, 3, 4]
+        bent(MATRIX),
+        *cells,
+        variables=Variables(names, decoder=lambda x: x @ weights, chosen=chosen),
+        degradation=[1, 2, 3, 4],
     )
     for name in ("jacobian", "std", "lower", "upper", "stability", "held"):
         np.testing.assert_allclose(getattr(by_decoder, name), getattr(by_loadings, name), atol=1e-10, err_msg=name)
     np.testing.assert_allclose(by_loadings.held[0], (loadings[:, chosen] ** 2).sum(axis=0))
     mean = jacobians(bent(MATRIX), *cells).mean(axis=0)
-    raw = compute_regulation(bent(MATRIX), *cells, genes=Genes(names, loadings=loadings[:, chosen]))
+    raw = compute_regulation(bent(MATRIX), *cells, variables=Variables(names, loadings=loadings[:, chosen]))
     np.testing.assert_allclose(raw.jacobian[0], loadings[:, chosen].T @ mean @ loadings[:, chosen], atol=1e-12)
 
 
@@ -168,7 +166,7 @@ def test_genes_are_recovered_from_a_bent_basis(cells):
     x, time = cells
     weights = torch.tensor(MATRIX)
     field = Planted(lambda x, time: (torch.sinh(x) @ weights.T) / torch.cosh(x))
-    found = compute_regulation(field, x, time, genes=Genes(("a", "b", "c"), decoder=torch.sinh))
+    found = compute_regulation(field, x, time, variables=Variables(("a", "b", "c"), decoder=torch.sinh))
     np.testing.assert_allclose(found.jacobian[0], MATRIX, atol=1e-9)
     np.testing.assert_allclose(found.held, 1, atol=1e-12)
 
@@ -176,9 +174,9 @@ def test_genes_are_recovered_from_a_bent_basis(cells):
 def test_decay_of_all_genes_is_taken_off_exactly_by_a_basis_that_holds_few(cells):
     rng = np.random.default_rng(3)
     loadings = np.linalg.qr(rng.normal(size=(9, 3)))[0].T
-    genes = Genes(("a", "b"), loadings=loadings[:, [0, 5]])
-    with_decay = compute_regulation(linear(MATRIX - 0.8 * np.eye(3)), *cells, genes=genes, degradation=0.8)
-    without = compute_regulation(linear(MATRIX), *cells, genes=genes)
+    genes = Variables(("a", "b"), loadings=loadings[:, [0, 5]])
+    with_decay = compute_regulation(linear(MATRIX - 0.8 * np.eye(3)), *cells, variables=genes, degradation=0.8)
+    without = compute_regulation(linear(MATRIX), *cells, variables=genes)
     np.testing.assert_allclose(with_decay.jacobian, without.jacobian, atol=1e-12)
 
 
@@ -190,8 +188,10 @@ def test_a_rotated_basis_gives_the_same_genes(cells):
     torch_turn = torch.tensor(turn)
     field = bent(MATRIX)
     turned = Planted(lambda x, time: field.on("cpu")(x @ torch_turn, time) @ torch_turn.T)
-    one = compute_regulation(field, x, time, genes=Genes(tuple("abcdefghi"), loadings=loadings))
-    other = compute_regulation(turned, x @ turn.T, time, genes=Genes(tuple("abcdefghi"), loadings=turn @ loadings))
+    one = compute_regulation(field, x, time, variables=Variables(tuple("abcdefghi"), loadings=loadings))
+    other = compute_regulation(
+        turned, x @ turn.T, time, variables=Variables(tuple("abcdefghi"), loadings=turn @ loadings)
+    )
     np.testing.assert_allclose(other.jacobian, one.jacobian, atol=1e-10)
     np.testing.assert_allclose(other.upper, one.upper, atol=1e-10)
 
@@ -199,8 +199,8 @@ def test_a_rotated_basis_gives_the_same_genes(cells):
 def test_a_module_is_called_in_its_own_precision(cells):
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 6))
-    found = compute_regulation(linear(MATRIX), *cells, genes=Genes(tuple("abcdef"), decoder=module))
-    exact = compute_regulation(linear(MATRIX), *cells, genes=Genes(tuple("abcdef"), decoder=module.double()))
+    found = compute_regulation(linear(MATRIX), *cells, variables=Variables(tuple("abcdef"), decoder=module))
+    exact = compute_regulation(linear(MATRIX), *cells, variables=Variables(tuple("abcdef"), decoder=module.double()))
     np.testing.assert_allclose(found.jacobian, exact.jacobian, rtol=1e-3, atol=1e-3)
     assert all(weight.grad is None for weight in module.parameters())
 
@@ -250,7 +250,7 @@ def test_bootstrap_has_the_standard_error_of_the_mean(monkeypatch):
     each = jacobians(bent(matrix), x, time)
     expected = each.std(axis=0) / np.sqrt(150)
     monkeypatch.setattr(derivatives, "CHUNK_VALUES", 16 * 2 * (2 + derivatives.USUAL_WIDTH))
-    found = compute_regulation(bent(matrix), x, time, n_bootstrap=4000)
+    found = compute_regulation(bent(matrix), x, time, options=RegulationOptions(n_bootstrap=4000))
     np.testing.assert_allclose(found.std[0], expected, rtol=0.06)
     np.testing.assert_allclose((found.upper - found.lower)[0] / 2, 1.96 * expected, rtol=0.08)
     np.testing.assert_allclose((found.upper + found.lower)[0] / 2, found.jacobian[0], atol=0.4 * expected.max())
@@ -261,14 +261,16 @@ def test_bootstrap_has_the_standard_error_of_the_mean(monkeypatch):
 def test_stability_is_the_share_of_replicates_of_the_same_sign():
     x = np.array([[-1.0], [-1.0], [1.0], [1.0], [1.0]])
     field = Planted(lambda x, time: x**2 / 2)  # its derivative is the position
-    found = compute_regulation(field, x, np.zeros(5), n_bootstrap=20_000, random_state=1)
+    found = compute_regulation(field, x, np.zeros(5), options=RegulationOptions(n_bootstrap=20_000, random_state=1))
     assert found.jacobian[0, 0, 0] == pytest.approx(0.2)
     # Of five draws, three or more are positive: a binomial of probability 3/5.
     assert found.stability[0, 0, 0] == pytest.approx(0.68256, abs=0.01)
 
 
 def test_several_fields_widen_the_interval_by_what_they_differ_in(cells):
-    found = compute_regulation([linear(MATRIX - 0.1), linear(MATRIX + 0.1)], *cells, n_bootstrap=100)
+    found = compute_regulation(
+        [linear(MATRIX - 0.1), linear(MATRIX + 0.1)], *cells, options=RegulationOptions(n_bootstrap=100)
+    )
     np.testing.assert_allclose(found.jacobian[0], MATRIX, atol=1e-12)
     np.testing.assert_allclose(found.std[0], 0.1, atol=1e-12)
     assert found.stability[0, 0, 2] == 0  # the mean is zero, no replicate is
@@ -276,7 +278,9 @@ def test_several_fields_widen_the_interval_by_what_they_differ_in(cells):
 
 
 def test_same_seed_same_result(cells):
-    one, same, other = (compute_regulation(bent(MATRIX), *cells, random_state=seed) for seed in (3, 3, 4))
+    one, same, other = (
+        compute_regulation(bent(MATRIX), *cells, options=RegulationOptions(random_state=seed)) for seed in (3, 3, 4)
+    )
     np.testing.assert_array_equal(one.std, same.std)
     assert (one.std != other.std)[one.std > 0].all()
     np.testing.assert_array_equal(one.jacobian, other.jacobian)
@@ -285,7 +289,7 @@ def test_same_seed_same_result(cells):
 # ------------------------------------------------------------------------------------------------------- tables
 def test_edges_are_sorted_and_say_who_drives_whom(cells):
     x, time = cells
-    found = compute_regulation(linear(MATRIX), x, time, np.repeat(["b", "a"], 30), names=["X", "Y", "Z"])
+    found = compute_regulation(linear(MATRIX), x, time, np.repeat(["b", "a"], 30), variables=XYZ)
     table = found.edges()
     assert list(table) == ["source", "target", "group", "effect", "std", "lower", "upper", "sign", "stability"]
     assert len(table) == 18
@@ -303,7 +307,7 @@ def test_edges_are_sorted_and_say_who_drives_whom(cells):
 
 
 def test_repr_names_the_strongest_edge(cells):
-    found = compute_regulation(linear(MATRIX), *cells, names=["X", "Y", "Z"])
+    found = compute_regulation(linear(MATRIX), *cells, variables=XYZ)
     assert repr(found) == "Regulation[groups=1; names=3; X to Y: +2 in all]"
     assert repr(compute_regulation(linear([[1.0]]), cells[0][:, :1], cells[1])) == "Regulation[groups=1; names=1]"
 
@@ -322,7 +326,7 @@ def test_edges_refuse_what_is_not_there(cells, kwargs, error, match):
 
 
 def test_result_survives_pickling_and_a_file(cells):
-    found = compute_regulation(linear(MATRIX), *cells, names=["X", "Y", "Z"])
+    found = compute_regulation(linear(MATRIX), *cells, variables=XYZ)
     from_file = found.to_dict() | {name: getattr(found, name).astype(object) for name in ("names", "groups")}
     for copy in (pickle.loads(pickle.dumps(found)), Regulation.from_dict(from_file)):
         pd.testing.assert_frame_equal(copy.edges(), found.edges())
@@ -334,15 +338,15 @@ def test_result_survives_pickling_and_a_file(cells):
 def test_growth_genes_of_a_planted_gradient(cells):
     slope = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
     field = linear(MATRIX, growth=lambda x, time: x @ slope + 3 * time)
-    table = compute_growth_genes(field, *cells, names=["X", "Y", "Z"])
+    table = compute_growth_genes(field, *cells, variables=XYZ)
     assert table["gene"].tolist() == ["Y", "X", "Z"]
     np.testing.assert_allclose(table["effect"], [-2, 1, 0], atol=1e-14)
     assert table["sign"].tolist() == [-1, 1, 0]
     loadings = np.linalg.qr(np.random.default_rng(2).normal(size=(500, 3)))[0].T
     names = tuple(f"g{i}" for i in range(500))
     weights = torch.tensor(loadings)
-    by_loadings = compute_growth_genes(field, *cells, genes=Genes(names, loadings=loadings)).set_index("gene")
-    by_decoder = compute_growth_genes(field, *cells, genes=Genes(names, decoder=lambda x: x @ weights))
+    by_loadings = compute_growth_genes(field, *cells, variables=Variables(names, loadings=loadings)).set_index("gene")
+    by_decoder = compute_growth_genes(field, *cells, variables=Variables(names, decoder=lambda x: x @ weights))
     np.testing.assert_allclose(by_loadings.loc[list(names), "effect"], slope.numpy() @ loadings, atol=1e-12)
     np.testing.assert_allclose(by_decoder.set_index("gene").loc[list(names), "effect"], slope.numpy() @ loadings)
 
@@ -350,7 +354,7 @@ def test_growth_genes_of_a_planted_gradient(cells):
 def test_growth_varies_over_cells_and_groups(cells):
     x, time = cells
     field = linear(MATRIX, growth=lambda x, time: (x**2).sum(dim=1) / 2)  # its gradient is the position
-    table = compute_growth_genes(field, x, time, np.repeat(["b", "a"], 30), n_bootstrap=2000)
+    table = compute_growth_genes(field, x, time, np.repeat(["b", "a"], 30), options=RegulationOptions(n_bootstrap=2000))
     found = table.set_index(["group", "gene"])
     np.testing.assert_allclose(found.loc["a"].loc[["0", "1", "2"], "effect"], x[30:].mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(found.loc["b"].loc[["0", "1", "2"], "std"], x[:30].std(axis=0) / 30**0.5, rtol=0.1)
@@ -366,23 +370,22 @@ def test_growth_needs_a_field_that_has_it(cells, switch):
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
-        ({"names": ["X", "Y"]}, ValueError, "each of the `3` dimensions"),
-        ({"names": ["X", "X", "Y"]}, ValueError, "a different name"),
+        ({"variables": Variables(("X", "Y"))}, ValueError, "each of the `3` dimensions"),
+        ({"variables": Variables(("X", "X", "Y"))}, ValueError, "a different name"),
         ({"degradation": [1.0, 2.0]}, ValueError, "`degradation` of `3` genes"),
         ({"degradation": -1.0}, ValueError, "not negative"),
-        ({"n_bootstrap": 1}, ValueError, "`n_bootstrap` to be at least `2`"),
-        ({"n_bootstrap": 10.0}, TypeError, "`n_bootstrap` to be an integer"),
-        ({"level": 1}, ValueError, r"\(0, 1\)"),
-        ({"min_cells": 0}, ValueError, "`min_cells`"),
-        ({"min_cells": 100}, ValueError, "a group of at least `min_cells=100`"),
+        ({"options": RegulationOptions(min_cells=100)}, ValueError, "a group of at least `min_cells=100`"),
         ({"groups": ["a"]}, ValueError, "a group for each of the `60` cells, found `1`"),
-        ({"genes": Genes(("a",), loadings=np.ones((2, 1)))}, ValueError, "loadings of the `3` dimensions"),
-        ({"genes": Genes(("a",), loadings=np.ones((3, 1))), "names": ["a"]}, ValueError, "found both"),
-        ({"genes": Genes(("a", "b"), decoder=torch.sinh)}, ValueError, "the `2` genes named, found `3`"),
-        ({"genes": Genes(("a",), decoder=lambda x: x[:, 0])}, ValueError, r"shape `\[2, n_genes\]`, found `\(2,\)`"),
-        ({"genes": Genes(("a",), decoder=lambda x: x.numpy())}, ValueError, "found `ndarray`"),
+        ({"variables": Variables(("a",), loadings=np.ones((2, 1)))}, ValueError, "loadings of the `3` dimensions"),
+        ({"variables": Variables(("a", "b"), decoder=torch.sinh)}, ValueError, "the `2` genes named, found `3`"),
         (
-            {"genes": Genes(tuple(map(str, range(MAX_GENES + 1))), loadings=np.ones((3, MAX_GENES + 1)))},
+            {"variables": Variables(("a",), decoder=lambda x: x[:, 0])},
+            ValueError,
+            r"shape `\[2, n_genes\]`, found `\(2,\)`",
+        ),
+        ({"variables": Variables(("a",), decoder=lambda x: x.numpy())}, ValueError, "found `ndarray`"),
+        (
+            {"variables": Variables(tuple(map(str, range(MAX_GENES + 1))), loadings=np.ones((3, MAX_GENES + 1)))},
             ValueError,
             "at most `200` genes.*Name those",
         ),
@@ -393,6 +396,21 @@ def test_wrong_input_is_refused(cells, kwargs, error, match):
         compute_regulation(linear(MATRIX), *cells, **kwargs)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"n_bootstrap": 1}, ValueError, "`n_bootstrap` to be at least `2`"),
+        ({"n_bootstrap": 10.0}, TypeError, "`n_bootstrap` to be an integer"),
+        ({"level": 1}, ValueError, r"\(0, 1\)"),
+        ({"min_cells": 0}, ValueError, "`min_cells`"),
+        ({"random_state": -1}, ValueError, "`random_state`"),
+    ],
+)
+def test_wrong_options_are_refused(options, error, match):
+    with pytest.raises(error, match=match):
+        RegulationOptions(**options)
+
+
 def test_other_wrong_input_is_refused(cells):
     x, time = cells
     with pytest.raises(ValueError, match="a time for each of the `60` cells"):
@@ -401,12 +419,12 @@ def test_other_wrong_input_is_refused(cells):
         compute_regulation([], x, time)
     with pytest.raises(FloatingPointError, match="not finite"):
         compute_regulation(Planted(lambda x, time: x.abs().sqrt()), np.zeros((5, 1)), np.zeros(5))
-    with pytest.raises(ValueError, match="found both or neither"):
-        Genes(("a",))
+    with pytest.raises(ValueError, match="found both"):
+        Variables(("a",), loadings=np.ones((3, 1)), decoder=torch.sinh)
     with pytest.raises(ValueError, match="each gene once"):
-        Genes(("a", "a"), loadings=np.ones((3, 2)))
+        Variables(("a", "a"), loadings=np.ones((3, 2)))
     with pytest.raises(ValueError, match="`1` names, found `2`"):
-        Genes(("a",), loadings=np.ones((3, 2)))
+        Variables(("a",), loadings=np.ones((3, 2)))
 
 
 # -------------------------------------------------------------------------------------------------------- bins
@@ -449,9 +467,11 @@ def test_kernel_is_a_thin_call_and_keeps_the_order_of_genes(kernel):
     asked = ["gene_7", "gene_2", "gene_11"]
     found = kernel.compute_regulation(asked, "clusters", degradation=dict.fromkeys(asked, 2.0), random_state=3)
     loadings = kernel.adata.varm["PCs"][[7, 2, 11]].T
-    genes = Genes(tuple(asked), loadings=loadings)
+    genes = Variables(tuple(asked), loadings=loadings)
     x, time, clusters = kernel.cells.x, kernel.cells.time, kernel.adata.obs["clusters"].array
-    direct = compute_regulation(kernel.field, x, time, clusters, genes=genes, degradation=2.0, random_state=3)
+    direct = compute_regulation(
+        kernel.field, x, time, clusters, variables=genes, degradation=2.0, options=RegulationOptions(random_state=3)
+    )
     pd.testing.assert_frame_equal(found.edges(), direct.edges())
     assert found.groups.tolist() == ["left", "right", "stem"]
     assert found.names.tolist() == asked
@@ -528,6 +548,9 @@ def test_kernel_averages_over_fields(kernel):
         ({"groups": ["a"]}, ValueError, "each of the `240` cells"),
         ({"groups": "clusters", "n_bins": 3}, ValueError, "found both"),
         ({"cells": []}, ValueError, "Expected cells to average over"),
+        ({"genes": [], "n_bins": 2}, ValueError, "genes with a weight in the PCA, found none"),
+        ({"genes": ["gene_1"], "names": ["a"]}, ValueError, "`names` of dimensions or `genes`, found both"),
+        ({"n_bootstrap": 1}, ValueError, "`n_bootstrap`"),
         ({"decoder_genes": ["a"]}, ValueError, "with a `decoder` only"),
         ({"decoder": 3, "genes": ["a"]}, TypeError, "`decoder` to be a function"),
         ({"decoder": torch.sinh}, ValueError, "Expected `genes`, or all `decoder_genes`"),

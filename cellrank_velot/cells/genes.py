@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
 
-__all__ = ["find_genes", "gene_names", "read_loadings", "read_pca"]
+__all__ = ["find_genes", "gene_names", "read_gene_loadings", "read_loadings", "read_pca"]
 
 
 def find_genes(adata: AnnData, genes: Sequence[str] | str | None) -> NDArray[np.int64]:
@@ -71,3 +71,24 @@ def read_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> NDA
     if not chosen.any():
         raise ValueError("Expected genes with a weight in the PCA, found none: were they among the variable genes?")
     return loadings[chosen].T
+
+
+def read_gene_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the names of genes in the order asked for, and their loadings, shape ``[n_dims, n_genes]``.
+
+    Of a boolean column of ``adata.var``, genes without a weight in the PCA are left out. Named ones must have a weight.
+    """
+    read_loadings(adata, basis, genes)  # its checks
+    at, names = find_genes(adata, genes), adata.var_names
+    loadings = read_pca(adata, adata.obsm[basis].shape[1])
+    has_weight = (loadings[at] != 0).any(axis=1)
+    without = [str(gene) for gene in names[at[~has_weight]]]
+    if without and not isinstance(genes, str):
+        raise ValueError(
+            f"Expected genes with a weight in the PCA, found `{len(without)}` without: {without[:5]}. Were they among "
+            "the variable genes?"
+        )
+    at = at[has_weight]
+    if names[names.isin(names[at])].has_duplicates:
+        raise ValueError("Expected genes of different names, found some twice: call `adata.var_names_make_unique()`.")
+    return [str(gene) for gene in names[at]], loadings[at].T

@@ -38,7 +38,7 @@ from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
 from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
-from cellrank_velot.kernel.regulation import Regulation
+from cellrank_velot.kernel.regulation import Regulations
 from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.timeseries import TimeSeries
 from cellrank_velot.kernel.transitions import TransitionMatrix
@@ -61,7 +61,7 @@ class OTVelocityKernel(
     Perturbations,
     TimeSeries,
     Landscapes,
-    Regulation,
+    Regulations,
     Plots,
     ConnectivityMixin,
     BidirectionalKernel,

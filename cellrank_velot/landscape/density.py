@@ -1,7 +1,4 @@
-"""The density of weighted cells on a grid of a plane, by a Gaussian kernel.
-
-Depends on numpy and scipy.
-"""
+"""The density of weighted cells on a grid of a plane, by a Gaussian kernel."""
 
 from __future__ import annotations
 
@@ -20,52 +17,28 @@ __all__ = ["PlaneCells", "check_population", "densities", "effective_number", "g
 
 FloatArray = NDArray[np.float64]
 
-# The grid goes on beyond the outermost cell by so many standard deviations of the kernel.
+# Margin of the grid around the outermost cells, in standard deviations of the kernel.
 MARGIN = 3.0
-# Narrowest standard deviation of the kernel, in spacings of the grid: narrower ones the grid would not show.
+# Narrowest standard deviation of the kernel that the grid shows, in its spacings.
 MIN_WIDTH = 0.5
-# Cells are binned on a grid so fine that a standard deviation of the kernel has so many of its spacings.
+# Spacings of the finer grid, on which cells are binned, in a standard deviation of the kernel.
 FINE_SPACINGS = 3.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlaneCells(Stage):
-    """Cells in a plane at one time.
+    """Cells in a plane at one time."""
 
-    Attributes
-    ----------
-    x
-        Positions, shape ``[n_cells, 2]``, finite.
-    weights
-        Weight of each cell, not negative, shape ``[n_cells]``; all alike where ``None``.
-    time
-        Time of the population; NaN where it is of all times.
-    labels
-        Number of each cell's state, -1 for none, shape ``[n_cells]``; ``None`` where there are no states.
-    n_independent
-        Number of independent cells that these are made of, where they are not independent themselves; what the weights
-        say where ``None``, and at most that.
-
-    Examples
-    --------
-    >>> from cellrank_velot.landscape import PlaneCells, compute_landscape
-    >>> days = series.obs["day"].to_numpy()
-    >>> populations = [
-    ...     PlaneCells(series.obsm["X_state"][days == day], time=day) for day in (0.0, 3.0)
-    ... ]
-    >>> compute_landscape(populations).times.tolist()
-    [0.0, 3.0]
-    """
-
-    x: FloatArray
-    weights: FloatArray | None = None
-    time: float = np.nan
-    labels: NDArray[np.int64] | None = None
+    x: FloatArray  # [n_cells, 2]
+    weights: FloatArray | None = None  # [n_cells], not negative; all alike where None
+    time: float = np.nan  # NaN for cells of all times
+    labels: NDArray[np.int64] | None = None  # number of each cell's state, -1 for none; None without states
+    # Of how many independent cells they are made, where they are not independent; at most what the weights say.
     n_independent: float | None = None
 
 
 def check_population(population: PlaneCells, n_states: int) -> tuple[PlaneCells, FloatArray]:
-    """Return the cells that have a weight, and their weights, with sum 1, after a check of all there is."""
+    """Check cells. Return those with a weight, and their weights, which sum to one."""
     x, at = population.x, "" if np.isnan(population.time) else f" at time {population.time:g}"
     if x.ndim != 2 or x.shape[1] != 2 or not np.isfinite(x).all():
         raise ValueError(f"Expected finite positions of the shape `[n_cells, 2]`{at}, found the shape `{x.shape}`.")
@@ -88,13 +61,16 @@ def check_population(population: PlaneCells, n_states: int) -> tuple[PlaneCells,
 
 
 def effective_number(population: PlaneCells, weights: FloatArray) -> float:
-    """Return the effective number of cells, from weights with sum 1."""
+    """Return the effective number of cells, from weights that sum to one."""
     number = 1.0 / np.square(weights).sum()
     return float(number if population.n_independent is None else min(number, population.n_independent))
 
 
 def kernel_of(x: FloatArray, weights: FloatArray, n_effective: float, bandwidth: float) -> FloatArray:
-    """Return the covariance of the kernel by Scott's rule, shape ``[2, 2]``."""
+    r"""Return the covariance of the kernel: that of the cells times :math:`(s \, n^{-1/6})^2` :cite:`scott:92`.
+
+    :math:`s` is the ``bandwidth``, and :math:`n^{-1/6}` Scott's factor for :math:`n` effective cells in two dimensions.
+    """
     centred = x - weights @ x
     covariance = (weights[:, None] * centred).T @ centred / (1.0 - np.square(weights).sum())
     return np.asarray(covariance * (bandwidth * n_effective ** (-1 / 6)) ** 2)
@@ -126,10 +102,10 @@ def densities(
     rows: FloatArray,
     kernel: FloatArray,
 ) -> FloatArray:
-    """Return the density of each group of cells, with the sum of its weights as integral, on the grid.
+    """Return the density of each group on the grid, ``[n_groups, n_y, n_x]``; its integral is the group's weight.
 
-    The transform of a Gaussian is known, so that nothing is cut off. The grid of the bins is padded by so much that the
-    kernel does not reach around it.
+    Cells are binned and convolved by the fast Fourier transform :cite:`silverman:82`. The bins are padded so that the
+    kernel does not reach around their ends.
     """
     spacing = np.array([columns[1] - columns[0], rows[1] - rows[0]])
     unit = kernel / np.outer(spacing, spacing)  # in spacings of the grid
@@ -138,7 +114,7 @@ def densities(
     n_x, n_y = ((axis.size - 1) * fineness + 1 for axis in (columns, rows))
     reach = int(np.ceil(8 * fineness * np.sqrt(values[-1])))
     shape = (next_fast_len(n_y + reach, real=True), next_fast_len(n_x + reach, real=True))
-    # A cell shared out between bins spreads by a sixth of a squared bin, in the mean, which the kernel need not.
+    # Sharing a cell between bins already spreads it by a sixth of a squared bin on average.
     unit = unit * fineness**2 - np.eye(2) / 6
     gy, gx = 2 * np.pi * np.fft.fftfreq(shape[0])[:, None], 2 * np.pi * np.fft.rfftfreq(shape[1])[None, :]
     transfer = np.exp(-0.5 * (unit[0, 0] * gx**2 + 2 * unit[0, 1] * gx * gy + unit[1, 1] * gy**2))
@@ -154,7 +130,7 @@ def densities(
 
 
 def _binned(at: FloatArray, weights: FloatArray, shape: tuple[int, int]) -> FloatArray:
-    """Return the weights of cells on a grid, each shared out between the four points around it by its distance."""
+    """Return the weights of cells on a grid. Each is shared between the four points around it by its distance."""
     corner = np.floor(at).astype(np.int64)
     part = at - corner
     bins = np.zeros(shape[0] * shape[1])

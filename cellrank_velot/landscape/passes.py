@@ -1,7 +1,4 @@
-"""The lowest pass between points of a grid of heights.
-
-Depends on numpy and scipy.
-"""
+"""The lowest pass between two points of a grid of heights."""
 
 from __future__ import annotations
 
@@ -14,19 +11,11 @@ __all__ = ["spanning_tree", "tree_path"]
 
 
 def spanning_tree(potential: NDArray[np.float64]) -> sp.csr_matrix:
-    """Return the tree over the points of a grid that holds the lowest pass between any two of them.
+    """Return the tree over the points of a grid, ``[n_points, n_points]``, that holds the lowest pass between any two.
 
-    In the minimum spanning tree of the graph whose edges, between each point and its eight neighbours, weigh as much as
-    their higher end, the way between two points is the one whose highest point is lowest of all ways :cite:`hu:61`.
-
-    Parameters
-    ----------
-    potential
-        Heights of shape ``[n_y, n_x]``; points with NaN have no edges.
-
-    Returns
-    -------
-    The edges of the tree in both directions, shape ``[n_y * n_x, n_y * n_x]``.
+    Edges between each point and its eight neighbours weigh as much as their higher end. In the minimum spanning tree of
+    this graph, the way between two points is the one whose highest point is lowest of all ways :cite:`hu:61`. Points
+    with NaN have no edges.
     """
     n_y, n_x = potential.shape
     number = np.arange(n_y * n_x).reshape(n_y, n_x)
@@ -41,7 +30,7 @@ def spanning_tree(potential: NDArray[np.float64]) -> sp.csr_matrix:
     known = np.isfinite(heights)
     if not known.any():
         return sp.csr_matrix((number.size, number.size))
-    # Ranks in place of heights: the order is all that counts, and a weight of zero would be no edge.
+    # Ranks in place of heights: only the order counts, and an edge of weight zero would be none.
     ranks = np.unique(heights[known], return_inverse=True)[1] + 1.0
     graph = sp.csr_matrix((ranks, (one[known], other[known])), shape=(number.size, number.size))
     tree = minimum_spanning_tree(graph)
@@ -49,7 +38,7 @@ def spanning_tree(potential: NDArray[np.float64]) -> sp.csr_matrix:
 
 
 def tree_path(tree: sp.csr_matrix, start: int, end: int) -> NDArray[np.int64]:
-    """Return the points of the way through a tree, from the start to the end; none where they are not connected."""
+    """Return the points of the way through a tree from start to end; none where they are not connected."""
     before = breadth_first_order(tree, start, directed=True, return_predecessors=True)[1]
     path = [end]
     while path[-1] != start:

@@ -1,7 +1,4 @@
-"""The landscape as a frozen result: its potential between the points of its grid, its valleys and its passes.
-
-Depends on numpy, scipy and pandas.
-"""
+"""The landscape: its potential, between the points of its grid too, and its valleys and passes."""
 
 from __future__ import annotations
 
@@ -27,36 +24,36 @@ class Landscape(Stage):
     r"""Density and quasi-potential on one grid of a plane, at one or more times.
 
     The potential is :math:`U(x, t) = -\frac{\sigma^2}{2} \log p(x, t)`, with :math:`p` the density of the cells and
-    :math:`\sigma` the diffusion :cite:`wang:11`, up to a constant that makes its minimum over all times 0. Of a
-    population at rest it is the potential whose slope the cells follow, where they follow one :cite:`zhou:16`; of one
-    that still changes it says where cells are, not where they go.
+    :math:`\sigma` the diffusion :cite:`wang:11`. A constant makes its minimum over all times 0. In a population at
+    rest it is the potential whose slope the cells follow, if they follow one :cite:`zhou:16`. In a population that
+    still changes it says where cells are, not where they go.
 
     Attributes
     ----------
     x, y
         Positions of the columns and rows of the grid, shapes ``[n_x]`` and ``[n_y]``.
     times
-        Times, shape ``[n_times]``, rising; the only one is NaN for the landscape of all cells.
+        Times, shape ``[n_times]``, rising. The landscape of all cells has one time, which is NaN.
     density
         Density of the cells at each time, shape ``[n_times, n_y, n_x]``, with integral 1.
     floor
         Density at each time below which it is negligible and there is no potential, shape ``[n_times]``.
     region
-        Number of the state that has the largest part of the density, -1 where it is negligible or no state has any,
-        shape ``[n_times, n_y, n_x]``.
+        Number of the state with the largest part of the density, shape ``[n_times, n_y, n_x]``; -1 where the density is
+        negligible or no state has any.
     states
         Names of the states, shape ``[n_states]``.
     bandwidth
         Covariance of the kernel at each time, shape ``[n_times, 2, 2]``.
     diffusion
-        Diffusion, in units of the basis per root of time; ``None`` where it is not known and
-        :math:`\sigma^2 / 2` is taken as 1.
+        Diffusion :math:`\sigma`, in units of the basis per root of time. ``None`` where it is not known, and
+        :math:`\sigma^2 / 2` is 1.
     basis
         Name of the positions, such as ``"X_pca"``; empty where not known.
     dims
         Columns of the basis that are the plane.
     window
-        How far from each time its cells were taken.
+        How far the time of a cell may be from each time of the landscape.
 
     Examples
     --------
@@ -98,7 +95,7 @@ class Landscape(Stage):
 
     @property
     def scale(self) -> float:
-        """What the negative logarithm of the density is multiplied by: half the squared diffusion, or 1."""
+        """Factor of the negative logarithm of the density: half the squared diffusion, or 1."""
         return 1.0 if self.diffusion is None else self.diffusion**2 / 2
 
     @property
@@ -108,13 +105,13 @@ class Landscape(Stage):
 
     @property
     def height(self) -> FloatArray:
-        """Quasi-potential also where the density is negligible and it means nothing, finite, of the same shape."""
+        """Quasi-potential, finite also where the density is negligible and it means nothing, of the same shape."""
         logs = np.log(np.maximum(self.density, np.finfo(float).tiny))
         return np.asarray(self.scale * (logs.max() - logs))
 
     @property
     def ceiling(self) -> FloatArray:
-        """Potential at each time beyond which there is none, as the density is negligible, shape ``[n_times]``."""
+        """Highest potential at each time, where the density becomes negligible, shape ``[n_times]``."""
         return np.asarray(self.scale * np.log(self.density.max() / self.floor))
 
     def at(self, points: FloatArray, time: FloatArray | float | None = None) -> FloatArray:
@@ -125,13 +122,13 @@ class Landscape(Stage):
         points
             Points of the plane, shape ``[n_points, 2]``.
         time
-            Time of each point, shape ``[n_points]``, or one for all; each must be one of the times of the landscape.
-            Not needed where it has one time.
+            Time of each point, shape ``[n_points]``, or one for all, among the times of the landscape. Not needed where
+            it has one time.
 
         Returns
         -------
-        The potential, from the logarithm of the density between the four points of the grid around each; NaN where the
-        density is negligible or outside the grid.
+        The potential, interpolated between the four points of the grid around each. NaN where the density is negligible
+        and outside the grid.
 
         Raises
         ------
@@ -153,8 +150,8 @@ class Landscape(Stage):
 
         Returns
         -------
-        A row for each time and state with ``state``, ``time``, ``potential``, ``x`` and ``y``; the last three are NaN
-        where the state is nowhere the largest part of the density.
+        A row for each time and state with ``state``, ``time``, ``potential``, ``x`` and ``y``. The last three are NaN
+        where the state nowhere has the largest part of the density.
 
         Raises
         ------
@@ -171,10 +168,10 @@ class Landscape(Stage):
     def barriers(self, states: Sequence[str] | None = None) -> pd.DataFrame:
         """Return how high one must climb from each state to reach each other, at each time.
 
-        A state starts and ends at its lowest point among those of the grid where it has the largest part of the
-        density. Of all paths between two such points, over the eight neighbours of each point, the one whose highest
-        point is lowest is taken; its highest point is the saddle. No barrier at all, with the saddle where the path
-        starts, is a way that only goes down.
+        A path leads from the lowest point of one state to that of another. The lowest point of a state is among the
+        points of the grid where it has the largest part of the density. Of all paths over neighbouring points, the one
+        whose highest point is lowest is taken. This highest point is the saddle. A path that only goes down has a
+        barrier of zero, and its saddle is where it starts.
 
         Parameters
         ----------
@@ -183,10 +180,10 @@ class Landscape(Stage):
 
         Returns
         -------
-        A row for each time and ordered pair of states, with ``from``, ``to``, ``time``, ``depth_from``, the potential
-        at the lowest point of the first, ``saddle``, the potential there, ``barrier``, the difference of these, and the
-        position ``x`` and ``y`` of the saddle. Where the density between the two is negligible, saddle and barrier are
-        infinite and the position is NaN; where a state is nowhere the largest part of the density, all are NaN.
+        A row for each time and ordered pair of states: ``from``, ``to``, ``time``, ``depth_from`` (the potential at the
+        lowest point of the first), ``saddle`` (the potential there), ``barrier`` (their difference), and the position
+        ``x`` and ``y`` of the saddle. Where the density between the states is negligible, saddle and barrier are
+        infinite and the position is NaN. Where a state nowhere has the largest part of the density, all are NaN.
 
         Raises
         ------

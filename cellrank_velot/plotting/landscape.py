@@ -14,8 +14,7 @@ from matplotlib.colors import Colormap
 
 from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.cells.read import CellStates, find_basis
-from cellrank_velot.landscape import Landscape
-from cellrank_velot.landscape.compute import MIN_CELLS, WINDOW
+from cellrank_velot.landscape import MIN_CELLS, Landscape, LandscapeOptions
 from cellrank_velot.plotting._draw.animation import Film, FilmOptions
 from cellrank_velot.plotting._draw.colors import INK, VALUES
 from cellrank_velot.plotting._draw.embedding import HasAnnData
@@ -274,6 +273,6 @@ def _film_times(kernel: Any, basis: str | None, n_frames: int) -> list[float] | 
     low, high = cells.time_range
     times = np.linspace(low, high, n_frames)
     if not cells.is_series:
-        near = np.abs(cells.time[:, None] - times) <= WINDOW
+        near = np.abs(cells.time[:, None] - times) <= LandscapeOptions.window
         times = times[near.sum(axis=0) >= MIN_CELLS]
     return times.tolist()

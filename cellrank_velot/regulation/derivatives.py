@@ -1,7 +1,6 @@
-"""Derivatives of a field at points: its Jacobian and the gradient of its growth, in the basis or between named genes.
+"""Derivatives of a field at points: its Jacobian and the gradient of its growth, between dimensions or named genes.
 
-Depends on numpy and torch. A field is anything that gives its drift, and its growth where it has one, as a function of
-tensors.
+A field is anything that gives its drift, and its growth where it has one, as a function of tensors.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from torch.func import jacfwd, jacrev, jvp, vmap
 
 from cellrank_velot._utils.device import resolve_device, single_thread
 
-__all__ = ["Decoder", "Differentiable", "Genes", "Reading", "has_growth", "jacobians"]
+__all__ = ["Decoder", "Differentiable", "Variables", "has_growth", "jacobians"]
 
 # Numbers held at a time while derivatives are computed.
 CHUNK_VALUES = 4_000_000
-# Inner width that a field is taken to have, for the size of a chunk.
+# Inner width of a field that sizes of chunks are reckoned with.
 USUAL_WIDTH = 256
 # Singular values of a decoder's Jacobian below this share of the largest are rounding errors of single precision.
 NEGLIGIBLE = 1e-6
@@ -37,100 +36,18 @@ class Differentiable(Protocol):
         """Return the field as a function of positions ``[n, n_dims]`` and times ``[n]``."""
 
 
-@dataclass(frozen=True, eq=False)
-class Genes:
-    """How named genes are read from the basis: through loadings or through a decoder.
-
-    Attributes
-    ----------
-    names
-        Names of the genes.
-    loadings
-        Loadings :math:`W` of a PCA at these genes, shape ``[n_dims, n_genes]``: a position is :math:`(g - m) W^T` of
-        the expression, and the velocity of genes is :math:`v W`.
-    decoder
-        In place of loadings, a differentiable function from positions ``[n, n_dims]`` to the expression of all genes
-        that it knows, ``[n, n_known]``. A module is called where its weights are and in their precision, another
-        function on the CPU and in double precision.
-    chosen
-        Which outputs of the decoder the genes are, shape ``[n_genes]``; all where ``None``.
-    n_known
-        Number of outputs of the decoder, where ``chosen`` is given, to check it; not checked where ``None``.
-
-    Raises
-    ------
-    ValueError
-        If there are not loadings or a decoder, or both, or numbers of genes do not agree.
-
-    Examples
-    --------
-    >>> from cellrank_velot.regulation.derivatives import Genes
-    >>> genes = Genes(("FateA", "FateB"), loadings=adata.varm["PCs"][1:3].T)
-    >>> genes.loadings.shape
-    (20, 2)
-    """
-
-    names: tuple[str, ...]
-    loadings: NDArray[np.float64] | None = None
-    decoder: Decoder | None = None
-    chosen: NDArray[np.int64] | None = None
-    n_known: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check that the parts fit together."""
-        if (self.loadings is None) == (self.decoder is None):
-            raise ValueError("Expected `loadings` or a `decoder` of the genes, found both or neither.")
-        if len(set(self.names)) != len(self.names):
-            raise ValueError("Expected each gene once, found some twice.")
-        found = self.chosen if self.loadings is None else self.loadings.T
-        if found is not None and len(found) != len(self.names):
-            raise ValueError(f"Expected as many genes as the `{len(self.names)}` names, found `{len(found)}`.")
-
-
 def has_growth(field: Any) -> bool:
-    """Return whether a field gives growth: it has ``growth_on``, and heads where it says whether it has them.
-
-    Parameters
-    ----------
-    field
-        Any field.
-
-    Examples
-    --------
-    >>> from cellrank_velot.regulation.derivatives import has_growth
-    >>> has_growth(sk.field), has_growth(vk.field)
-    (True, False)
-    """
+    """Return whether a field gives growth: it has ``growth_on``, and heads if it says whether it has them."""
     return hasattr(field, "growth_on") and bool(getattr(field, "has_heads", True))
 
 
 def jacobians(
     field: Differentiable, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
 ) -> NDArray[np.float64]:
-    """Return the Jacobian of the drift at each point, exact but for rounding.
+    """Return the Jacobian of the drift at each point, ``[n_points, n_dims, n_dims]``, exact but for rounding.
 
-    Parameters
-    ----------
-    field
-        The field.
-    x
-        Positions of shape ``[n_points, n_dims]``.
-    time
-        Time of each position, shape ``[n_points]``, or one for all.
-    device
-        Torch device, or ``"auto"``.
-
-    Returns
-    -------
-    Derivatives of the drift in dimension ``i`` by the position in dimension ``j``, per unit of time, shape
-    ``[n_points, n_dims, n_dims]``. It grows with the square of the dimensions: for means over many cells, see
-    :func:`cellrank_velot.regulation.matrix.compute_regulation`, which keeps none of it.
-
-    Examples
-    --------
-    >>> from cellrank_velot.regulation.derivatives import jacobians
-    >>> jacobians(vk.field, vk.cells.x[:3], vk.cells.time[:3]).shape
-    (3, 20, 20)
+    Element ``i, j`` is the derivative of the drift in dimension ``i`` by the position in dimension ``j``. ``time`` is
+    that of each point, or one for all.
     """
     where = resolve_device(device)
     times = np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1])
@@ -143,33 +60,49 @@ def jacobians(
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """What is computed at each cell, and what is made of its means, between genes or dimensions.
+class Variables:
+    """What effects are between: dimensions of the basis, or genes that loadings or a decoder read from it.
 
-    Attributes
-    ----------
-    names
-        Names of the dimensions of the basis, or of the genes.
-    genes
-        How genes are read; ``None`` for dimensions of the basis.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.regulation.derivatives import Reading
-    >>> reading, rate = Reading([f"PC{i + 1}" for i in range(20)], None), np.zeros(20)
-    >>> chunks = reading.of_drift(
-    ...     vk.field, vk.cells.x, vk.cells.time, rate, torch.device("cpu")
-    ... )
-    >>> mean = np.concatenate(list(chunks)).mean(axis=0)
-    >>> reading.jacobian(rate)(mean).shape  # a last row says what the basis holds
-    (1, 21, 20)
+    Loadings :math:`W` of a PCA give genes :math:`g` and their velocity: a position is :math:`(g - m) W^T`, and the
+    velocity of genes is :math:`v W`. A decoder is a differentiable function from positions ``[n, n_dims]`` to all genes
+    that it knows, ``[n, n_known]``. A module is called where its weights are and in their precision, another function
+    on the CPU and in double precision.
     """
 
-    names: list[str]
-    genes: Genes | None
+    names: tuple[str, ...]
+    loadings: NDArray[np.float64] | None = None  # [n_dims, n_genes]
+    decoder: Decoder | None = None
+    # Which outputs of the decoder the genes are, [n_genes], and how many outputs it must have; any number where None.
+    chosen: NDArray[np.int64] | None = None
+    n_known: int | None = None
 
-    def of_drift(
+    def __post_init__(self) -> None:
+        """Check that the parts fit together."""
+        if self.loadings is not None and self.decoder is not None:
+            raise ValueError("Expected `loadings` or a `decoder` of the genes, found both.")
+        if self.are_genes and len(set(self.names)) != len(self.names):
+            raise ValueError("Expected each gene once, found some twice.")
+        found = self.chosen if self.loadings is None else self.loadings.T
+        if found is not None and len(found) != len(self.names):
+            raise ValueError(f"Expected as many genes as the `{len(self.names)}` names, found `{len(found)}`.")
+
+    @property
+    def are_genes(self) -> bool:
+        """Whether they are genes, and not the dimensions of the basis."""
+        return self.loadings is not None or self.decoder is not None
+
+    def check_basis(self, n_dims: int) -> None:
+        """Check that they belong to a basis of so many dimensions."""
+        if self.loadings is not None and self.loadings.shape[0] != n_dims:
+            raise ValueError(
+                f"Expected loadings of the `{n_dims}` dimensions of the basis, found `{self.loadings.shape[0]}`."
+            )
+        if not self.are_genes and not len(self.names) == len(set(self.names)) == n_dims:
+            raise ValueError(
+                f"Expected a different name for each of the `{n_dims}` dimensions, found {list(self.names)}."
+            )
+
+    def jacobians_of(
         self,
         field: Differentiable,
         x: NDArray[np.float64],
@@ -177,7 +110,11 @@ class Reading:
         rate: NDArray[np.float64],
         where: torch.device,
     ) -> Iterator[NDArray[np.float64]]:
-        """Yield chunks of Jacobians, flat; those of a decoder are between genes and end with what it holds of them."""
+        """Yield flat Jacobians, chunk by chunk.
+
+        They are between dimensions of the basis, and through a decoder between genes. These end with a row that says
+        which share of a change of each gene the basis holds.
+        """
         drift = _drift(field, where)
         derivative = _derivative(drift)
         known, decoder = self._decoder(x)
@@ -191,25 +128,24 @@ class Reading:
                 values = torch.cat([values, torch.diagonal(share, dim1=1, dim2=2).unsqueeze(1)], dim=1)
             yield values.flatten(1).numpy()
 
-    def jacobian(self, rate: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-        """Return what makes means between genes of means at cells; a last row is what the basis holds of them."""
+    def mean_jacobian(self, values: NDArray[np.float64], rate: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return Jacobians between the variables, ``[n, n_variables + 1, n_variables]``, from means of flat ones.
+
+        The last row says which share of a change of each variable the basis holds. ``rate`` is taken off the diagonal.
+        """
         n = len(self.names)
+        if self.decoder is not None:
+            return values.reshape(-1, n + 1, n)
+        weights = np.eye(n) if self.loadings is None else self.loadings
+        share = weights.T @ weights
+        inner = values.reshape(-1, weights.shape[0], weights.shape[0])
+        between = weights.T @ inner @ weights + rate[:, None] * share
+        return np.concatenate([between, np.broadcast_to(np.diag(share), (len(between), 1, n))], axis=1)
 
-        def finish(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            if self.genes is not None and self.genes.decoder is not None:
-                return values.reshape(-1, n + 1, n)
-            weights = np.eye(n) if self.genes is None else self._loadings
-            share = weights.T @ weights
-            inner = values.reshape(-1, weights.shape[0], weights.shape[0])
-            between = weights.T @ inner @ weights + rate[:, None] * share
-            return np.concatenate([between, np.broadcast_to(np.diag(share), (len(between), 1, n))], axis=1)
-
-        return finish
-
-    def of_growth(
+    def gradients_of(
         self, field: Any, x: NDArray[np.float64], time: NDArray[np.float64], where: torch.device
     ) -> Iterator[NDArray[np.float64]]:
-        """Yield chunks of gradients of growth; those of a decoder are by gene."""
+        """Yield gradients of growth by dimension of the basis, and through a decoder by gene, chunk by chunk."""
         growth: Function = field.growth_on(where)
         gradient = _derivative(lambda points, times: growth(points, times).reshape(-1, 1))
         known, decoder = self._decoder(x)
@@ -219,27 +155,21 @@ class Reading:
                 values = values @ decoder(x[part])[1]
             yield values.squeeze(1).numpy()
 
-    def gradient(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return means by gene of means at cells."""
-        return values if self.genes is None or self.genes.loadings is None else values @ self._loadings
-
-    @property
-    def _loadings(self) -> NDArray[np.float64]:
-        if self.genes is None or self.genes.loadings is None:
-            raise AssertionError  # asked for with loadings only
-        return self.genes.loadings
+    def mean_gradient(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return gradients by variable from means of those of :meth:`gradients_of`."""
+        return values if self.loadings is None else values @ self.loadings
 
     def _decoder(self, x: NDArray[np.float64]) -> tuple[int, Any]:
-        """Return how many genes a decoder knows, and what gives its derivatives at points.
+        """Return how many genes the decoder knows, and the function of points that gives its derivatives there.
 
-        These are the chosen rows of its Jacobian, of the pseudo-inverse the chosen columns and, given a drift, how the
-        rows of the Jacobian times the drift change with the point.
+        These are the chosen rows of its Jacobian and the chosen columns of the pseudo-inverse. Given a drift, also how
+        the product of these rows with the drift changes with the point.
         """
-        if self.genes is None or self.genes.decoder is None:
+        if self.decoder is None:
             return 0, None
-        decode, chosen = self.genes.decoder, self.genes.chosen
+        decode, chosen = self.decoder, self.chosen
         place = _place_of(decode)
-        known = _check_decoded(decode(torch.tensor(x[:2], **place)), x[:2], self.genes)
+        known = _check_decoded(decode(torch.tensor(x[:2], **place)), x[:2], self)
         take = torch.arange(known) if chosen is None else torch.tensor(chosen)
 
         def of_one(point: torch.Tensor) -> torch.Tensor:
@@ -254,7 +184,7 @@ class Reading:
         def evaluate(at: NDArray[np.float64], drift: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
             points = torch.tensor(at, **place)
             rows = rows_of(points).detach().double().cpu()
-            # Of the normal equations, which are small; their eigenvalues are squares of singular values.
+            # The normal equations are small. Their eigenvalues are squares of singular values.
             inner = torch.linalg.pinv(rows.mT @ rows, rtol=NEGLIGIBLE**2, hermitian=True)
             found = rows[:, take], inner @ rows[:, take].mT
             if drift is None:
@@ -291,8 +221,8 @@ def _place_of(decoder: Decoder) -> dict[str, Any]:
     return {"dtype": torch.float64} if weight is None else {"dtype": weight.dtype, "device": weight.device}
 
 
-def _check_decoded(found: Any, x: NDArray[np.float64], genes: Genes) -> int:
-    """Return how many genes a decoder knows, after a look at what it gives."""
+def _check_decoded(found: Any, x: NDArray[np.float64], genes: Variables) -> int:
+    """Return how many genes a decoder knows, from what it returns at some points."""
     if not isinstance(found, torch.Tensor) or found.ndim != 2 or found.shape[0] != x.shape[0]:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(
