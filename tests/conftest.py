@@ -167,6 +167,12 @@ def listed(docs: Path) -> list[tuple[str, Any]]:
     return [(name, resolve(name)) for page in sorted((docs / "api").glob("*.rst")) for name in listed_on(page)]
 
 
+@pytest.fixture(scope="session")
+def for_extenders(docs: Path) -> set[str]:
+    """Return the full names on the page for those who extend the package; they read the code."""
+    return set(listed_on(docs / "api" / "stages.rst"))
+
+
 def listed_on(page: Path) -> Iterator[str]:
     """Yield the full names in the tables of a page of the API."""
     module, within = "", False

@@ -1,7 +1,6 @@
 """The pages list what is public, the picture of the architecture is that of the code, links hold and are checked."""
 
 import importlib
-import pkgutil
 import re
 import tomllib
 from collections import Counter
@@ -19,8 +18,6 @@ import cellrank_velot
 from cellrank_velot import OTVelocityKernel, datasets
 
 DOCS = Path(__file__).parents[1] / "docs"
-# Loops without checks, and the command line, whose `--help` says more.
-UNLISTED = {"cli", "compiled"}
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="no docs, as in a source archive")
 
@@ -36,14 +33,12 @@ def script(name: str) -> ModuleType:
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Yield each name in an ``__all__`` of the package and of its public modules and folders, and what it names."""
-    modules = [m.name for m in pkgutil.iter_modules(cellrank_velot.__path__) if m.name[0] != "_"]
-    for name in sorted(set(modules) - UNLISTED):
-        module = importlib.import_module(f"cellrank_velot.{name}")
-        yield from ((public, getattr(module, public)) for public in module.__all__)
+    """Yield each name in the ``__all__`` of the package and of the modules that it hands out, and what it names."""
     for name in cellrank_velot.__all__:
         found = getattr(cellrank_velot, name)
-        if not isinstance(found, ModuleType) and name[0] != "_":
+        if isinstance(found, ModuleType):
+            yield from ((public, getattr(found, public)) for public in found.__all__)
+        elif name[0] != "_":
             yield name, found
 
 
