@@ -15,9 +15,9 @@ from matplotlib.colors import Colormap
 from cellrank_velot._utils.validation import check_choice, check_known
 from cellrank_velot.dynamics.descent import REST, ProcessFates
 from cellrank_velot.plotting._draw.colors import INK, PROBABILITY
-from cellrank_velot.plotting._draw.embedding import HasAnnData, colors_by_name
+from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws, even_columns
-from cellrank_velot.plotting._draw.kernel import kernel_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, kernel_of
 from cellrank_velot.plotting._draw.paths import NOWHERE
 
 __all__ = ["Relatives", "fate_bars", "fate_heatmap", "table_of"]

@@ -13,14 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
 from cellrank_velot._utils.validation import check_integer
-from cellrank_velot.cells.read import CellStates, find_basis
+from cellrank_velot.cells import CellStates, find_basis
 from cellrank_velot.landscape import MIN_CELLS, Landscape, LandscapeOptions
 from cellrank_velot.plotting._draw.animation import Film, FilmOptions
 from cellrank_velot.plotting._draw.colors import INK, VALUES
-from cellrank_velot.plotting._draw.embedding import HasAnnData
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws, even_columns, style
 from cellrank_velot.plotting._draw.gif import GifWriter
-from cellrank_velot.plotting._draw.kernel import kernel_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, kernel_of
 from cellrank_velot.plotting._draw.relief import Kind, ReliefOptions, chosen_times, is_3d, scene_of
 
 __all__ = ["landscape_animation", "potential_landscape"]

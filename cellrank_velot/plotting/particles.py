@@ -18,17 +18,19 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot.cells import read_embedding
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.plotting._draw.animation import Film, FilmOptions
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, draw_cells, positions
+from cellrank_velot.plotting._draw.embedding import dot_size, draw_cells
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws, even_columns
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of
+from cellrank_velot.plotting._draw.legends import dot
 from cellrank_velot.plotting._draw.look import Look
 from cellrank_velot.plotting._draw.paths import (
     NOWHERE,
     Frames,
     cluster_colors,
-    dot,
     fate_names,
     fate_word,
     frames_of,
@@ -368,8 +370,7 @@ class _Scene:
 
     def draw_cells(self, ax: Axes, share: float = 1.0) -> None:
         """Draw the cells in grey, of some share of their usual area."""
-        size = float(np.clip(15_000 / max(len(self.x), 1), 3, 16))
-        draw_cells(ax, self.x, self.name, BACKGROUND, size=share * size)
+        draw_cells(ax, self.x, self.name, BACKGROUND, size=share * dot_size(len(self.x), 15_000, 3, 16))
 
     def draw_particles(self, ax: Axes, frame: int) -> PathCollection:
         x, y = self.frames.x[frame].T
@@ -409,11 +410,11 @@ class _Scene:
 
 def _scene(data: Any, trajectories: Trajectories | None, basis: str, key: str, options: _FlowOptions) -> _Scene:
     """Return the cells and the particles of a flow, which is read where it is not given."""
-    x, name = positions(adata_of(data), basis)
+    x, name = read_embedding(adata_of(data), basis)
     found = read(data, trajectories, key)
     look = _look(data, found, options)
     frames = frames_of(found, place_of(data, found, x, options.velocity_basis), options.n_frames)
-    return _Scene(x, name, found, frames, look, options.size or float(np.clip(4_000 / len(found), 5, 26)))
+    return _Scene(x, name, found, frames, look, options.size or dot_size(len(found), 4_000, 5, 26))
 
 
 def _look(data: Any, found: Trajectories, options: _FlowOptions) -> Look:

@@ -12,14 +12,15 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_known, check_number
+from cellrank_velot.cells import read_embedding
 from cellrank_velot.embedding.grid import velocity_on_grid
 from cellrank_velot.embedding.projection import project_by_linear_map
 from cellrank_velot.perturbation import FateShift, Perturbation, PerturbedField
-from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below
+from cellrank_velot.plotting._draw.arrows import draw_arrows, draw_cells_below, grid_arrows
 from cellrank_velot.plotting._draw.colors import INK
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name, positions
+from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, drawing, draws
-from cellrank_velot.plotting._draw.kernel import field_of, kernel_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, field_of, kernel_of
 
 __all__ = ["fate_shift", "perturbation_arrows"]
 
@@ -187,16 +188,13 @@ def perturbation_arrows(
     kernel = kernel_of(data, "cells", "connectivities")
     if not isinstance(perturbation, Perturbation):
         raise TypeError(f"Expected `perturbation` to be a `Perturbation`, found `{type(perturbation).__name__}`.")
-    adata = adata_of(data)
-    x, name = positions(adata, basis)
+    x, name = read_embedding(kernel.adata, basis)
     arrows = project_by_linear_map(kernel.cells.x, _quantity(kernel, perturbation, quantity), x, kernel.connectivities)
     grid = velocity_on_grid(x, arrows, n_grid=n_grid, smooth=smooth, min_density=min_density)
-    points = np.stack(np.meshgrid(grid.x, grid.y), axis=-1).reshape(-1, 2)
-    spacing = np.array([grid.x[1] - grid.x[0], grid.y[1] - grid.y[0]])
-    drawn = arrows_of(grid.velocity.reshape(-1, 2), arrow_length * spacing, normalize=False)
+    points, drawn, spacing = grid_arrows(grid, arrow_length, normalize=False)
     drawn[np.linalg.norm(drawn / spacing, axis=1) < SHORTEST * arrow_length] = np.nan
     with drawing(figure, panel_size=(5.6, 4.2), title=f"{perturbation.name}: {quantity}") as canvas:
-        draw_cells_below(canvas.ax, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells_below(canvas.ax, x, name, kernel.adata, color, legend=legend, size=size, alpha=alpha)
         draw_arrows(canvas.ax, points, drawn)
     return canvas.result
 

@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
+from cellrank_velot.cells import read_clusters
 from cellrank_velot.dynamics.descent import ProcessFates, labels_near
 from cellrank_velot.dynamics.process import ProcessPaths
-from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES, scale_of
+from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws
-from cellrank_velot.plotting._draw.kernel import kernel_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, kernel_of
 from cellrank_velot.plotting._draw.look import Look
 from cellrank_velot.plotting._draw.paths import is_jump
 from cellrank_velot.plotting._draw.plane import Plane, plane_of
@@ -203,7 +202,7 @@ def fate_cells(
         raise ValueError(
             f"Expected a row for each cell, found `{(at < 0).sum()}` that are none: compute fates without `group_by`."
         )
-    scale = ScalarMappable(Normalize(0.0, 1.0), cmap)
+    scale = scale_of(table.to_numpy(), cmap, (0.0, 1.0))
     with drawing(figure, n_panels=len(names), n_columns=n_columns, panel_size=(2.9, 2.8)) as canvas:
         for panel, name in zip(canvas.panels, names, strict=True):
             plane.draw_behind(panel, size=size)
@@ -229,15 +228,13 @@ def _chosen_paths(paths: ProcessPaths, n: int) -> NDArray[np.int64]:
 
 def _by_fate(kernel: Any, paths: ProcessPaths, cluster_key: str | None) -> Look:
     """Return the colour of the cluster that each path ends in, and the share of all paths for each."""
-    adata, cells = kernel.adata, kernel.cells
-    key = cluster_key or kernel.cluster_key or "clusters"
-    check_known("adata.obs", key, adata.obs.columns, "Pass `cluster_key`.")
-    clusters = pd.Categorical(adata.obs[key])
+    cells, key = kernel.cells, cluster_key or kernel.cluster_key or "clusters"
+    clusters = read_clusters(kernel.adata, key, "Pass `cluster_key`.").cat
     names = [str(name) for name in clusters.categories]
     colors = colors_by_name(kernel, names, key, "clusters")
     points = np.unique(cells.time)
     around = np.flatnonzero(cells.time == points[np.abs(points - paths.time[-1].mean()).argmin()])
-    codes = clusters.codes[around].astype(np.int64)
+    codes = clusters.codes.to_numpy()[around].astype(np.int64)
     fate = labels_near(paths.ends, cells.x[around], codes, len(names), N_NEAR).argmax(axis=1)
     weights = _weights(paths)
     share = np.bincount(fate, weights, minlength=len(names)) / weights.sum()
@@ -258,12 +255,8 @@ def _draw_paths(
     n_points, n_paths, n_dims = x.shape
     drawn = plane.embed(x.reshape(-1, n_dims)).reshape(n_points, n_paths, 2)
     steps: FloatArray = np.stack([drawn[:-1], drawn[1:]], axis=2).reshape(-1, 2, 2)
-    if look.scale is None:
-        colors = np.tile(look.colors[chosen], (n_points - 1, 1))
-        ends = look.colors[chosen]
-    else:
-        colors = np.asarray(look.scale.to_rgba((time[:-1] + time[1:]).ravel() / 2))
-        ends = np.asarray(look.scale.to_rgba(time[-1]))
+    look = look.of(chosen)
+    colors = np.concatenate([look.at(middle) for middle in (time[:-1] + time[1:]) / 2])
     if plane.place is not None:
         way = np.diff(x, axis=0).reshape(-1, n_dims)
         kept = ~is_jump(plane.place, way, np.diff(drawn, axis=0).reshape(-1, 2))
@@ -274,7 +267,7 @@ def _draw_paths(
     edge: dict[str, Any] = {"edgecolors": INK, "linewidths": 0.5}
     (first_x, first_y), (last_x, last_y) = drawn[0].T, drawn[-1].T
     ax.scatter(first_x, first_y, s=9, facecolors="white", zorder=3, label="starts", **edge)
-    ax.scatter(last_x, last_y, s=16, c=ends, zorder=4, label="ends", **edge)
+    ax.scatter(last_x, last_y, s=16, c=look.at(time[-1]), zorder=4, label="ends", **edge)
     _widen(ax, drawn.reshape(-1, 2))
 
 

@@ -10,15 +10,14 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, PowerNorm
+from matplotlib.colors import Colormap, LinearSegmentedColormap, PowerNorm
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
-from cellrank_velot.plotting._draw.colors import INK, PROBABILITY, palette
-from cellrank_velot.plotting._draw.embedding import HasAnnData
+from cellrank_velot.plotting._draw.colors import INK, PROBABILITY, palette, scale_of
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws, even_columns
-from cellrank_velot.plotting._draw.kernel import estimate_of, kernel_of, time_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, estimate_of, kernel_of, time_of
 from cellrank_velot.plotting._draw.plane import Plane, plane_of
 from cellrank_velot.timeseries.interpolation import Population
 
@@ -108,7 +107,7 @@ def growth_map(
         shown = np.abs(growth[np.any([inside for _, inside in groups], axis=0)])
         limit = float(np.quantile(shown, WITHIN)) or 1.0
     check_number("limit", limit, low=0, open_low=True)
-    scale = ScalarMappable(Normalize(-limit, limit), cmap)
+    scale = scale_of(growth, cmap, (-limit, limit))
     panel_size = (5.2, 4.0) if len(groups) == 1 else (2.9, 2.8)
     with drawing(figure, n_panels=len(groups), n_columns=n_columns, panel_size=panel_size) as canvas:
         for panel, (name, inside) in zip(canvas.panels, groups, strict=True):

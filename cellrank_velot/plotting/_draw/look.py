@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize, to_rgba
+from matplotlib.colors import Colormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cellrank_velot.plotting._draw.colors import INK
+from cellrank_velot.plotting._draw.colors import INK, scale_of
 from cellrank_velot.plotting._draw.figure import color_bar
-from cellrank_velot.plotting._draw.paths import dot, sections
+from cellrank_velot.plotting._draw.legends import dot, sections
 
 __all__ = ["Look"]
 
@@ -38,9 +38,11 @@ class Look:
     @classmethod
     def of_time(cls, n_paths: int, time: FloatArray, cmap: str | Colormap) -> Look:
         """Return the look of paths whose points are coloured by time."""
-        known = time[np.isfinite(time)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-        return cls(np.tile(to_rgba(INK), (n_paths, 1)), scale=ScalarMappable(Normalize(low, high), cmap))
+        return cls(np.tile(to_rgba(INK), (n_paths, 1)), scale=scale_of(time, cmap))
+
+    def of(self, paths: NDArray[np.int64]) -> Look:
+        """Return the look of some of the paths, with the same legend."""
+        return replace(self, colors=self.colors[paths])
 
     def at(self, time: FloatArray) -> FloatArray:
         """Return the colour of each path at its time, shape ``[n_paths, 4]``."""

@@ -15,7 +15,6 @@ from cellrank_velot.dynamics import Status, Trajectories
 from cellrank_velot.embedding.projection import embed_points
 from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, cells_of
-from cellrank_velot.plotting._draw.legends import dot, sections
 from cellrank_velot.storage.pack import read_trajectories
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "Frames",
     "Place",
     "cluster_colors",
-    "dot",
     "fate_names",
     "fate_word",
     "frames_of",
@@ -31,7 +29,6 @@ __all__ = [
     "place_of",
     "read",
     "running_mean",
-    "sections",
 ]
 
 FloatArray = NDArray[np.float64]

@@ -24,7 +24,7 @@ from cellrank_velot.plotting._draw.colors import BACKGROUND, INK
 from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
 from cellrank_velot.plotting._draw.figure import color_bar
 from cellrank_velot.plotting._draw.kernel import time_of
-from cellrank_velot.plotting._draw.paths import dot, sections
+from cellrank_velot.plotting._draw.legends import dot, sections
 
 __all__ = ["Kind", "ReliefOptions", "Scene", "chosen_times", "is_3d", "scene_of"]
 
