@@ -23,7 +23,6 @@ from cellrank_velot.regulation import (
     bin_times,
     compute_growth_genes,
     compute_regulation,
-    has_growth,
     name_groups,
     points_along,
 )
@@ -265,11 +264,6 @@ class Regulations(Parts):
             n_bootstrap=n_bootstrap, level=level, min_cells=min_cells, random_state=random_state
         )
         field = self._needed("field", "fit_field") if fields is None else list(fields)
-        if not all(has_growth(one) for one in (field if isinstance(field, list) else [field])):
-            raise RuntimeError(
-                "Expected a field with growth, found none: it needs an experimental time. A pseudotime tells nothing "
-                "of growth."
-            )
         variables = self._variables(genes, names, decoder, decoder_genes)
         x, time, parts = self._points(cells, groups, n_bins, None)
         return compute_growth_genes(field, x, time, parts, variables, options, Run(device=device))

@@ -4,7 +4,7 @@ In go a field and the cells. Out comes a :class:`Regulation`, a matrix of effect
 """
 
 from cellrank_velot.regulation.bootstrap import RegulationOptions
-from cellrank_velot.regulation.derivatives import Decoder, Variables, has_growth
+from cellrank_velot.regulation.derivatives import Decoder, Variables
 from cellrank_velot.regulation.groups import bin_times, name_groups, points_along
 from cellrank_velot.regulation.matrix import Regulation, compute_growth_genes, compute_regulation
 
@@ -16,7 +16,6 @@ __all__ = [
     "bin_times",
     "compute_growth_genes",
     "compute_regulation",
-    "has_growth",
     "name_groups",
     "points_along",
 ]

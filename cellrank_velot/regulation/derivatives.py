@@ -18,9 +18,11 @@ from cellrank_velot._utils.device import resolve_device, single_thread
 
 __all__ = ["Decoder", "Differentiable", "Variables", "has_growth", "jacobians"]
 
+FloatArray = NDArray[np.float64]
+
 # Numbers held at a time while derivatives are computed.
 CHUNK_VALUES = 4_000_000
-# Inner width of a field that sizes of chunks are reckoned with.
+# Width of the inner layers of a field that the sizes of chunks assume.
 USUAL_WIDTH = 256
 # Singular values of a decoder's Jacobian below this share of the largest are rounding errors of single precision.
 NEGLIGIBLE = 1e-6
@@ -41,9 +43,7 @@ def has_growth(field: Any) -> bool:
     return hasattr(field, "growth_on") and bool(getattr(field, "has_heads", True))
 
 
-def jacobians(
-    field: Differentiable, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
-) -> NDArray[np.float64]:
+def jacobians(field: Differentiable, x: FloatArray, time: FloatArray | float, *, device: str = "cpu") -> FloatArray:
     """Return the Jacobian of the drift at each point, ``[n_points, n_dims, n_dims]``, exact but for rounding.
 
     Element ``i, j`` is the derivative of the drift in dimension ``i`` by the position in dimension ``j``. ``time`` is
@@ -70,7 +70,7 @@ class Variables:
     """
 
     names: tuple[str, ...]
-    loadings: NDArray[np.float64] | None = None  # [n_dims, n_genes]
+    loadings: FloatArray | None = None  # [n_dims, n_genes]
     decoder: Decoder | None = None
     # Which outputs of the decoder the genes are, [n_genes], and how many outputs it must have; any number where None.
     chosen: NDArray[np.int64] | None = None
@@ -103,17 +103,12 @@ class Variables:
             )
 
     def jacobians_of(
-        self,
-        field: Differentiable,
-        x: NDArray[np.float64],
-        time: NDArray[np.float64],
-        rate: NDArray[np.float64],
-        where: torch.device,
-    ) -> Iterator[NDArray[np.float64]]:
+        self, field: Differentiable, x: FloatArray, time: FloatArray, rate: FloatArray, where: torch.device
+    ) -> Iterator[FloatArray]:
         """Yield flat Jacobians, chunk by chunk.
 
         They are between dimensions of the basis, and through a decoder between genes. These end with a row that says
-        which share of a change of each gene the basis holds.
+        which share of a change of each gene the basis keeps.
         """
         drift = _drift(field, where)
         derivative = _derivative(drift)
@@ -128,10 +123,10 @@ class Variables:
                 values = torch.cat([values, torch.diagonal(share, dim1=1, dim2=2).unsqueeze(1)], dim=1)
             yield values.flatten(1).numpy()
 
-    def mean_jacobian(self, values: NDArray[np.float64], rate: NDArray[np.float64]) -> NDArray[np.float64]:
+    def mean_jacobian(self, values: FloatArray, rate: FloatArray) -> FloatArray:
         """Return Jacobians between the variables, ``[n, n_variables + 1, n_variables]``, from means of flat ones.
 
-        The last row says which share of a change of each variable the basis holds. ``rate`` is taken off the diagonal.
+        The last row says which share of a change of each variable the basis keeps. ``rate`` is taken off the diagonal.
         """
         n = len(self.names)
         if self.decoder is not None:
@@ -142,9 +137,7 @@ class Variables:
         between = weights.T @ inner @ weights + rate[:, None] * share
         return np.concatenate([between, np.broadcast_to(np.diag(share), (len(between), 1, n))], axis=1)
 
-    def gradients_of(
-        self, field: Any, x: NDArray[np.float64], time: NDArray[np.float64], where: torch.device
-    ) -> Iterator[NDArray[np.float64]]:
+    def gradients_of(self, field: Any, x: FloatArray, time: FloatArray, where: torch.device) -> Iterator[FloatArray]:
         """Yield gradients of growth by dimension of the basis, and through a decoder by gene, chunk by chunk."""
         growth: Function = field.growth_on(where)
         gradient = _derivative(lambda points, times: growth(points, times).reshape(-1, 1))
@@ -155,11 +148,11 @@ class Variables:
                 values = values @ decoder(x[part])[1]
             yield values.squeeze(1).numpy()
 
-    def mean_gradient(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def mean_gradient(self, values: FloatArray) -> FloatArray:
         """Return gradients by variable from means of those of :meth:`gradients_of`."""
         return values if self.loadings is None else values @ self.loadings
 
-    def _decoder(self, x: NDArray[np.float64]) -> tuple[int, Any]:
+    def _decoder(self, x: FloatArray) -> tuple[int, Any]:
         """Return how many genes the decoder knows, and the function of points that gives its derivatives there.
 
         These are the chosen rows of its Jacobian and the chosen columns of the pseudo-inverse. Given a drift, also how
@@ -181,7 +174,7 @@ class Variables:
 
         rows_of, bend_of = vmap(jacfwd(of_one)), vmap(jacfwd(along))
 
-        def evaluate(at: NDArray[np.float64], drift: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        def evaluate(at: FloatArray, drift: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
             points = torch.tensor(at, **place)
             rows = rows_of(points).detach().double().cpu()
             # The normal equations are small. Their eigenvalues are squares of singular values.
@@ -211,7 +204,7 @@ def _chunks(n_points: int, n_dims: int, n_known: int = 0) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _tensors(x: NDArray[np.float64], time: NDArray[np.float64], where: torch.device) -> tuple[torch.Tensor, ...]:
+def _tensors(x: FloatArray, time: FloatArray, where: torch.device) -> tuple[torch.Tensor, ...]:
     return tuple(torch.tensor(np.ascontiguousarray(part), dtype=torch.float64, device=where) for part in (x, time))
 
 
@@ -221,7 +214,7 @@ def _place_of(decoder: Decoder) -> dict[str, Any]:
     return {"dtype": torch.float64} if weight is None else {"dtype": weight.dtype, "device": weight.device}
 
 
-def _check_decoded(found: Any, x: NDArray[np.float64], genes: Variables) -> int:
+def _check_decoded(found: Any, x: FloatArray, genes: Variables) -> int:
     """Return how many genes a decoder knows, from what it returns at some points."""
     if not isinstance(found, torch.Tensor) or found.ndim != 2 or found.shape[0] != x.shape[0]:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__

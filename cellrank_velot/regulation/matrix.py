@@ -20,6 +20,8 @@ from cellrank_velot.regulation.groups import large_groups
 
 __all__ = ["MAX_GENES", "Regulation", "compute_growth_genes", "compute_regulation"]
 
+FloatArray = NDArray[np.float64]
+
 # Genes that effects are computed between: there are as many effects as pairs, in every replicate of the bootstrap.
 MAX_GENES = 200
 
@@ -38,8 +40,8 @@ class Regulation(Stage):
     stability
         Share of the replicates whose sign is that of the mean, same shape; zero where the mean is zero.
     held
-        Share of a change of each gene that the basis holds, in ``[0, 1]``, mean over the cells of a group, shape
-        ``[n_groups, n_genes]``; one for dimensions of the basis.
+        Share of a change of each gene that the basis keeps, in ``[0, 1]``, mean over the cells of a group, shape
+        ``[n_groups, n_genes]``. One for dimensions of the basis.
     n_cells
         Number of cells of each group, shape ``[n_groups]``.
     groups, names
@@ -62,16 +64,16 @@ class Regulation(Stage):
     (4,)
     """
 
-    jacobian: NDArray[np.float64]
-    std: NDArray[np.float64]
-    lower: NDArray[np.float64]
-    upper: NDArray[np.float64]
-    stability: NDArray[np.float64]
-    held: NDArray[np.float64]
+    jacobian: FloatArray
+    std: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    stability: FloatArray
+    held: FloatArray
     n_cells: NDArray[np.int64]
     groups: NDArray[np.str_]
     names: NDArray[np.str_]
-    degradation: NDArray[np.float64]
+    degradation: FloatArray
     level: float
 
     def __post_init__(self) -> None:
@@ -93,7 +95,7 @@ class Regulation(Stage):
         return f"{text}; {edge['source']} to {edge['target']}: {edge['effect']:+.3g} in {edge['group']}]"
 
     @property
-    def contraction(self) -> NDArray[np.float64]:
+    def contraction(self) -> FloatArray:
         """Mean rate at which the drift brings cells together: minus the mean diagonal, shape ``[n_groups]``.
 
         Between dimensions of the basis it has nothing to do with regulation. A field of a pseudotime contracts, too, as
@@ -171,11 +173,11 @@ class Regulation(Stage):
 
 def compute_regulation(
     field: Differentiable | Sequence[Differentiable],
-    x: NDArray[np.float64],
-    time: NDArray[np.float64],
+    x: FloatArray,
+    time: FloatArray,
     groups: Any = None,
     variables: Variables | None = None,
-    degradation: float | NDArray[np.float64] | Mapping[str, float] = 0.0,
+    degradation: float | FloatArray | Mapping[str, float] = 0.0,
     options: RegulationOptions = RegulationOptions(),
     run: Run = Run(),
 ) -> Regulation:
@@ -199,10 +201,10 @@ def compute_regulation(
     where, fields = resolve_device(run.device), _fields(field)
     parts = large_groups(groups, len(x), options.min_cells)
 
-    def chunks(one: Differentiable, cells: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
+    def chunks(one: Differentiable, cells: NDArray[np.int64]) -> Iterator[FloatArray]:
         return variables.jacobians_of(one, x[cells], time[cells], rate, where)
 
-    def finish(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    def finish(means: FloatArray) -> FloatArray:
         return variables.mean_jacobian(means, rate)
 
     with single_thread(where):
@@ -227,8 +229,8 @@ def compute_regulation(
 
 def compute_growth_genes(
     field: Any,
-    x: NDArray[np.float64],
-    time: NDArray[np.float64],
+    x: FloatArray,
+    time: FloatArray,
     groups: Any = None,
     variables: Variables | None = None,
     options: RegulationOptions = RegulationOptions(),
@@ -256,11 +258,7 @@ def compute_growth_genes(
 
 
 def _columns(
-    effect: NDArray[np.float64],
-    std: NDArray[np.float64],
-    lower: NDArray[np.float64],
-    upper: NDArray[np.float64],
-    stability: NDArray[np.float64],
+    effect: FloatArray, std: FloatArray, lower: FloatArray, upper: FloatArray, stability: FloatArray
 ) -> dict[str, NDArray[Any]]:
     """Return the columns that tables of effects share."""
     sign = np.sign(effect).astype(np.int64)
@@ -274,7 +272,7 @@ def _fields(field: Any) -> list[Any]:
     return fields
 
 
-def _checked(variables: Variables | None, x: NDArray[np.float64], time: NDArray[np.float64]) -> Variables:
+def _checked(variables: Variables | None, x: FloatArray, time: FloatArray) -> Variables:
     """Return the variables, which are the numbered dimensions of the basis where ``None``."""
     variables = Variables(tuple(map(str, range(x.shape[1])))) if variables is None else variables
     variables.check_basis(x.shape[1])
@@ -283,13 +281,13 @@ def _checked(variables: Variables | None, x: NDArray[np.float64], time: NDArray[
     return variables
 
 
-def _rates(degradation: float | NDArray[np.float64] | Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
+def _rates(degradation: float | FloatArray | Mapping[str, float], names: Sequence[str]) -> FloatArray:
     """Return the degradation rate of each gene."""
     if isinstance(degradation, Mapping | pd.Series):
         for name in names:
             check_known("degradation", name, degradation.keys())
         degradation = np.array([degradation[name] for name in names], dtype=np.float64)
-    rates: NDArray[np.float64] = np.asarray(degradation, dtype=np.float64)
+    rates: FloatArray = np.asarray(degradation, dtype=np.float64)
     if rates.ndim > 1 or (rates.ndim == 1 and rates.size != len(names)):
         raise ValueError(
             f"Expected `degradation` of `{len(names)}` genes or one rate, found the shape `{rates.shape}`."
