@@ -319,7 +319,7 @@ def hole_in_clusters(adata):
 
 
 BAD = {
-    "time missing": ([], drop_time, r"found none of \['pseudotime'.*--root-cluster"),
+    "time missing": ([], drop_time, r"Expected one of \['pseudotime'.*--root-cluster"),
     "time unknown": (["--time-key", "age"], None, r"adata\.obs\['age'\].*dpt_pseudotime"),
     "time not finite": ([], hole_in_time, r"`3` of `300` cells: 'cell0', 'cell1', 'cell2'"),
     "time not numeric": (["--time-key", "clusters"], None, r"to be numeric"),

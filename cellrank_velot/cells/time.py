@@ -29,8 +29,13 @@ TIME_KEYS = (
 SERIES_KEYS = ("day", "time", "hours", "age", "experimental_time")
 
 
-def find_time_key(adata: AnnData, time_key: str | None = None, time_kind: TimeKind = "pseudotime") -> str:
-    """Return ``time_key``, or the first usual column of ``adata.obs`` for this kind of time."""
+def find_time_key(
+    adata: AnnData, time_key: str | None = None, time_kind: TimeKind = "pseudotime", hint: str = ""
+) -> str:
+    """Return ``time_key``, or the first usual column of ``adata.obs`` for this kind of time.
+
+    ``hint`` says what to do where there is none.
+    """
     if time_key is not None:
         check_known("adata.obs", time_key, adata.obs.columns)
         return time_key
@@ -38,14 +43,11 @@ def find_time_key(adata: AnnData, time_key: str | None = None, time_kind: TimeKi
     usual = SERIES_KEYS if series else TIME_KEYS
     found = [key for key in usual if key in adata.obs]
     if not found:
-        hint = (
-            ""
-            if series
-            else ", or compute a pseudotime, e.g. with `cellrank_velot.pp.prepare(adata, root_cluster=...)`"
-        )
+        otherwise = ", or compute a pseudotime, e.g. with `cellrank_velot.pp.prepare(adata, root_cluster=...)`"
+        hint = hint or f"Pass `time_key`{'' if series else otherwise}."
         raise KeyError(
             f"Expected one of {list(usual)} in `adata.obs`, found the keys {sorted(map(str, adata.obs.columns))}. "
-            f"Pass `time_key`{hint}."
+            f"{hint}"
         )
     logger.info("Using time from `adata.obs[%r]`", found[0])
     return found[0]

@@ -49,33 +49,15 @@ SHARE_OF_MEMORY = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class StateOptions(Options):
-    """How macrostates and terminal states are chosen.
+    """How macrostates and terminal states are chosen."""
 
-    Attributes
-    ----------
-    n_states
-        Number of macrostates; by eigengap and stability where ``None``.
-    cluster_key
-        Column of ``adata.obs`` with the clusters that name the states.
-    terminal_states
-        Clusters in which the process ends; chosen from the macrostates, or from the sinks, where empty.
-    stable
-        Stability from which on a late macrostate is terminal; CellRank's own threshold.
-    less_stable
-        Stability that is enough where the choice is between one terminal state and several.
-    late
-        Share of all cells that must be earlier than the typical cell of a terminal state.
-    n_cells
-        Number of cells that stand for a state; CellRank's own.
-    """
-
-    n_states: int | None = None
-    cluster_key: str | None = None
-    terminal_states: tuple[str, ...] = ()
-    stable: float = 0.96
-    less_stable: float = 0.9
-    late: float = 0.5
-    n_cells: int = 30
+    n_states: int | None = None  # number of macrostates; by eigengap and stability where None
+    cluster_key: str | None = None  # column of `obs` with the clusters that name the states
+    terminal_states: tuple[str, ...] = ()  # clusters where the process ends; found where empty
+    stable: float = 0.96  # stability from which on a late state is terminal: CellRank's own threshold
+    less_stable: float = 0.9  # enough where the choice is between one terminal state and several
+    late: float = 0.5  # share of all cells that are earlier than the typical cell of a terminal state
+    n_cells: int = 30  # cells that stand for a state: CellRank's own number
 
     def __post_init__(self) -> None:
         if self.n_states is not None:

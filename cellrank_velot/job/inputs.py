@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from cellrank_velot.cells import (
-    TIME_KEYS,
     find_basis,
+    find_time_key,
     read_clusters,
     read_colors,
     read_time,
@@ -107,20 +107,12 @@ def _find_time(adata: AnnData, options: JobOptions) -> str | None:
         raise KeyError(
             f"Expected `root_cell` to be a name such as {adata.obs_names[0]!r}, found {options.root_cell!r}."
         )
-    if options.time_key is not None:
-        read_time(adata, options.time_key)
-        return options.time_key
-    if options.root_cluster is not None or options.root_cell is not None:
+    if options.time_key is None and (options.root_cluster is not None or options.root_cell is not None):
         return None
-    found = next((key for key in TIME_KEYS if key in adata.obs), None)
-    if found is None:
-        raise KeyError(
-            f"Expected a time, found none of {list(TIME_KEYS)} in `adata.obs`. Name a column with `--time-key`, or say "
-            "where the process begins with `--root-cluster` or `--root-cell`."
-        )
-    logger.info("No time given: using `obs[%r]`", found)
-    read_time(adata, found)
-    return found
+    hint = "Name a column with `--time-key`, or say where the process begins with `--root-cluster` or `--root-cell`."
+    time_key = find_time_key(adata, options.time_key, hint=hint)
+    read_time(adata, time_key)
+    return time_key
 
 
 def _find_basis(adata: AnnData, options: JobOptions) -> str | None:
