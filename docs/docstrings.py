@@ -7,6 +7,7 @@ property, for a type. Here both are sentences.
 from __future__ import annotations
 
 import importlib
+import sys
 import typing
 from typing import Any
 
@@ -56,7 +57,14 @@ def find_documented(app: Any, env: Any, node: Any, content: Any) -> Any:
     known = kernel + target if kernel + target in domain.objects else same_object(target, domain.objects)
     if known is not None:
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", known, node, content)
-    return content if target in app.config.autosummary_context["from_cellrank"] else None
+    return content if has_no_page(target) or target in app.config.autosummary_context["from_cellrank"] else None
+
+
+def has_no_page(target: str) -> bool:
+    """Return whether a name is in the package: a helper, which is spoken of, but has no page to lead to."""
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == PACKAGE]
+    by_itself = target.isidentifier() and any(hasattr(module, target) for module in modules)
+    return by_itself or (target.startswith(f"{PACKAGE}.") and imported(target) is not None)
 
 
 def same_object(target: str, names: Any) -> str | None:

@@ -3,70 +3,18 @@
 import enum
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from public_names import with_methods
 
-import cellrank_velot as cv
-
-MODULES = ("pl", "pp", "metrics", "datasets", "direction", "dynamics")
 ELSEWHERE = re.compile(r"\s*(See|As in|As for|Like that of|Likewise)\b", re.IGNORECASE)
 
 
-def kernels() -> list[type]:
-    return [value for name, value in vars(cv).items() if name.endswith("Kernel") and inspect.isclass(value)]
-
-
-def ours(value: Any) -> bool:
-    return str(getattr(value, "__module__", "")).startswith("cellrank_velot")
-
-
-def roots() -> Iterator[tuple[str, Any]]:
-    """Yield what the package hands out and what its public modules do, by full names."""
-    yield from ((name, getattr(cv, name)) for name in cv.__all__ if ours(getattr(cv, name)))
-    for module in MODULES:
-        yield from ((f"{module}.{name}", getattr(getattr(cv, module), name)) for name in getattr(cv, module).__all__)
-
-
-def members(name: str, cls: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods and properties of a class that are ours, inherited ones too."""
-    for member in dir(cls):
-        owner = next((c for c in cls.__mro__ if member in vars(c)), None)
-        if member[0] != "_" and owner is not None and ours(owner):
-            value = vars(owner)[member]
-            value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-            if inspect.isfunction(value) or isinstance(value, property):
-                yield f"{name}.{member}", value
-
-
-def results(value: Any) -> Iterator[type]:
-    """Yield the classes of this package that a function or property says it returns."""
-    function = value.fget if isinstance(value, property) else value
-    said = str(getattr(function, "__annotations__", {}).get("return", ""))
-    for word in re.findall(r"[A-Z]\w+", said):
-        found = inspect.unwrap(function).__globals__.get(word)
-        if inspect.isclass(found) and ours(found) and not issubclass(found, enum.Enum):
-            yield found
-
-
-def public() -> dict[str, Any]:
-    """Return everything public by its name: functions, kernels, results that they return, and methods of all these."""
-    named = [(name, value) for name, value in roots() if inspect.isroutine(value) or inspect.isclass(value)]
-    handed = [(cls.__name__, cls) for _, value in named if inspect.isfunction(value) for cls in results(value)]
-    methods = [value for kernel in kernels() for _, value in members("", kernel)]
-    handed += [(cls.__name__, cls) for value in methods for cls in results(value)]
-    found: dict[str, Any] = {}
-    for name, value in named + handed:
-        if not any(value is known for known in found.values()):
-            found[name] = value
-    classes = [(name, value) for name, value in found.items() if inspect.isclass(value)]
-    return found | {name: value for cls in classes for name, value in members(*cls)}
-
-
-PUBLIC = public()
+PUBLIC = with_methods()
 # One a line: what is still to be described.
 TODO = (Path(__file__).parent / "help_todo.txt").read_text(encoding="utf-8").split()
 

@@ -19,6 +19,7 @@ from common import bifurcation, quiet, table
 
 import cellrank_velot as cv
 from cellrank_velot import datasets
+from cellrank_velot.field import uncertainty
 
 DOCS = Path(__file__).parents[2] / "docs"
 LEVELS = (0.5, 2 / 3, 0.8, 0.9, 0.95)
@@ -89,15 +90,16 @@ def main() -> None:
     means.loc[len(means)] = ["all simulated", *simulated[levels].mean()]
     text = (
         "# Uncertainty\n\nMade by `python tests/benchmarks/calibration.py`.\n\n"
-        "`compute_uncertainty()` fits fields to halves of the cells; `kernel.uncertainty.angle(level)` is the angle "
-        "within which the true direction should lie in that share of the cells, `kernel.velocity_uncertainty` the one "
-        "of two thirds. The spread of the halves knows the noise of sampling, not what all fields do wrong together. "
-        "Two constants, the mean and the standard deviation of the logarithm of the true squared deviation over that "
-        f"spread, make up for it: {mean:.2f} and {std:.2f} on the sets of one lot of seeds ({len(kinds)} sets), where "
-        f"the package has {cv.uncertainty.LOG_RATIO_MEAN} and {cv.uncertainty.LOG_RATIO_STD}. Below, how often the "
+        "`compute_uncertainty()` fits fields to halves of the cells. `kernel.uncertainty.angle(level)` is the angle "
+        "within which the true direction should lie in that share of the cells; `kernel.velocity_uncertainty` is that "
+        "of two thirds.\n\n"
+        "The spread between halves measures the noise of sampling, but not an error that all fields share. Two "
+        "constants make up for it: the mean and the standard deviation of the logarithm of the true squared deviation "
+        f"over that spread. They are {mean:.2f} and {std:.2f} on {len(kinds)} sets with one group of seeds; the "
+        f"package has {uncertainty.LOG_RATIO_MEAN} and {uncertainty.LOG_RATIO_STD}. The table shows how often the "
         "angle holds on sets of the same families with other seeds, over the 80 % fastest cells.\n\n"
-        f"{table(means.round(2))}\nIn the mean over sets the stated share holds. On a single set it does not have to: "
-        "the part of the error that is common to all fields depends on the data and cannot be seen from them. Set by "
+        f"{table(means.round(2))}\nOn average over sets the stated share holds. On a single set it may not: the error "
+        "that all fields share depends on the data, and the data do not show it. Set by "
         f"set:\n\n{table(frame.round(2))}"
     )
     print(text)

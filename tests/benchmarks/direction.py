@@ -63,8 +63,9 @@ def main() -> None:
     frame = pd.DataFrame(rows, columns=["data", "seeds", "p > 0.05", "median p", "smallest p"])
     text = (
         "# Is there a direction at all?\n\nMade by `python tests/benchmarks/direction.py`: the global p-value of "
-        "`kernel.permutation_test()` with 99 permutations, 600 cells. On data without direction it should stay above "
-        f"0.05 in 95 of 100 seeds or more, on the last row in none.\n\n{table(frame)}"
+        "`kernel.permutation_test()` with 99 permutations and 600 cells. On data without direction it should be above "
+        "0.05 in at least 95 of 100 seeds. The last row has a direction: there no seed should be above 0.05.\n\n"
+        f"{table(frame)}"
     )
     print(text)
     if not quick:

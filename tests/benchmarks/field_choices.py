@@ -26,7 +26,7 @@ from cellrank_velot.field import fit_field
 from cellrank_velot.field.losses import fit_loss, smoothness_loss
 from cellrank_velot.field.network import build_network, draw_weights
 from cellrank_velot.transport.sinkhorn import sinkhorn
-from cellrank_velot.transport.velocity import compute_velocity
+from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity
 
 DOCS = Path(__file__).parents[2] / "docs"
 SEEDS = (41, 42)
@@ -44,49 +44,52 @@ LEARNING_RATE, BATCH_SIZE, HIDDEN, N_STEPS, EVERY = 2e-3, 256, [128, 128], 300, 
 Row = dict[str, Any]
 
 SMOOTHNESS = (
-    "From 0.1 to 1 the strength hardly matters, on any set: the best of the five, known only by the truth, gains "
-    "0.0018 in the mean and 0.005 at most. On six sets of eleven it is the least one tried, so that the range does "
-    "not show where the optimum lies. With 0.1 or 0.3 the two small sets, the two noisy ones and the shared "
-    "bifurcation gain 0.002 to 0.005 and none loses, but the pancreas loses 0.009 to 0.016 across borders. Stronger "
-    "than 1 is worse on nearly all.\n\n"
-    "No search pays. *Halves*: fields of one half against the transport of the other (`metrics.held_out_agreement`, "
-    "two splits), the best value then taken for all cells. By the cosine it smooths too much; by the share of "
-    "variance it is off by 0.014 on one set; both take about twelve times as long as a fit. *Same windows*: the "
-    "tenth of the cells that training holds out. It takes five fits and is no better than the constant; these cells "
-    "share windows, and so noise, with those trained on."
+    "From 0.1 to 1 the strength of smoothing hardly matters, on any set. The best of the five values, which only "
+    "the truth can tell, gains 0.0018 on average and 0.005 at most. On six sets of eleven the best is the smallest "
+    "value tried, so the optimum may lie below the range. With 0.1 or 0.3 the two small sets, the two noisy ones "
+    "and the shared bifurcation gain 0.002 to 0.005, and none loses; but the pancreas loses 0.009 to 0.016 across "
+    "borders. Values above 1 are worse on nearly all sets.\n\n"
+    "A search for the best value does not pay. *Halves* compares fields of one half of the cells with the transport "
+    "of the other (`metrics.held_out_agreement`, two splits) and takes the best value for all cells. By the cosine "
+    "it smooths too much; by the share of variance it is off by 0.014 on one set; both take about twelve times as "
+    "long as a fit. *Same windows* uses the tenth of the cells that training holds out. It takes five fits and is "
+    "no better than the constant, as these cells share windows, and so noise, with the cells trained on."
 )
 STOPPING = (
-    "100 steps are too few. From 300 to 3000 the mean does not change: longer training gains up to 0.010 on the "
-    "tree and loses up to 0.006 on the small sets, 0.004 on the shared bifurcation and 0.009 on one convergence, "
+    "100 steps are too few. From 300 to 3000 the mean does not change. Longer training gains up to 0.010 on the "
+    "tree; it loses up to 0.006 on the small sets, 0.004 on the shared bifurcation and 0.009 on one convergence, "
     "although held-out cells choose the step to keep. Without the relaxation in the velocities (next table) 1000 "
-    "steps gain 0.0035 and lose on no set: what long training learns by heart seems to be the relaxation of single "
-    "cells. That is a reading, not a test."
+    "steps gain 0.0035 and lose on no set. So long training seems to memorise the relaxation of single cells. That "
+    "is an interpretation, not a test."
 )
 FLOW = (
-    "Flow matching: four targets drawn from each row of each plan, points at share s of the way from source to "
-    "target, weighted as the transport velocity weights long displacements; the network learns the displacement "
-    "over the time. Halfway it has no relaxation to the manifold in it and belongs beside `relaxation=0`, at the "
-    "source beside `relaxation=1`. Regression on the mean displacement is better on nearly every set with as many "
-    "steps, by 0.007 in the mean with 300 and by 0.005 with 1000; only on the convergence is flow matching 0.001 "
-    "better, with 1000. Two reasons are likely: a drawn target has noise that the mean has not, and points between "
-    "cells lie nearer to the manifold than the cells at which the field is asked. Half or uniform, s makes no "
-    "difference. The default is not in this table: it keeps a part of the relaxation, which costs 0.012 on the "
-    "shared bifurcation and which the pancreas is scored by."
+    "Flow matching draws four targets from each row of each plan, and points at the share s of the way from source "
+    "to target, weighted as the transport velocity weights long displacements. The network learns the displacement "
+    "over the time. Halfway, at s = 0.5, it contains no relaxation to the manifold and compares with "
+    "`relaxation=0`; at the source it compares with `relaxation=1`. With as many steps, regression on the mean "
+    "displacement is better on nearly every set, on average by 0.007 with 300 and by 0.005 with 1000. Only on the "
+    "convergence, with 1000 steps, is flow matching better, by 0.001. Two reasons are likely. A drawn target has "
+    "noise that the mean does not have. And points between cells lie nearer to the manifold than the cells, where "
+    "the field is evaluated. It makes no difference whether s is a half or uniform. The default is not in this "
+    "table: it keeps a part of the relaxation, which costs 0.012 on the shared bifurcation and raises the score on "
+    "the pancreas."
 )
 POTENTIAL = (
     "A pure gradient loses on every set with 300 steps. With 1000 it comes within 0.003 of the network with as "
-    "many, except on the shared bifurcation (0.008), and takes nearly twice the time. A rest that may be anything, "
-    "with a penalty on its square, comes back to the network as the penalty falls. The curl penalty gains on no "
-    "set. In these circuits genes act on targets that do not act back, so that the drift is no gradient. The first "
-    "row below the default is the plain network in the loop of this script: the loops agree."
+    "many, except on the shared bifurcation (0.008), and takes nearly twice the time. A gradient plus any other "
+    "field, with a penalty on the square of the latter, approaches the network as the penalty falls. The curl "
+    "penalty gains on no set. In these circuits genes act on targets that do not act back, so the drift is not a "
+    "gradient. The first row below the default is the plain network, trained in the loop of this script: both loops "
+    "agree."
 )
 LIMITS = (
-    "Differences below 0.002 are those of training. Others hold for these data: the simulated kinds are those that "
-    "the defaults were chosen on, with other seeds, and there is one small kind and one with more noise. Network, "
-    "learning rate and batches are the same throughout: flow matching and potentials were not tuned and may gain by "
-    "it. Not tried: flow matching with couplings of minibatches instead of windows, a closed-form rule for the "
-    "smoothness, `lambda_smooth` below 0.1. The cosine says nothing of speed. For a process that is a gradient "
-    "system, or for fields that are integrated away from the cells, a potential may do better than here."
+    "Differences below 0.002 are no larger than those between seeds of training. The other differences hold for "
+    "these data. The simulated kinds are those that the defaults were chosen on, with other seeds, and only one is "
+    "small and one has more noise. Network, learning rate and batches are the same throughout: flow matching and "
+    "potentials were not tuned, and tuning may improve them. Not tried: flow matching with couplings of minibatches "
+    "instead of windows, a closed-form rule for the smoothness, `lambda_smooth` below 0.1. The cosine does not "
+    "measure speed. For a process that is a gradient system, or for a field that is integrated away from the cells, "
+    "a potential may do better than here."
 )
 
 
@@ -226,7 +229,7 @@ def flow_matching(
     return loop(loop.plain(), points, (x[j] - x[i]) / dt[:, None], pairs["weight"], rough, n_steps=n_steps)
 
 
-def fit(kernel: cv.OTVelocityKernel, transport: cv.velocity.TransportVelocity | None = None, **options: Any) -> Any:
+def fit(kernel: cv.OTVelocityKernel, transport: TransportVelocity | None = None, **options: Any) -> Any:
     """Return the field of the package, everything not given at its default."""
     transport = transport or kernel.transport
     values = transport.velocity, transport.confidence, kernel.connectivities, transport.relaxation
@@ -378,15 +381,16 @@ def document(found: pd.DataFrame) -> str:
     """Return the text with its tables."""
     noise, default = training_noise(found), "lambda_smooth=1"
     return (
-        "# Choices of the velocity field\n\nMade by `python tests/benchmarks/field_choices.py`. What a table does not "
-        "vary is at its default.\n\n"
-        "Mean cosine to the true velocity over the 80 % fastest cells, mean over two seeds (smallest to largest) that "
-        "development did not use; 2000 cells where not said, time by `dpt_pseudotime`. The shared bifurcation, 3000 "
-        "cells, and the pancreas it did use. Pancreas: mean cosine across "
-        "borders / coherence within clusters, neither of them a truth. *difference*: to the row in bold, set by set, "
-        "mean over the sets with a truth (smallest to largest). *better, worse*: on how many of these sets by more "
-        f"than {noise:.4f}, the most that another seed of training makes. *seconds*: median of one fit on one core of "
-        f"a shared machine.\n\n## How smooth\n\n{SMOOTHNESS}\n\n"
+        "# Choices of the velocity field\n\nMade by `python tests/benchmarks/field_choices.py`. Parameters that a "
+        "table does not vary are at their defaults.\n\n"
+        "The tables have the mean cosine to the true velocity over the 80 % fastest cells, as the mean over two seeds "
+        "(smallest to largest). Simulated sets have 2000 cells unless the table says otherwise, with `dpt_pseudotime` "
+        "as their time, and seeds that development did not use. Development did use the shared bifurcation (3000 "
+        "cells) and the pancreas. For the pancreas: mean cosine across borders / coherence within clusters; neither "
+        "is a truth. *difference*: to the row in bold, set by set, mean over the sets with a truth (smallest to "
+        "largest). *better, worse*: on how many of these sets by more than "
+        f"{noise:.4f}, the largest difference that another seed of training makes. *seconds*: median of one fit on "
+        f"one core of a shared machine.\n\n## How smooth\n\n{SMOOTHNESS}\n\n"
         f"{compare(found, 'smoothness', default, noise)}\n"
         f"The `lambda_smooth` that each rule takes, one value per seed:\n\n{chosen(found)}\n"
         f"## How long\n\n{STOPPING}\n\n{compare(found, 'stopping', default, noise)}\n"

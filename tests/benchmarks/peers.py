@@ -27,10 +27,10 @@ ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "comparison.md", ROOT / "README.md"
 HEAD = """# Comparison
 
-What each can do, made by `python tests/benchmarks/peers.py`, which tries the answers of CellRank {cellrank},
-scVelo {scvelo} and VelOT {velot} on these packages. Those of DiffusionOT, which is no package, are from its
-documentation. How well each does it is another question: [Accuracy](accuracy.md), [Time series](time_series.md),
-[Trajectories and flow](dynamics.md).
+What each package can do. `python tests/benchmarks/peers.py` made the table; it tries each answer for CellRank
+{cellrank}, scVelo {scvelo} and VelOT {velot} on these packages. The answers for DiffusionOT, which cannot be installed
+as a package, are from its documentation. How well each does it is another question: see [Accuracy](accuracy.md),
+[Time series](time_series.md) and [Trajectories and flow](dynamics.md).
 
 """
 

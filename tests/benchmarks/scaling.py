@@ -424,18 +424,20 @@ def page(results: dict[tuple[str, int], list[dict[str, Any]]], host: dict[str, f
         f"{int(host['cores'])} cores ({cpu}, {host['GFlop/s']:.0f} GFlop/s in double precision, "
         f"{host['GB/s copied']:.1f} GB/s copied, {host['GB/s of rows from anywhere']:.1f} GB/s of rows of {N_DIMS} "
         f"numbers from anywhere in memory), Python {platform.python_version()}. Cells of {N_DIMS} dimensions on a "
-        f"curve that branches three times, {N_NEIGHBORS} neighbours, the graph given. Each program and size in a "
-        "process of its own, once; compiled loops were loaded before. Seconds of ours go from AnnData to the "
-        "transition matrix in the kernel, those of CellRank are the transition matrix alone, of the true velocities. "
-        f"A peer had {limit:g} s for each size.\n\n"
+        f"curve that branches three times, {N_NEIGHBORS} neighbours, the graph given. Each program and size ran "
+        "once, in a process of its own, with compiled loops already loaded. Our seconds are from the AnnData to the "
+        "transition matrix in the kernel. CellRank's are for the transition matrix alone, from the true velocities. "
+        f"The other packages had {limit:g} s for each size.\n\n"
         f"{table(peers_table(total))}\n![Seconds and memory](figures/scaling.png)\n\n"
         f"Slope of log seconds against log cells, 10,000 to 1,000,000: **{slope(mine, 10_000, 1_000_000):.2f}**; "
         f"100,000 to 1,000,000: {slope(mine, 100_000, 1_000_000):.2f}.\n\n"
         f"## Steps\n\nSeconds by step.\n\n{table(steps_table(frame))}\n"
-        f'## How far from the limit\n\nThe largest run. "At the limits" is what the operations would take at the rate '
-        "of a matrix product of this machine, and the bytes at its rate of rows from anywhere, one after the other.\n\n"
+        f'## How far from the limit\n\nThe largest run. "At the limits" adds two times: that of the operations, at '
+        "the speed of a matrix product on this machine, and that of the bytes, at its speed of reading rows from "
+        "anywhere in memory.\n\n"
         f"{table(limits_table(results, host))}\n"
-        f"## Where the time goes\n\n100,000 cells, one thread, share of the time by function itself.\n\n{where}"
+        f"## Where the time goes\n\n100,000 cells, one thread; share of the time spent in each function itself.\n\n"
+        f"{where}"
     )
 
 
