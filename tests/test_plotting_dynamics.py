@@ -1,5 +1,6 @@
 """Pictures of motion: lines, their gaps and their ends; particles at a time of their run; files; fates."""
 
+import inspect
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -434,6 +435,25 @@ def test_animation_refuses_files(adata, paths, monkeypatch):
     with pytest.raises(ValueError, match="Expected `trail`"):
         flow_animation(adata, paths, trail=-1)
     assert not plt.get_fignums()
+
+
+def test_animations_take_the_options_of_a_film(adata, paths):
+    names = set(inspect.signature(flow_animation).parameters)
+    assert {"figsize", "dpi", "save", "show"} <= names
+    assert not {"ax", "title", "figure"} & names
+    with pytest.raises(TypeError, match=r"flow_animation\(\) got an unexpected keyword argument 'ax'"):
+        flow_animation(adata, paths, ax=plt.figure().subplots())
+    assert flow_animation(adata, paths, n_frames=2, dpi=None, show=False)._fig.dpi == 80
+    with pytest.raises(ValueError, match="Expected `dpi`"):
+        flow_animation(adata, paths, dpi=0)
+
+
+def test_title_of_several_panels_is_that_of_the_figure(adata, paths):
+    panels = flow(adata, paths, n_frames=2, title="here", show=False)
+    assert panels[0].figure.get_suptitle() == "here"
+    assert panels[0].get_title(loc="left") == "Start"
+    (panel,) = flow(adata, paths, n_frames=1, title="here", show=False)
+    assert panel.get_title(loc="left") == "here"
 
 
 @pytest.mark.skipif(not animation_writers.is_available("ffmpeg"), reason="no ffmpeg")

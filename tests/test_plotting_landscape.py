@@ -202,6 +202,9 @@ def test_refuses(adata, landscape):
         potential_landscape(adata, "umap")
     with pytest.raises(TypeError, match="Expected an `AnnData`, a kernel"):
         potential_landscape(None, landscape)
+    for draw in (potential_landscape, landscape_animation):
+        with pytest.raises(TypeError, match="Expected the `OTVelocityKernel` itself, found `AnnData`"):
+            draw(adata)
     with pytest.raises(TypeError, match="Expected a kernel, which knows the time of the cells"):
         potential_landscape(adata, landscape, cells=True)
     with pytest.raises(KeyError, match="X_umap"):

@@ -382,6 +382,21 @@ def test_populations_that_cannot_be_drawn_are_refused(kernel, adata):
         population(kernel, 1.0, n_grid=1)
 
 
+# ----------------------------------------------------------------------------------------------------- what is computed
+def test_plots_compute_what_is_not_given(kernel, adata):
+    assert titles(fate_bars(kernel, show=False)) == ["stem, 2 per cell", "right, 0.5 per cell"]
+    fate_heatmap(kernel, of="ancestors", show=False)
+    with pytest.raises(ValueError, match="found `2` that are none"):  # the rows planted here are clusters
+        fate_cells(kernel, of="ancestors", cluster_key="clusters")
+    keys = {"cluster_key": "clusters", "group_by": "clusters"}
+    by_cell = {"cluster_key": "clusters", "group_by": None}
+    assert kernel.asked == [("fate_probabilities", keys), ("ancestry", keys), ("ancestry", by_cell)]
+    assert labelled(process_paths(kernel, show=False), "paths")
+    for plot in (fate_bars, fate_heatmap, fate_cells):
+        with pytest.raises(TypeError, match="Expected the `OTVelocityKernel` itself, found `AnnData`"):
+            plot(adata)
+
+
 # -------------------------------------------------------------------------------------------------------------- methods
 def test_methods_compute_what_is_not_given(kernel):
     assert len(kernel.plot_fates(show=False)) == 2
