@@ -420,7 +420,7 @@ def test_fewer_cells_than_neighbors(n: int):
     assert np.isfinite(ratio).all()
     around = region.around(tensor(cells), region.nearest(tensor(cells)))
     assert torch.isfinite(around.offset).all()
-    np.testing.assert_allclose(around.weight.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(around.weight.sum(1), 1, rtol=1e-5)
 
 
 def test_a_sample_stands_for_many_cells(monkeypatch):
@@ -493,7 +493,7 @@ def test_interpolation_leaves_out_what_is_not_known():
     velocity[1::3] = 7.0
     velocity[1::3, 0] = np.inf
     found = Interpolated(cells, velocity).on("cpu")(tensor(cells), torch.zeros(600)).numpy()
-    np.testing.assert_allclose(found, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(found, 1.0, rtol=1e-5)
     with pytest.raises(ValueError, match="cells with a velocity to interpolate between, found none"):
         Interpolated(cells, np.full_like(cells, np.nan)).on("cpu")
 
@@ -826,7 +826,7 @@ def test_whoever_ends_does_not_disturb_the_others(cells: np.ndarray):
     together = run(field, cells, SEVERAL)
     for i, start in enumerate(SEVERAL):
         alone = run(field, cells, start)
-        np.testing.assert_allclose(together.paths[i], alone.paths[0], rtol=1e-12)
+        np.testing.assert_allclose(together.paths[i], alone.paths[0], rtol=1e-4, atol=1e-4)  # neighbours are float32
         assert together.status[i] == alone.status[0]
 
 

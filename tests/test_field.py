@@ -161,7 +161,7 @@ def test_chunks_of_points_do_not_matter(monkeypatch, chunk: int):
     expected = field(x, time)
     monkeypatch.setattr(evaluation_module, "CHUNK_POINTS", {"cpu": chunk, "other": chunk})
     monkeypatch.setattr(evaluation_module, "TASK_POINTS", max(1, 3 * chunk // 2))
-    np.testing.assert_allclose(field(x, time), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(field(x, time), expected, rtol=1e-4, atol=1e-5)
     assert field(x[:0], time[:0]).shape == (0, N_DIMS)
 
 

@@ -275,10 +275,10 @@ def test_the_perturbed_field_is_the_field_elsewhere(planted):
     amounts, directions = np.ones((planted.x.shape[0], 1)), np.array([[0.0, 0.7, 0.0, 0.0, 0.0]])
     field = PerturbedField(Fork(), planted.x, amounts, directions)
     x = planted.x[:9]
-    assert_allclose(field(x, 0.0)[:, 1], 6 * np.tanh(x[:, 1] + 0.7), rtol=1e-5)
+    assert_allclose(field(x, 0.0)[:, 1], 6 * np.tanh(x[:, 1] + 0.7), rtol=1e-4)
     pushed = replace(field, push=2.0)
-    assert_allclose(pushed(x, 0.0) - field(x, 0.0), 2.0 * field.displacement(x), rtol=1e-5)
-    assert_allclose(field.displacement(x), np.tile(directions, (9, 1)), rtol=1e-5)
+    assert_allclose(pushed(x, 0.0) - field(x, 0.0), 2.0 * field.displacement(x), rtol=1e-4)
+    assert_allclose(field.displacement(x), np.tile(directions, (9, 1)), rtol=1e-4)
     assert field.n_dims == 5
     assert not field.has_heads
     assert field.diffusion == 0.0
@@ -290,12 +290,12 @@ def test_heads_are_perturbed_as_far_as_they_tell_what_cells_do(planted):
     x = planted.x[:9]
     assert field.has_heads
     assert field.diffusion == 0.3
-    assert_allclose(field.growth(x, 0.0), x[:, 1] + 0.7, rtol=1e-5)
+    assert_allclose(field.growth(x, 0.0), x[:, 1] + 0.7, rtol=1e-4)
     assert_allclose(field.drift(x, 0.0), field(x, 0.0) - x)
     assert_allclose(field.score(x, 0.0), -x)
     together = field.heads_on("cpu")(torch.tensor(x), torch.zeros(9))
     for found, alone in zip(together, (field(x, 0.0), field.growth(x, 0.0), -x), strict=True):
-        assert_allclose(found, alone)
+        assert_allclose(found, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_displacement_is_the_mean_of_the_cells_around(planted):
@@ -303,7 +303,7 @@ def test_displacement_is_the_mean_of_the_cells_around(planted):
     amounts = (planted.x[:, 0] > 2).astype(float)[:, None]
     field = PerturbedField(Fork(), planted.x, amounts, np.eye(5)[:1])
     far = np.abs(planted.x[:, 0] - 2) > 1
-    assert_allclose(field.displacement(planted.x[far])[:, 0], amounts[far, 0], rtol=1e-5)
+    assert_allclose(field.displacement(planted.x[far])[:, 0], amounts[far, 0], rtol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------------------- flow
@@ -501,7 +501,7 @@ def test_kernel_reads_expression_and_loadings(computed, caplog):
     stem = (adata.obs["clusters"] == "stem").to_numpy()
     values, weights = np.asarray(adata.X, dtype=float), adata.varm["PCs"]
     expected = np.outer(-values[:, 3], weights[3]) + 0.01 * np.outer(values[:, 1], weights[1])
-    assert_allclose(perturbation.dx[stem], expected[stem], rtol=1e-5)
+    assert_allclose(perturbation.dx[stem], expected[stem], rtol=1e-4, atol=1e-6)
     assert not perturbation.dx[~stem].any()
     assert "where there are no data" in caplog.text  # no gene is 0 in any of these cells
     assert "not computed from these values" not in caplog.text
@@ -513,7 +513,7 @@ def test_kernel_reads_sparse_layers_and_scales(computed, caplog):
     adata.layers["raw"] = sp.csr_matrix(dense * np.arange(1, 21))
     adata.var["std"] = np.arange(1.0, 21.0)
     scaled = computed.perturb({"gene_3": 0.0}, layer="raw", gene_scale="std")
-    assert_allclose(scaled.dx, computed.perturb({"gene_3": 0.0}).dx, rtol=1e-5)
+    assert_allclose(scaled.dx, computed.perturb({"gene_3": 0.0}).dx, rtol=1e-4, atol=1e-6)
     assert "not computed from these values" not in caplog.text
     computed.perturb({"gene_3": 0.0}, layer="raw")
     assert "not computed from these values" in caplog.text

@@ -36,10 +36,12 @@ def stored(golden) -> AnnData:
 @pytest.mark.parametrize("key", ["T_fwd", "T_series"])
 def test_version_0_1_is_read(stored, key):
     kernel = OTVelocityKernel.from_adata(stored, key)
-    np.testing.assert_allclose(kernel.velocity, stored.obsm[f"expected_{key}"], atol=1e-6)
+    # The network is evaluated anew, in single precision and maybe on another processor.
+    speed = np.abs(stored.obsm[f"expected_{key}"]).max()
+    np.testing.assert_allclose(kernel.velocity, stored.obsm[f"expected_{key}"], atol=1e-5 * speed)
     np.testing.assert_allclose(kernel.raw_velocity, stored.obsm[f"expected_raw_{key}"], atol=1e-6)
     kernel.compute_transition_matrix(show_progress_bar=False)
-    assert abs(kernel.transition_matrix - stored.obsp[key]).max() < 1e-6
+    assert abs(kernel.transition_matrix - stored.obsp[key]).max() < 1e-5
     assert stored.uns["velot"][key]["version"] == "0.1.0"
     if key == "T_series":
         np.testing.assert_allclose(kernel.growth, stored.obs["expected_growth"], atol=1e-6)

@@ -697,7 +697,7 @@ def test_samples_do_not_depend_on_chunks(planted, velocity, std, monkeypatch, el
     expected = monte_carlo(planted, velocity, std, **options).matrix.data
     in_chunks(monkeypatch, elements)
     found = monte_carlo(planted, velocity, std, **options).matrix.data
-    np.testing.assert_allclose(found, expected, atol=1e-6)  # samples are averaged in single precision
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # samples are averaged in single precision
 
 
 @pytest.mark.parametrize("n_genes", [None, 3, 12])
@@ -741,7 +741,7 @@ def test_samples_on_a_small_device_are_taken_of_fewer_cells(planted, velocity, s
 
     monkeypatch.setattr(monte_carlo_module, "transformed", limited)
     found = monte_carlo(planted, velocity, std, n_samples=8, n_jobs=1).matrix
-    np.testing.assert_allclose(found.data, expected.data, atol=1e-6)
+    np.testing.assert_allclose(found.data, expected.data, atol=1e-5)
     assert "at a time of the transition matrix: taking fewer" in caplog.text
 
 
@@ -771,7 +771,7 @@ def test_all_edges_at_once_or_one_sample_after_the_other(planted, velocity, std,
     options = {"n_samples": n_samples, "backward_mode": mode}
     expected = monte_carlo(planted, velocity, std, similarity=cosine, **options)
     np.testing.assert_allclose(
-        monte_carlo(planted, velocity, std, **options).matrix.data, expected.matrix.data, atol=1e-6
+        monte_carlo(planted, velocity, std, **options).matrix.data, expected.matrix.data, atol=1e-5
     )
 
 
