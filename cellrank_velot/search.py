@@ -22,6 +22,7 @@ from cellrank_velot._utils.device import single_thread
 from cellrank_velot._utils.parallel import Jobs
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_known
+from cellrank_velot.cells import read_clusters
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.metrics import SCORES, cross_boundary_correctness, summary
 from cellrank_velot.metrics.table import step_forward
@@ -250,14 +251,14 @@ class _Scoring:
         """Check what was asked."""
         if not isinstance(adata, AnnData):
             raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
-        check_known("adata.obs", cluster_key, adata.obs.columns)
+        clusters = read_clusters(adata, cluster_key)
         if truth_key is not None:
             check_known("adata.obsm", truth_key, adata.obsm.keys())
         pairs = None if edges is None else list(edges)
         if pairs is not None:
             # The score itself checks the edges. Without neighbours it costs nothing.
             nowhere, no_graph = np.zeros((adata.n_obs, 1)), sp.csr_matrix((adata.n_obs, adata.n_obs))
-            cross_boundary_correctness(nowhere, nowhere, no_graph, adata.obs[cluster_key], pairs)
+            cross_boundary_correctness(nowhere, nowhere, no_graph, clusters, pairs)
         return cls(cluster_key, pairs, truth_key)
 
     def columns(self) -> list[str]:

@@ -11,8 +11,8 @@ from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 
 from cellrank_velot.timeseries.bridges import Bridges, limited_slope
-from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
-from cellrank_velot.timeseries.snapshots import build_snapshots
+from cellrank_velot.timeseries.couplings import CouplingOptions, SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
 GROWTH = np.log([1.5, 0.5]) / 2
 
@@ -38,7 +38,9 @@ def two_groups(apart: float = 8.0, shift=(0.0, 1.0), seed: int = 0):
 
 
 def couple(x, time, *, batch_size: int = 1500, **options):
-    return couple_snapshots(x, time, build_snapshots(time, batch_size=batch_size), **options)
+    windows = build_snapshots(time, SnapshotOptions(batch_size=batch_size))
+    options, inputs = CouplingOptions.split(options)
+    return couple_snapshots(x, time, windows, options, **inputs)
 
 
 # --------------------------------------------------------------------------------------------------- masses

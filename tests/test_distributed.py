@@ -18,14 +18,17 @@ from threadpoolctl import threadpool_info
 import cellrank_velot as cv
 from cellrank_velot._utils import parallel as parallel_module
 from cellrank_velot._utils.device import single_thread
+from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.parallel import blocks, count_jobs, run
 from cellrank_velot.direction import permutation_test
+from cellrank_velot.field import FieldOptions
 from cellrank_velot.field import evaluation as evaluation_module
-from cellrank_velot.field.uncertainty import compute_uncertainty
+from cellrank_velot.field.uncertainty import Steps, UncertaintyOptions, compute_uncertainty
 from cellrank_velot.graph import rows as edge_rows
 from cellrank_velot.transport import sums as pairs_module
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity
-from cellrank_velot.transport.windows import build_windows
+from cellrank_velot.transport.windows import WindowOptions, build_windows
 
 PER_CELL = ("velocity", "relaxation", "spread", "n_effective", "disagreement", "support", "n_forward", "n_backward")
 
@@ -94,11 +97,11 @@ def test_members_permutations_and_grid_points_go_to_dask(adata, client):
     graph = adata.obsp["connectivities"].tocsr()
     windows = build_windows(x, at, graph=graph)
     field = kernel_of(adata).field
-    options = {"field": {"n_steps": 20}}
+    steps, options = Steps(field=FieldOptions(n_steps=20)), UncertaintyOptions(n_members=2)
     grid = {"epsilon": [0.02, 0.1], "n_steps": [10]}
 
     def everything():
-        members = compute_uncertainty(x, at, graph, windows, field, options=options, n_members=2)
+        members = compute_uncertainty(x, at, graph, windows, field, options, steps=steps)
         permuted = permutation_test(x, at, graph, n_permutations=4)
         table = cv.gridsearch(adata, grid, n_jobs=None, show_progress_bar=False).drop(columns="seconds")
         return members, permuted, table
@@ -125,7 +128,7 @@ def test_basis_reaches_a_cluster_once(adata, client, in_small_parts, monkeypatch
 
     monkeypatch.setattr(type(client), "scatter", counting)
     with parallel_config(backend="dask"):
-        compute_velocity(x, at, windows, graph, relaxation=0.0)
+        compute_velocity(x, at, windows, graph, TransportOptions(relaxation=0.0))
     assert len(pairs_module._tasks(windows, np.arange(windows.n_pairs))) > 5
     bases = [value for value in sent if getattr(value, "shape", None) == x.shape]
     assert len(bases) == 1
@@ -214,8 +217,8 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
     graph = adata.obsp["connectivities"].tocsr()
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
     monkeypatch.setattr(parallel_module, "RETRY_AFTER", 0.5)
-    windows = build_windows(x, at, graph=graph, overlap=0.9)
-    expected = compute_velocity(x, at, windows, graph, n_jobs=1)
+    windows = build_windows(x, at, WindowOptions(overlap=0.9), graph=graph)
+    expected = compute_velocity(x, at, windows, graph, run=Run(n_jobs=1))
     task = pairs_module._sum_task
 
     def slowly(*args):

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot.field import VelocityField, fit_field
+from cellrank_velot._utils.options import Run
+from cellrank_velot.field import FieldOptions, VelocityField, fit_field
 from cellrank_velot.field import evaluation as evaluation_module
 from cellrank_velot.field import training as training_module
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
@@ -213,7 +214,9 @@ class Cells:
     def fit(self, **kwargs) -> VelocityField:
         """Fit these cells, or others; without a relaxation, where none is given."""
         inputs = {name: kwargs.pop(name, getattr(self, name)) for name in ("x", "time", "velocity", "weight", "graph")}
-        return fit_field(**inputs, **{**QUICK, **kwargs})
+        inputs["relaxation"] = kwargs.pop("relaxation", None)
+        options, rest = FieldOptions.split({**QUICK, **kwargs})
+        return fit_field(**inputs, options=options, run=Run(**rest))
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +437,8 @@ class Sheet:
         velocity = self.current + self.relaxation
         velocity = velocity + np.random.default_rng(1).normal(scale=noise, size=velocity.shape)
         inputs = {"x": self.x, "time": self.x[:, 0], "velocity": velocity, "weight": np.ones(len(self.x))}
-        return fit_field(**{**inputs, "graph": self.graph, **QUICK, "use_time": False, **kwargs})
+        inputs = {name: kwargs.pop(name, value) for name, value in {**inputs, "relaxation": None}.items()}
+        return fit_field(**inputs, graph=self.graph, options=FieldOptions(**{**QUICK, "use_time": False, **kwargs}))
 
     def rates(self, field: VelocityField) -> list[float]:
         """Return how fast a field lets cells go to the line, from either side."""
@@ -558,7 +562,12 @@ def test_fewer_cells_than_a_batch_and_a_linear_network(cells: Cells):
     few = slice(0, 30)
     graph = sp.csr_matrix(kneighbors_graph(cells.x[few], 3))
     result = fit_field(
-        cells.x[few], cells.time[few], cells.velocity[few], cells.weight[few], graph, **{**QUICK, "hidden": ()}
+        cells.x[few],
+        cells.time[few],
+        cells.velocity[few],
+        cells.weight[few],
+        graph,
+        options=FieldOptions(**{**QUICK, "hidden": ()}),
     )
     assert result(cells.x, cells.time).shape == (500, 3)
     assert set(result.weights) == {"0.weight", "0.bias"}

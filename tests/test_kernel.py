@@ -10,10 +10,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from cellrank_velot import OTVelocityKernel
-from cellrank_velot.field import fit_field
+from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.transitions.matrix import compute_transitions
+from cellrank_velot.transitions.options import TransitionOptions
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity
-from cellrank_velot.transport.windows import build_windows
+from cellrank_velot.transport.windows import WindowOptions, build_windows
 
 QUIET = {"show_progress_bar": False}
 
@@ -295,7 +297,7 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
         "window_size": 15, "overlap": 0.25, "min_window_size": 8, "tail": "split", "tail_threshold": 3, "time_lag": 0.1,
         "overlap_clusters": 2, "random_state": 5,
     }  # fmt: skip
-    windows = build_windows(cells.x, cells.time, labels=cells.labels, **cut)
+    windows = build_windows(cells.x, cells.time, WindowOptions(**cut), labels=cells.labels)
     kernel.compute_windows(**cut)
     np.testing.assert_array_equal(kernel.windows.indices, windows.indices)
     np.testing.assert_array_equal(kernel.windows.dt, windows.dt)
@@ -309,7 +311,7 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
         "epsilon": 0.1, "lambda_time": 0.5, "lambda_knn": 0.3, "reach": 0.7, "relaxation": 0.4, "tol": 1e-4,
         "max_iter": 77,
     }  # fmt: skip
-    transport = compute_velocity(cells.x, cells.time, windows, graph, **solve)
+    transport = compute_velocity(cells.x, cells.time, windows, graph, TransportOptions(**solve))
     kernel.compute_velocity(**solve, **QUIET)
     np.testing.assert_array_equal(kernel.raw_velocity, transport.velocity)
     np.testing.assert_array_equal(kernel.confidence, transport.confidence)
@@ -320,7 +322,13 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
     }  # fmt: skip
     assert np.abs(transport.relaxation).max() > 0
     field = fit_field(
-        cells.x, cells.time, transport.velocity, transport.confidence, graph, transport.relaxation, **train
+        cells.x,
+        cells.time,
+        transport.velocity,
+        transport.confidence,
+        graph,
+        transport.relaxation,
+        FieldOptions(**train),
     )
     kernel.fit_field(**train, **QUIET)
     np.testing.assert_array_equal(kernel.velocity, field(cells.x, cells.time))
@@ -328,13 +336,17 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
     options = {"similarity": "correlation", "softmax_scale": 3.0, "threshold": 0.02, "variance_stabilize": True}
     for smooth, velocity in ((True, kernel.velocity), (False, transport.velocity)):
         settle = smooth
-        expected = compute_transitions(cells.x, velocity, graph, ends=kernel.ends if settle else None, **options)
+        expected = compute_transitions(
+            cells.x, velocity, graph, TransitionOptions(**options), ends=kernel.ends if settle else None
+        )
         kernel.compute_transition_matrix(smooth=smooth, settle=settle, **options)
         np.testing.assert_allclose(kernel.transition_matrix.toarray(), expected.matrix.toarray(), atol=1e-14)
         np.testing.assert_array_equal(kernel.logits.toarray(), expected.logits.toarray())
     for mode in ("transpose", "negate"):
         back = (~kernel).compute_transition_matrix(backward_mode=mode, settle=True)
-        expected = compute_transitions(cells.x, kernel.velocity, graph, backward_mode=mode, ends=back.ends)
+        expected = compute_transitions(
+            cells.x, kernel.velocity, graph, TransitionOptions(backward_mode=mode), ends=back.ends
+        )
         np.testing.assert_array_equal(back.transition_matrix.toarray(), expected.matrix.toarray())
 
 

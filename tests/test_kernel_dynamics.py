@@ -10,7 +10,7 @@ import pytest
 from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot.dynamics import Status, compute_trajectories
 from cellrank_velot.embedding.projection import project_by_linear_map, project_by_transitions
-from cellrank_velot.field import fit_field
+from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.storage import pack as storage
 
 QUIET = {"show_progress_bar": False}
@@ -125,7 +125,7 @@ def test_the_current_is_fitted_once_and_forgotten_with_the_field(kernel):
         transport.velocity - transport.relaxation,
         transport.confidence,
         kernel.connectivities,
-        **settings,
+        options=FieldOptions(**settings),
     )
     for name, weights in again.weights.items():
         np.testing.assert_array_equal(weights, current.weights[name])

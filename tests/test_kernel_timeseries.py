@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot.dynamics import Rescaled
-from cellrank_velot.field import fit_process
+from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.kernel._options import SERIES_DEFAULTS
 from cellrank_velot.timeseries.couplings import couple_snapshots
 from cellrank_velot.timeseries.interpolation import interpolate_paths
@@ -79,7 +79,7 @@ def test_steps_are_those_of_the_stages(kernel):
         np.testing.assert_array_equal(value, getattr(kernel.couplings, name), err_msg=name)
     np.testing.assert_array_equal(kernel.transport.growth, transport.growth)
     np.testing.assert_array_equal(kernel.raw_velocity, transport.velocity)
-    field = fit_process(couplings, cells.x, **FAST)
+    field = fit_process(couplings, cells.x, ProcessOptions.split(FAST)[0])
     np.testing.assert_array_equal(kernel.velocity, field(cells.x, cells.time))
     np.testing.assert_array_equal(kernel.growth, field.growth(cells.x, cells.time))
     found = kernel.interpolate(1.7)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from cellrank_velot.field import VelocityField, fit_process
-from cellrank_velot.timeseries.couplings import couple_snapshots
+from cellrank_velot._utils.options import Run
+from cellrank_velot.field import ProcessOptions, VelocityField, fit_process
+from cellrank_velot.timeseries.couplings import CouplingOptions, couple_snapshots
 from cellrank_velot.timeseries.snapshots import build_snapshots
 
 SPEED, RATE, SIGMA = np.array([1.5, 0.0]), 0.5, 0.4
-QUICK = {"hidden": (16, 16), "n_steps": 60, "device": "cpu"}
+QUICK = {"hidden": (16, 16), "n_steps": 60}
 
 
 def width(time):
@@ -29,19 +30,25 @@ def planted(n: int = 400, seed: int = 0):
 def coupled():
     x, time = planted()
     mass = np.exp(RATE * np.arange(3))
-    return x, time, couple_snapshots(x, time, build_snapshots(time), tau=1.0, mass=mass, max_iter=2000)[0]
+    return (
+        x,
+        time,
+        couple_snapshots(x, time, build_snapshots(time), CouplingOptions(tau=1.0, max_iter=2000), mass=mass)[0],
+    )
 
 
 @pytest.fixture(scope="module")
 def field(coupled) -> VelocityField:
     x, _, couplings = coupled
-    return fit_process(couplings, x, diffusion=SIGMA, hidden=(64, 64), n_steps=700, device="cpu")
+    return fit_process(
+        couplings, x, ProcessOptions(diffusion=SIGMA, hidden=(64, 64), n_steps=700), run=Run(device="cpu")
+    )
 
 
 @pytest.fixture(scope="module")
 def quick(coupled) -> VelocityField:
     x, _, couplings = coupled
-    return fit_process(couplings, x, **QUICK)
+    return fit_process(couplings, x, ProcessOptions(**QUICK))
 
 
 def points(time: float, n: int = 500) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +90,7 @@ def test_growth_of_two_kinds_is_told_apart():
     time, kind = np.repeat([0.0, 1.0], [300, 300]), np.repeat([0, 1, 0, 1], [150, 150, 225, 75])
     x = 0.5 * rng.normal(size=(600, 2)) + np.column_stack([6.0 * kind, time])
     couplings, _ = couple_snapshots(x, time, build_snapshots(time))
-    field = fit_process(couplings, x, hidden=(32, 32), n_steps=400, device="cpu")
+    field = fit_process(couplings, x, ProcessOptions(hidden=(32, 32), n_steps=400), run=Run(device="cpu"))
     for point in (0.0, 0.5, 1.0):
         spots = np.array([[0.0, point], [6.0, point]])
         growth = field.growth(spots, point)
@@ -152,9 +159,9 @@ def test_seeds_are_exact_and_leave_the_global_state(coupled, quick):
     x, _, couplings = coupled
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    again = fit_process(couplings, x, **QUICK)
+    again = fit_process(couplings, x, ProcessOptions(**QUICK))
     assert torch.equal(state, torch.get_rng_state())
-    other = fit_process(couplings, x, random_state=1, **QUICK)
+    other = fit_process(couplings, x, ProcessOptions(random_state=1, **QUICK))
     for name, value in quick.weights.items():
         np.testing.assert_array_equal(value, again.weights[name], err_msg=name)
         assert not np.array_equal(value, other.weights[name])
@@ -182,7 +189,7 @@ def test_units_of_space_and_time():
     fields = []
     for scale, stretch in ((1.0, 1.0), (100.0, 24.0)):
         couplings, _ = couple_snapshots(scale * x, stretch * time, build_snapshots(stretch * time))
-        fields.append(fit_process(couplings, scale * x, **QUICK))
+        fields.append(fit_process(couplings, scale * x, ProcessOptions(**QUICK)))
     spots, _ = points(0.7, 50)
     plain, scaled = (f(s * spots, t * 0.7) for f, s, t in ((fields[0], 1, 1), (fields[1], 100, 24)))
     np.testing.assert_allclose(scaled, plain * 100 / 24, atol=0.02 * 100 / 24)
@@ -194,7 +201,7 @@ def test_cells_on_one_spot_have_a_field():
     time = np.repeat([0.0, 1.0], 20)
     x = np.zeros((40, 2))
     couplings, _ = couple_snapshots(x, time, build_snapshots(time))
-    found = fit_process(couplings, x, **QUICK)
+    found = fit_process(couplings, x, ProcessOptions(**QUICK))
     assert np.isfinite(found.drift(x, time)).all()
     assert np.isfinite(found.growth(x, time)).all()
 
@@ -215,10 +222,10 @@ def test_cells_on_one_spot_have_a_field():
 def test_options_out_of_range_are_refused(coupled, options: dict, error: type[Exception], match: str):
     x, _, couplings = coupled
     with pytest.raises(error, match=match):
-        fit_process(couplings, x, **options)
+        fit_process(couplings, x, ProcessOptions(**options))
 
 
 def test_a_step_that_is_far_too_long_is_said(coupled):
     x, _, couplings = coupled
     with pytest.raises(FloatingPointError, match="lower `learning_rate`"):
-        fit_process(couplings, x, **{**QUICK, "learning_rate": 1e30})
+        fit_process(couplings, x, ProcessOptions(**{**QUICK, "learning_rate": 1e30}))

@@ -67,9 +67,9 @@ def test_too_low_a_limit_changes_nothing():
 HELD = """
 import re, sys, threading, numpy as np, scipy.sparse as sp
 from cellrank_velot._utils.memory import bytes_of
-from cellrank_velot.transport.windows import build_windows
-from cellrank_velot.transport.velocity import compute_velocity
-from cellrank_velot.transitions.matrix import compute_transitions
+from cellrank_velot._utils.options import Run
+from cellrank_velot.transport import build_windows, compute_velocity
+from cellrank_velot.transitions import TransitionOptions, compute_transitions
 
 def cells(n):
     rng = np.random.default_rng(0)
@@ -101,12 +101,13 @@ def peak_of(function, limit):
 for n in (2000, 150_000):  # the first loads the loops
     x, time, graph = cells(n)
     windows = build_windows(x, time, graph=graph)
-    jobs = {"n_jobs": 4}
+    def run(limit):
+        return {"run": Run(device="cpu", n_jobs=4, memory_limit=limit)}
     steps = {
-        "transport": lambda limit: compute_velocity(x, time, windows, graph, memory_limit=limit, **jobs),
-        "matrix": lambda limit: compute_transitions(x, x[::-1].copy(), graph, memory_limit=limit, **jobs),
+        "transport": lambda limit: compute_velocity(x, time, windows, graph, **run(limit)),
+        "matrix": lambda limit: compute_transitions(x, x[::-1].copy(), graph, **run(limit)),
         "settled": lambda limit: compute_transitions(
-            x, x[::-1].copy(), graph, ends=time > 0.9, threshold=0.01, memory_limit=limit, **jobs
+            x, x[::-1].copy(), graph, TransitionOptions(threshold=0.01), ends=time > 0.9, **run(limit)
         ),
     }
     for name, step in steps.items():

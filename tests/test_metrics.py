@@ -11,6 +11,7 @@ from sklearn.neighbors import kneighbors_graph
 from cellrank_velot import OTVelocityKernel, metrics
 from cellrank_velot.metrics import genes as genes_module
 from cellrank_velot.transitions.matrix import compute_transitions
+from cellrank_velot.transitions.options import TransitionOptions
 
 NAMES = np.array(["stem", "left", "right"])
 EDGES = [("stem", "left"), ("stem", "right")]
@@ -465,8 +466,8 @@ def test_reconstructability_grows_with_the_genes(computed):
         computed.cells.x,
         computed.velocity,
         computed.connectivities,
+        TransitionOptions(softmax_scale=computed.params["softmax_scale"]),
         loadings=loadings,
-        softmax_scale=computed.params["softmax_scale"],
     )
     assert scores[1] == pytest.approx(metrics.reconstructability(computed.transition_matrix, reduced.matrix))
 

@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.quiver import Quiver
 from sklearn.neighbors import kneighbors_graph
 
+import cellrank_velot
 from cellrank_velot import OTVelocityKernel, datasets, write_h5ad
 from cellrank_velot import plotting as pl
 from cellrank_velot.dynamics import compute_trajectories
@@ -66,6 +67,13 @@ PLOTS = {
     "fate_summary": lambda job, **kwargs: pl.fate_summary(job.kernel, job.paths, **kwargs),
 }
 ON_EMBEDDING = [name for name in PLOTS if name not in ("training", "fate_summary")]
+
+
+@pytest.mark.parametrize("name", ["pl", "pp", "metrics", "datasets", "direction", "dynamics"])
+def test_completion_offers_what_is_public_alone(name):
+    module = getattr(cellrank_velot, name)
+    assert dir(module) == sorted(module.__all__)
+    assert all(hasattr(module, public) for public in module.__all__)
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from PIL import Image
 from cellrank_velot.dynamics import Status, Trajectories
 from cellrank_velot.plotting._draw.colors import VALUES, palette
 from cellrank_velot.plotting._draw.paths import NOWHERE, running_mean
+from cellrank_velot.plotting.descent import fate_summary
 from cellrank_velot.plotting.lines import END_MARKERS, trajectories
-from cellrank_velot.plotting.particles import PALE, fate_summary, flow, flow_animation
+from cellrank_velot.plotting.particles import PALE, flow, flow_animation
 from cellrank_velot.storage.pack import write_trajectories
 
 BASELINE = Path(__file__).parent / "baseline" / "trajectories.png"

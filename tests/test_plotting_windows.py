@@ -14,6 +14,7 @@ from cellrank_velot.plotting._draw import figure as figures
 from cellrank_velot.plotting._draw.colors import palette
 from cellrank_velot.plotting.clusters import _separate, spatial_clusters
 from cellrank_velot.plotting.pairs import SOURCE, TARGET, _spread_pairs, window_transport, windows
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity, pair_coupling
 from cellrank_velot.transport.windows import Windows
 
@@ -67,9 +68,11 @@ def test_coupling_displaces_as_the_velocity_does(planted, lambda_knn):
     found = separate_pairs(planted, [(20, 25), (30, 30), (22, 17)])
     graph = planted.graph if lambda_knn else None
     options = {"epsilon": 0.03, "lambda_time": 0.5, "lambda_knn": lambda_knn, "tol": 1e-9, "max_iter": 2000}
-    stage = compute_velocity(planted.x, planted.time, found, graph, reach=None, relaxation=1.0, **options)
+    stage = compute_velocity(
+        planted.x, planted.time, found, graph, TransportOptions(reach=None, relaxation=1.0, **options)
+    )
     for pair, (a, b) in enumerate(found.pairs):
-        plan = pair_coupling(planted.x, planted.time, found, pair, graph, **options)
+        plan = pair_coupling(planted.x, planted.time, found, pair, graph, TransportOptions(**options))
         source, target = found.cells(a), found.cells(b)
         assert plan.shape == (source.size, target.size)
         ahead = plan @ planted.x[target] / plan.sum(axis=1, keepdims=True) - planted.x[source]
@@ -97,7 +100,7 @@ def test_coupling_avoids_those_that_are_no_neighbours(planted):
     source, target = found.cells(0), found.cells(1)
     near = planted.graph[source][:, target].toarray() > 0
     free, held = (
-        pair_coupling(planted.x, planted.time, found, 0, planted.graph, lambda_knn=value)[near].sum()
+        pair_coupling(planted.x, planted.time, found, 0, planted.graph, TransportOptions(lambda_knn=value))[near].sum()
         for value in (0.0, 1.0)
     )
     assert held > 2 * free
@@ -111,7 +114,7 @@ def test_coupling_refuses(planted):
     with pytest.raises(TypeError, match="Expected `pair` to be an integer, found `str`"):
         pair_coupling(*arguments, "0")
     with pytest.raises(ValueError, match="Expected `epsilon`"):
-        pair_coupling(*arguments, 0, epsilon=0)
+        pair_coupling(*arguments, 0, options=TransportOptions(epsilon=0))
     turned = Windows.from_pairs([(found.cells(1), found.cells(0))], planted.time)
     with pytest.raises(ValueError, match="Expected a pair whose target is later"):
         pair_coupling(planted.x, planted.time, turned, 0, csr_matrix((240, 240)))

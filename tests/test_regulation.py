@@ -13,7 +13,8 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.field import VelocityField, fit_field
+from cellrank_velot._utils.options import Run
+from cellrank_velot.field import FieldOptions, VelocityField, fit_field
 from cellrank_velot.regulation import RegulationOptions, Variables, derivatives
 from cellrank_velot.regulation.derivatives import has_growth, jacobians
 from cellrank_velot.regulation.groups import bin_times, name_intervals
@@ -60,11 +61,8 @@ def switch() -> VelocityField:
         toggle(x),
         np.ones(800),
         sp.csr_matrix((800, 800)),
-        use_time=False,
-        lambda_smooth=0,
-        n_steps=600,
-        hidden=(64, 64),
-        device="cpu",
+        options=FieldOptions(use_time=False, lambda_smooth=0, n_steps=600, hidden=(64, 64)),
+        run=Run(device="cpu"),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cellrank_velot.cells.time_points import check_snapshots, next_time
-from cellrank_velot.timeseries.snapshots import build_snapshots
+from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
 
 def times(*sizes: int, points=None, seed: int = 0) -> np.ndarray:
@@ -29,7 +29,7 @@ def sides(windows) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("sizes", [(100, 100, 100), (30, 200, 90, 31), (60, 61)])
 def test_each_cell_is_a_source_and_a_target_once(sizes: tuple[int, ...], batch_size: int):
     time = times(*sizes)
-    source, target = sides(build_snapshots(time, batch_size=batch_size))
+    source, target = sides(build_snapshots(time, SnapshotOptions(batch_size=batch_size)))
     np.testing.assert_array_equal(source, time < time.max())
     np.testing.assert_array_equal(target, time > time.min())
 
@@ -38,7 +38,7 @@ def test_each_cell_is_a_source_and_a_target_once(sizes: tuple[int, ...], batch_s
 @pytest.mark.parametrize("batch_size", [3, 10, 64, 99])
 def test_no_batch_is_larger_than_asked_and_they_are_alike(batch_size: int, sizes: tuple[int, ...]):
     time = times(*sizes)
-    windows = build_snapshots(time, batch_size=batch_size)
+    windows = build_snapshots(time, SnapshotOptions(batch_size=batch_size))
     n_cells = np.diff(windows.offsets)
     assert n_cells.max() <= batch_size
     interval = windows.cluster[windows.indices[windows.offsets[windows.pairs[:, 0]]]]
@@ -52,7 +52,7 @@ def test_no_batch_is_larger_than_asked_and_they_are_alike(batch_size: int, sizes
 def test_a_pair_leads_from_a_time_point_to_the_next():
     points = [-2.5, 0.0, 0.5, 48.0]
     time = times(40, 30, 20, 50, points=points)
-    windows = build_snapshots(time, batch_size=16)
+    windows = build_snapshots(time, SnapshotOptions(batch_size=16))
     for (source, target), dt in zip(windows.pairs, windows.dt, strict=True):
         here, there = time[windows.cells(source)], time[windows.cells(target)]
         assert np.unique(here).size == np.unique(there).size == 1
@@ -73,7 +73,9 @@ def test_small_snapshots_are_one_batch_whole():
 
 def test_batches_are_drawn_at_random_by_seed():
     time = times(200, 200)
-    first, again, other = (build_snapshots(time, batch_size=50, random_state=seed) for seed in (3, 3, 4))
+    first, again, other = (
+        build_snapshots(time, SnapshotOptions(batch_size=50, random_state=seed)) for seed in (3, 3, 4)
+    )
     np.testing.assert_array_equal(first.indices, again.indices)
     assert not np.array_equal(first.indices, other.indices)
     # A batch stands for its snapshot: cells near each other in the file are not together.
@@ -82,7 +84,7 @@ def test_batches_are_drawn_at_random_by_seed():
 
 
 def test_a_tiny_snapshot_beside_a_large_one_leaves_no_batch_empty():
-    windows = build_snapshots(times(5, 300), batch_size=20)
+    windows = build_snapshots(times(5, 300), SnapshotOptions(batch_size=20))
     assert np.diff(windows.offsets).min() == 1
     source, target = sides(windows)
     assert (source + target == 1).all()
@@ -129,7 +131,7 @@ def test_few_cells_work_and_are_said(caplog):
 )
 def test_options_out_of_range_are_refused(options: dict, error: type[Exception], match: str):
     with pytest.raises(error, match=match):
-        build_snapshots(times(30, 30), **options)
+        build_snapshots(times(30, 30), SnapshotOptions(**options))
 
 
 # ---------------------------------------------------------------------------------------------------- intervals

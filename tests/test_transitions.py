@@ -11,17 +11,21 @@ import torch
 from anndata import AnnData
 from scipy.stats import chi, ortho_group
 
+from cellrank_velot._utils import options as options_module
+from cellrank_velot._utils import parallel
+from cellrank_velot._utils.options import Run
 from cellrank_velot.graph import rows as edge_rows
-from cellrank_velot.transitions import matrix as transitions_module
-from cellrank_velot.transitions import monte_carlo as monte_carlo_module
-from cellrank_velot.transitions import similarities
-from cellrank_velot.transitions.matrix import (
+from cellrank_velot.transitions import (
+    TransitionOptions,
     check_similarity,
     compute_transitions,
     condition_number,
-    edge_similarities,
     effective_neighbors,
+    similarities,
 )
+from cellrank_velot.transitions import matrix as transitions_module
+from cellrank_velot.transitions import monte_carlo as monte_carlo_module
+from cellrank_velot.transitions.similarities import edge_similarities
 
 NAMED = ("cosine", "correlation", "dot_product")
 
@@ -55,12 +59,12 @@ def test_worked_example():
     x = np.array([[2.0, 3.5, 1.0], [3.5, 2.5, 1.5]])
     v = np.array([[1.2, -0.5, 0.3], [0.0, 0.0, 0.0]])
     graph = sp.csr_matrix(np.array([[0.0, 1], [1, 0]]))
-    dot = edge_similarities(x, v, graph, "dot_product")[0]
+    dot = edge_similarities(x, v, graph, TransitionOptions(similarity="dot_product"))[0]
     assert dot == pytest.approx(2.45)
-    plain = edge_similarities(x, v, graph, "cosine")[0]
+    plain = edge_similarities(x, v, graph)[0]
     assert plain == pytest.approx(2.45 / np.sqrt(3.5 * 1.78))
     assert round(plain, 2) == 0.98
-    stabilised = edge_similarities(x, v, graph, "cosine", variance_stabilize=True)[0]
+    stabilised = edge_similarities(x, v, graph, TransitionOptions(variance_stabilize=True))[0]
     assert round(stabilised, 2) == 0.99
 
 
@@ -68,7 +72,7 @@ def test_variance_stabilisation_is_the_signed_root(planted, velocity):
     def root(d):
         return np.sign(d) * np.sqrt(np.abs(d))
 
-    found = edge_similarities(planted.x, velocity, planted.graph, variance_stabilize=True)
+    found = edge_similarities(planted.x, velocity, planted.graph, TransitionOptions(variance_stabilize=True))
     i, j = planted.graph.nonzero()
     a, d = root(velocity[i]), root(planted.x[j] - planted.x[i])
     expected = (a * d).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(d, axis=1)
@@ -87,7 +91,10 @@ def test_forward_equals_cellrank_edge_by_edge(adata: AnnData, planted, velocity,
     host = host_kernel(adata, velocity)
     host.compute_transition_matrix(similarity=similarity, softmax_scale=softmax_scale, show_progress_bar=False)
     ours = compute_transitions(
-        planted.x, velocity, planted.graph, similarity=similarity, softmax_scale=softmax_scale or "median"
+        planted.x,
+        velocity,
+        planted.graph,
+        TransitionOptions(similarity=similarity, softmax_scale=softmax_scale or "median"),
     )
     np.testing.assert_allclose(ours.logits.toarray(), host.logits.toarray(), atol=1e-12)
     np.testing.assert_allclose(ours.matrix.toarray(), host.transition_matrix.toarray(), atol=1e-12)
@@ -104,7 +111,10 @@ def test_backward_equals_cellrank_edge_by_edge(adata: AnnData, planted, velocity
         similarity=similarity, softmax_scale=3.0, backward_mode=mode, show_progress_bar=False
     )
     ours = compute_transitions(
-        planted.x, velocity, planted.graph, similarity=similarity, softmax_scale=3.0, backward_mode=mode
+        planted.x,
+        velocity,
+        planted.graph,
+        TransitionOptions(similarity=similarity, softmax_scale=3.0, backward_mode=mode),
     )
     np.testing.assert_allclose(ours.logits.toarray(), host.logits.toarray(), atol=1e-12)
     np.testing.assert_allclose(ours.matrix.toarray(), host.transition_matrix.toarray(), atol=1e-12)
@@ -113,7 +123,9 @@ def test_backward_equals_cellrank_edge_by_edge(adata: AnnData, planted, velocity
 def test_transposed_scale_equals_that_of_cellrank(adata: AnnData, planted, velocity):
     host = host_kernel(adata, velocity, backward=True)
     host.compute_transition_matrix(similarity="cosine", show_progress_bar=False)
-    ours = compute_transitions(planted.x, velocity, planted.graph, softmax_scale="median", backward_mode="transpose")
+    ours = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(softmax_scale="median", backward_mode="transpose")
+    )
     assert ours.softmax_scale == pytest.approx(host.params["softmax_scale"], rel=1e-12)
     np.testing.assert_allclose(ours.matrix.toarray(), host.transition_matrix.toarray(), atol=1e-12)
 
@@ -121,12 +133,14 @@ def test_transposed_scale_equals_that_of_cellrank(adata: AnnData, planted, veloc
 @pytest.mark.parametrize("similarity", NAMED)
 def test_negate_is_forward_on_the_negative_velocity(planted, velocity, similarity):
     before = velocity.copy()
-    negated = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, backward_mode="negate")
-    forward = compute_transitions(planted.x, -velocity, planted.graph, similarity=similarity)
+    negated = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(similarity=similarity, backward_mode="negate")
+    )
+    forward = compute_transitions(planted.x, -velocity, planted.graph, TransitionOptions(similarity=similarity))
     np.testing.assert_array_equal(negated.matrix.toarray(), forward.matrix.toarray())
     np.testing.assert_array_equal(velocity, before)
     assert negated.softmax_scale == forward.softmax_scale
-    usual = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity)
+    usual = compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(similarity=similarity))
     assert np.abs(negated.matrix - usual.matrix).max() > 0.1
 
 
@@ -137,7 +151,10 @@ def test_agrees_with_dense_algebra(planted, velocity, similarity, mode):
     logits = dense_logits(planted.x, velocity, planted.graph, similarity, transpose=mode == "transpose")
     edges = planted.graph.toarray() != 0
     ours = compute_transitions(
-        planted.x, velocity, planted.graph, similarity=similarity, softmax_scale="median", backward_mode=mode
+        planted.x,
+        velocity,
+        planted.graph,
+        TransitionOptions(similarity=similarity, softmax_scale="median", backward_mode=mode),
     )
     np.testing.assert_allclose(ours.logits.toarray(), logits, atol=1e-12)
     scale = 1 / np.median(np.abs(logits[edges]))
@@ -149,7 +166,9 @@ def test_agrees_with_dense_algebra(planted, velocity, similarity, mode):
 def test_points_along_the_velocity(planted):
     inner = (planted.time > 0.1) & (planted.time < 0.9)  # the last cells have nowhere to go
     for mode, sign in ((None, 1), ("transpose", -1), ("negate", -1)):
-        result = compute_transitions(planted.x, planted.velocity, planted.graph, softmax_scale=8.0, backward_mode=mode)
+        result = compute_transitions(
+            planted.x, planted.velocity, planted.graph, TransitionOptions(softmax_scale=8.0, backward_mode=mode)
+        )
         assert np.mean(sign * (result.matrix @ planted.time - planted.time)[inner] > 0) > 0.85
 
 
@@ -164,10 +183,10 @@ def in_chunks(monkeypatch, elements: int) -> None:
 @pytest.mark.parametrize("with_loadings", [False, True])
 def test_loops_and_arrays_agree(planted, velocity, monkeypatch, similarity, transpose: bool, with_loadings: bool):
     loadings = np.random.default_rng(6).normal(size=(planted.x.shape[1], 12)) if with_loadings else None
-    options = {"transpose": transpose, "loadings": loadings}
-    loops = edge_similarities(planted.x, velocity, planted.graph, similarity, **options)
-    monkeypatch.setattr(similarities, "_has_loops", lambda device: False)
-    arrays = edge_similarities(planted.x, velocity, planted.graph, similarity, **options)
+    options = TransitionOptions(similarity=similarity, backward_mode="transpose" if transpose else None)
+    loops = edge_similarities(planted.x, velocity, planted.graph, options, loadings=loadings)
+    monkeypatch.setattr(similarities, "_in_loops", lambda options, device: False)
+    arrays = edge_similarities(planted.x, velocity, planted.graph, options, loadings=loadings)
     np.testing.assert_allclose(loops, arrays, rtol=1e-11, atol=1e-11)
 
 
@@ -181,8 +200,12 @@ def test_single_precision_is_compared_in_double(planted, velocity):
 @pytest.mark.parametrize("similarity", NAMED)
 def test_number_of_jobs_does_not_matter(planted, velocity, monkeypatch, n_jobs: int, similarity):
     in_chunks(monkeypatch, 100)
-    expected = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, n_jobs=1)
-    found = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, n_jobs=n_jobs)
+    expected = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(similarity=similarity), run=Run(n_jobs=1)
+    )
+    found = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(similarity=similarity), run=Run(n_jobs=n_jobs)
+    )
     np.testing.assert_array_equal(found.matrix.data, expected.matrix.data)
     np.testing.assert_array_equal(found.logits.data, expected.logits.data)
 
@@ -190,9 +213,10 @@ def test_number_of_jobs_does_not_matter(planted, velocity, monkeypatch, n_jobs: 
 @pytest.mark.parametrize("elements", [1, 7, 50, 333, 10**9])
 @pytest.mark.parametrize("transpose", [False, True])
 def test_chunks_do_not_matter(planted, velocity, monkeypatch, elements: int, transpose: bool):
-    expected = edge_similarities(planted.x, velocity, planted.graph, transpose=transpose)
+    options = TransitionOptions(backward_mode="transpose" if transpose else None)
+    expected = edge_similarities(planted.x, velocity, planted.graph, options)
     in_chunks(monkeypatch, elements)
-    found = edge_similarities(planted.x, velocity, planted.graph, transpose=transpose)
+    found = edge_similarities(planted.x, velocity, planted.graph, options)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -218,12 +242,14 @@ def test_blocks_of_rows_have_as_many_edges_each(monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"model": "monte_carlo", "n_samples": 4}])
 def test_all_loops_get_the_number_of_jobs(planted, velocity, monkeypatch, options):
     asked = []
-    for module in (edge_rows, similarities, monte_carlo_module):
+    for module in (edge_rows, parallel):
         inner = module.run
         monkeypatch.setattr(
             module, "run", lambda *args, _inner=inner, **kw: asked.append(kw["n_jobs"]) or _inner(*args, **kw)
         )
-    compute_transitions(planted.x, velocity, planted.graph, velocity_std=velocity**2, n_jobs=3, **options)
+    compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(**options), velocity_std=velocity**2, run=Run(n_jobs=3)
+    )
     assert asked == [3] * (2 + len(options) // 2)
 
 
@@ -232,12 +258,20 @@ def test_all_loops_get_the_number_of_jobs(planted, velocity, monkeypatch, option
 def test_genes_through_the_loadings(planted, velocity, monkeypatch, similarity, elements: int):
     in_chunks(monkeypatch, elements)
     loadings = np.random.default_rng(6).normal(size=(planted.x.shape[1], 12))
-    through = compute_transitions(planted.x, velocity, planted.graph, similarity=similarity, loadings=loadings)
-    direct = compute_transitions(planted.x @ loadings, velocity @ loadings, planted.graph, similarity=similarity)
+    through = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(similarity=similarity), loadings=loadings
+    )
+    direct = compute_transitions(
+        planted.x @ loadings, velocity @ loadings, planted.graph, TransitionOptions(similarity=similarity)
+    )
     np.testing.assert_allclose(through.matrix.toarray(), direct.matrix.toarray(), atol=1e-11)
     stabilised = [
-        edge_similarities(planted.x, velocity, planted.graph, loadings=loadings, variance_stabilize=True),
-        edge_similarities(planted.x @ loadings, velocity @ loadings, planted.graph, variance_stabilize=True),
+        edge_similarities(
+            planted.x, velocity, planted.graph, TransitionOptions(variance_stabilize=True), loadings=loadings
+        ),
+        edge_similarities(
+            planted.x @ loadings, velocity @ loadings, planted.graph, TransitionOptions(variance_stabilize=True)
+        ),
     ]
     np.testing.assert_allclose(*stabilised, atol=1e-7)  # roots of rounding errors
 
@@ -258,10 +292,12 @@ def test_memory_that_is_asked_for(planted, velocity, monkeypatch, options, of_ed
     graph.sum_duplicates()
     if stored_zero:  # a copy of the graph is made without it
         graph.data[0], of_edge = 0, of_edge + 12
-    monkeypatch.setattr(transitions_module, "jobs_within", lambda *args: asked.append(args) or 2)
+    monkeypatch.setattr(options_module, "jobs_within", lambda *args: asked.append(args) or 2)
     run = edge_rows.run
     monkeypatch.setattr(edge_rows, "run", lambda *args, n_jobs: jobs.append(n_jobs) or run(*args, n_jobs=n_jobs))
-    compute_transitions(planted.x, velocity, graph, velocity_std=0 * velocity, n_jobs=3, memory_limit="3 GB", **options)
+    options, inputs = TransitionOptions.split(options)
+    limited = Run(n_jobs=3, memory_limit="3 GB")
+    compute_transitions(planted.x, velocity, graph, options, **inputs, velocity_std=0 * velocity, run=limited)
     needed = of_edge * graph.nnz + of_number * velocity.size
     assert asked == [("3 GB", needed, 2**24, 3, "the transition matrix")]
     assert jobs == [2]
@@ -313,7 +349,9 @@ def test_repeats_are_bit_equal_and_inputs_stay(planted, velocity):
 def test_cell_without_a_velocity_follows_the_graph(planted, velocity, bad: float, mode: str | None):
     cells = [3, 50, 51]
     velocity[cells] = bad
-    result = compute_transitions(planted.x, velocity, planted.graph, softmax_scale="median", backward_mode=mode)
+    result = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(softmax_scale="median", backward_mode=mode)
+    )
     expected = planted.graph[cells] / planted.graph[cells].sum(1)
     np.testing.assert_allclose(result.matrix[cells].toarray(), expected.toarray(), atol=1e-14)
     assert result.n_fallback == 3
@@ -346,7 +384,7 @@ def test_transposed_row_follows_the_graph_where_no_neighbour_has_a_velocity(plan
     cell = 17
     neighbours = planted.graph[cell].indices
     velocity[neighbours] = np.nan
-    result = compute_transitions(planted.x, velocity, planted.graph, backward_mode="transpose")
+    result = compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(backward_mode="transpose"))
     expected = (planted.graph[cell] / planted.graph[cell].sum()).toarray()
     np.testing.assert_allclose(result.matrix[cell].toarray(), expected, atol=1e-14)
     assert result.n_fallback >= 1
@@ -355,7 +393,9 @@ def test_transposed_row_follows_the_graph_where_no_neighbour_has_a_velocity(plan
 
 @pytest.mark.parametrize("mode", [None, "transpose", "negate"])
 def test_no_velocity_at_all_gives_the_graph(planted, mode):
-    result = compute_transitions(planted.x, np.full_like(planted.x, np.nan), planted.graph, backward_mode=mode)
+    result = compute_transitions(
+        planted.x, np.full_like(planted.x, np.nan), planted.graph, TransitionOptions(backward_mode=mode)
+    )
     expected = planted.graph.toarray() / planted.graph.toarray().sum(1, keepdims=True)
     np.testing.assert_allclose(result.matrix.toarray(), expected, atol=1e-14)
     assert result.n_fallback == 240
@@ -368,7 +408,7 @@ def test_isolated_cells_stay(planted, velocity, threshold):
     keep = np.ones(240)
     keep[cells] = 0
     graph = sp.csr_matrix(sp.diags(keep) @ planted.graph @ sp.diags(keep))
-    result = compute_transitions(planted.x, velocity, graph, threshold=threshold)
+    result = compute_transitions(planted.x, velocity, graph, TransitionOptions(threshold=threshold))
     np.testing.assert_array_equal(result.matrix[cells].toarray(), np.eye(240)[cells])
     assert result.n_isolated == 3
     assert result.n_fallback == 0
@@ -377,7 +417,9 @@ def test_isolated_cells_stay(planted, velocity, threshold):
 
 @pytest.mark.parametrize("threshold", [None, 0.1])
 def test_graph_without_edges(threshold):
-    result = compute_transitions(np.eye(4), np.ones((4, 4)), sp.csr_matrix((4, 4)), threshold=threshold)
+    result = compute_transitions(
+        np.eye(4), np.ones((4, 4)), sp.csr_matrix((4, 4)), TransitionOptions(threshold=threshold)
+    )
     np.testing.assert_array_equal(result.matrix.toarray(), np.eye(4))
     assert result.n_isolated == 4
 
@@ -396,8 +438,8 @@ def test_stored_zero_is_no_edge(planted, velocity):
 def test_edge_stored_twice_counts_once():
     graph = sp.csr_matrix((np.array([0.5, 0.5, 1, 1, 1]), np.array([1, 1, 2, 0, 0]), np.array([0, 3, 4, 5])))
     x, v = np.array([[0.0, 0], [1, 0], [0, 1]]), np.ones((3, 2))
-    expected = compute_transitions(x, v, sp.csr_matrix(graph.toarray()), softmax_scale=1.0)
-    found = compute_transitions(x, v, graph, softmax_scale=1.0)
+    expected = compute_transitions(x, v, sp.csr_matrix(graph.toarray()), TransitionOptions(softmax_scale=1.0))
+    found = compute_transitions(x, v, graph, TransitionOptions(softmax_scale=1.0))
     np.testing.assert_allclose(found.matrix.toarray(), expected.matrix.toarray(), atol=1e-14)
 
 
@@ -413,7 +455,7 @@ def test_neighbours_at_the_same_position_have_similarity_zero():
 @pytest.mark.parametrize("similarity", NAMED)
 def test_no_scale_overflows(planted, velocity, scale: float, similarity: str):
     result = compute_transitions(
-        1e5 * planted.x, 1e5 * velocity, planted.graph, similarity=similarity, softmax_scale=scale
+        1e5 * planted.x, 1e5 * velocity, planted.graph, TransitionOptions(similarity=similarity, softmax_scale=scale)
     )
     assert np.isfinite(result.matrix.data).all()
     np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
@@ -429,7 +471,8 @@ def test_a_cell_of_one_neighbour_steps_to_it(options: dict):
     x = np.array([[0.0, 0], [1, 0], [2, 1], [3, 0]])
     graph = sp.csr_matrix(np.array([[0, 0.2, 0, 0], [0.2, 0, 0.5, 0], [0, 0.5, 0, 1], [0, 0, 1, 0]]))
     velocity = np.array([[np.nan, 0], [1, 0], [1, 1], [-1, -1]])
-    result = compute_transitions(x, velocity, graph, velocity_std=np.full((4, 2), 0.1), **options)
+    options, inputs = TransitionOptions.split(options)
+    result = compute_transitions(x, velocity, graph, options, **inputs, velocity_std=np.full((4, 2), 0.1))
     np.testing.assert_allclose(result.matrix[[0, 3]].toarray(), [[0, 1, 0, 0], [0, 0, 1, 0]], atol=1e-12)
     np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
     assert result.n_fallback == 1
@@ -443,7 +486,9 @@ def test_callable_gets_velocities_and_displacements(planted, velocity):
         shapes.append((v.shape, d.shape))
         return -((v - d) ** 2).sum(1)
 
-    result = compute_transitions(planted.x, velocity, planted.graph, similarity=gauss, softmax_scale=0.1)
+    result = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(similarity=gauss, softmax_scale=0.1)
+    )
     i, j = planted.graph.nonzero()
     expected = -((velocity[i] - (planted.x[j] - planted.x[i])) ** 2).sum(1)
     np.testing.assert_allclose(np.asarray(result.logits[i, j]).ravel(), expected, rtol=1e-12)
@@ -455,8 +500,10 @@ def test_callable_that_is_cosine_is_cosine(planted, velocity):
         return (v * d).sum(1) / np.linalg.norm(v, axis=1) / np.linalg.norm(d, axis=1)
 
     for mode in (None, "transpose", "negate"):
-        found = compute_transitions(planted.x, velocity, planted.graph, similarity=cosine, backward_mode=mode)
-        expected = compute_transitions(planted.x, velocity, planted.graph, backward_mode=mode)
+        found = compute_transitions(
+            planted.x, velocity, planted.graph, TransitionOptions(similarity=cosine, backward_mode=mode)
+        )
+        expected = compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(backward_mode=mode))
         np.testing.assert_allclose(found.matrix.toarray(), expected.matrix.toarray(), atol=1e-12)
 
 
@@ -470,21 +517,21 @@ def test_callable_that_is_cosine_is_cosine(planted, velocity):
 )
 def test_callable_must_return_one_number_per_edge(planted, velocity, function, message):
     with pytest.raises(ValueError, match=message):
-        compute_transitions(planted.x, velocity, planted.graph, similarity=function)
+        compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(similarity=function))
 
 
 def test_bar_counts_edges_and_is_not_shown_for_a_moment(planted, velocity, monkeypatch, capsys):
-    options = {"variance_stabilize": True, "show_progress_bar": True}
-    edge_similarities(planted.x, velocity, planted.graph, **options)
+    options, run = TransitionOptions(variance_stabilize=True), Run(show_progress_bar=True)
+    edge_similarities(planted.x, velocity, planted.graph, options, run=run)
     assert not capsys.readouterr().err
     monkeypatch.setattr(similarities, "BAR_DELAY", 0.0)
-    edge_similarities(planted.x, velocity, planted.graph, **options)
+    edge_similarities(planted.x, velocity, planted.graph, options, run=run)
     shown = capsys.readouterr().err
     assert re.search(rf"edges: 100%.* {planted.graph.nnz}/{planted.graph.nnz} .*\dedge/s\]", shown), shown
 
 
 def test_edges_on_a_small_device_are_compared_in_halves(planted, velocity, monkeypatch, caplog):
-    expected = edge_similarities(planted.x, velocity, planted.graph, variance_stabilize=True)
+    expected = edge_similarities(planted.x, velocity, planted.graph, TransitionOptions(variance_stabilize=True))
     compare = similarities._compare
 
     def limited(v, *args):
@@ -493,7 +540,7 @@ def test_edges_on_a_small_device_are_compared_in_halves(planted, velocity, monke
         return compare(v, *args)
 
     monkeypatch.setattr(similarities, "_compare", limited)
-    found = edge_similarities(planted.x, velocity, planted.graph, variance_stabilize=True)
+    found = edge_similarities(planted.x, velocity, planted.graph, TransitionOptions(variance_stabilize=True))
     np.testing.assert_array_equal(found, expected)
     assert "at a time of the transition matrix: taking fewer" in caplog.text
 
@@ -520,15 +567,17 @@ def test_similarity_is_tried_on_vectors_that_differ():
 @pytest.mark.parametrize("mode", [None, "transpose", "negate"])
 def test_auto_scale_leaves_half_of_the_neighbours(planted, velocity, similarity, mode):
     options = {"similarity": similarity, "backward_mode": mode, "softmax_scale": "auto"}
-    result = compute_transitions(planted.x, velocity, planted.graph, **options)
+    result = compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(**options))
     share = (effective_neighbors(result.matrix) - 1) / (np.diff(planted.graph.indptr) - 1)
     assert np.median(share) == pytest.approx(0.5, abs=1e-9)
 
 
 def test_auto_scale_follows_the_units_of_the_similarity(planted, velocity):
-    expected = compute_transitions(planted.x, velocity, planted.graph, similarity="dot_product", softmax_scale="auto")
+    expected = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(similarity="dot_product", softmax_scale="auto")
+    )
     found = compute_transitions(
-        planted.x, 1e-7 * velocity, planted.graph, similarity="dot_product", softmax_scale="auto"
+        planted.x, 1e-7 * velocity, planted.graph, TransitionOptions(similarity="dot_product", softmax_scale="auto")
     )
     assert found.softmax_scale == pytest.approx(1e7 * expected.softmax_scale, rel=1e-8)
     np.testing.assert_allclose(found.matrix.toarray(), expected.matrix.toarray(), atol=1e-9)
@@ -541,16 +590,20 @@ def test_auto_scale_is_the_same_share_whatever_dimension_and_graph(n_dims: int, 
     x, v = rng.normal(size=(400, n_dims)), rng.normal(size=(400, n_dims))
     targets = np.array([rng.permutation(np.delete(np.arange(400), i))[:n_neighbors] for i in range(400)])
     graph = sp.csr_matrix((np.ones(targets.size), targets.ravel(), np.arange(401) * n_neighbors), shape=(400, 400))
-    result = compute_transitions(x, v, graph, softmax_scale="auto")
+    result = compute_transitions(x, v, graph, TransitionOptions(softmax_scale="auto"))
     assert np.median(effective_neighbors(result.matrix)) == pytest.approx((n_neighbors + 1) / 2, rel=1e-6)
     # Cosines in a row vary by 1 / sqrt(2 * n_dims): were they normal, the scale would be sqrt(4 log 2 * n_dims).
     assert result.softmax_scale / np.sqrt(n_dims) == pytest.approx(1.82, abs=0.2)
 
 
 def test_auto_scale_from_a_part_of_the_cells(planted, velocity, monkeypatch):
-    expected = compute_transitions(planted.x, velocity, planted.graph, softmax_scale="auto").softmax_scale
+    expected = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(softmax_scale="auto")
+    ).softmax_scale
     monkeypatch.setattr(transitions_module, "SCALE_CELLS", 100)
-    found = compute_transitions(planted.x, velocity, planted.graph, softmax_scale="auto").softmax_scale
+    found = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(softmax_scale="auto")
+    ).softmax_scale
     assert found != expected
     assert found == pytest.approx(expected, rel=0.1)
 
@@ -562,28 +615,34 @@ def test_auto_scale_without_a_best_neighbour(planted, velocity):
             planted.x,
             velocity,
             planted.graph,
-            similarity=lambda v, d, f=function: f(v, d).astype(float),
-            softmax_scale="auto",
+            TransitionOptions(similarity=lambda v, d, f=function: f(v, d).astype(float), softmax_scale="auto"),
         )
         assert np.isfinite(result.softmax_scale)
         np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
-    flat = compute_transitions(planted.x, velocity, planted.graph, similarity=lambda v, d: 0 * d[:, 0] + 7)
+    flat = compute_transitions(
+        planted.x, velocity, planted.graph, TransitionOptions(similarity=lambda v, d: 0 * d[:, 0] + 7)
+    )
     assert flat.softmax_scale == 1 / 7
     flat = compute_transitions(
-        planted.x, velocity, planted.graph, similarity=lambda v, d: 0 * d[:, 0] + 7, softmax_scale="auto"
+        planted.x,
+        velocity,
+        planted.graph,
+        TransitionOptions(similarity=lambda v, d: 0 * d[:, 0] + 7, softmax_scale="auto"),
     )
     assert flat.softmax_scale == 1
     single = compute_transitions(
-        np.eye(4), np.ones((4, 4)), sp.csr_matrix(np.eye(4)[[1, 0, 3, 2]]), softmax_scale="auto"
+        np.eye(4), np.ones((4, 4)), sp.csr_matrix(np.eye(4)[[1, 0, 3, 2]]), TransitionOptions(softmax_scale="auto")
     )
     assert single.softmax_scale == 1
     pairs = sp.csr_matrix(np.eye(240, k=1) + np.eye(240, k=-1))
-    assert np.isfinite(compute_transitions(planted.x, velocity, pairs, softmax_scale="auto").softmax_scale)
+    assert np.isfinite(
+        compute_transitions(planted.x, velocity, pairs, TransitionOptions(softmax_scale="auto")).softmax_scale
+    )
 
 
 def test_the_customary_scale_is_the_default(planted, velocity):
     usual, named = (
-        compute_transitions(planted.x, velocity, planted.graph, **options)
+        compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(**options))
         for options in ({}, {"softmax_scale": "median"})
     )
     assert usual.softmax_scale == named.softmax_scale == 1 / np.median(np.abs(usual.logits.data))
@@ -598,18 +657,24 @@ def std(velocity) -> np.ndarray:
     return size * np.random.default_rng(9).uniform(0.5, 1.5, size=velocity.shape)
 
 
+def transitions(planted, velocity, **options):
+    options, inputs = TransitionOptions.split(options)
+    run, inputs = Run.split(inputs)
+    return compute_transitions(planted.x, velocity, planted.graph, options, **inputs, run=run)
+
+
 def brute_force(planted, velocity, std, scale, n=2000, **options) -> np.ndarray:
     """Return the mean over plain samples, one matrix after the other."""
     rng = np.random.default_rng(11)
     total = 0
     for _ in range(n):
         sampled = velocity + std * rng.normal(size=std.shape)
-        total = total + compute_transitions(planted.x, sampled, planted.graph, softmax_scale=scale, **options).matrix
+        total = total + transitions(planted, sampled, softmax_scale=scale, **options).matrix
     return total.toarray() / n
 
 
 def monte_carlo(planted, velocity, std, **options):
-    return compute_transitions(planted.x, velocity, planted.graph, model="monte_carlo", velocity_std=std, **options)
+    return transitions(planted, velocity, model="monte_carlo", velocity_std=std, **options)
 
 
 def total_variation(first, second) -> float:
@@ -633,7 +698,7 @@ def total_variation(first, second) -> float:
     ids=["default", "correlation", "dot", "stabilized", "transpose", "negate", "genes", "function", "threshold"],
 )
 def test_monte_carlo_agrees_with_brute_force(planted, velocity, std, options):
-    usual = compute_transitions(planted.x, velocity, planted.graph, **options)
+    usual = transitions(planted, velocity, **options)
     found = monte_carlo(planted, velocity, std, **options)
     assert found.softmax_scale == usual.softmax_scale
     np.testing.assert_array_equal(found.logits.data, usual.logits.data)
@@ -659,7 +724,9 @@ def test_monte_carlo_error_falls_with_the_samples(planted, velocity, std):
 
 def test_monte_carlo_without_an_error_is_deterministic(planted, velocity, std):
     for options in ({}, {"backward_mode": "transpose"}, {"similarity": "dot_product"}):
-        expected = compute_transitions(planted.x, velocity, planted.graph, **options).matrix.toarray()
+        expected = compute_transitions(
+            planted.x, velocity, planted.graph, TransitionOptions(**options)
+        ).matrix.toarray()
         found = monte_carlo(planted, velocity, np.zeros_like(std), **options)
         np.testing.assert_array_equal(found.matrix.toarray(), expected)
     expected = compute_transitions(planted.x, velocity, planted.graph).matrix
@@ -703,10 +770,13 @@ def test_samples_do_not_depend_on_chunks(planted, velocity, std, monkeypatch, el
 @pytest.mark.parametrize("n_genes", [None, 3, 12])
 def test_samples_of_some_cells_stay_within_the_bound(planted, velocity, std, monkeypatch, n_genes: int | None):
     tasks, degree, bound = [], np.diff(planted.graph.indptr), 20_000
-    inner = monte_carlo_module.run
-    monkeypatch.setattr(
-        monte_carlo_module, "run", lambda f, todo, *args, **kw: tasks.extend(todo) or inner(f, todo, *args, **kw)
-    )
+    inner = parallel.run
+
+    def noted(function, todo, *args, **kwargs):
+        tasks.extend(todo if function is monte_carlo_module._mean_of_cells else [])
+        return inner(function, todo, *args, **kwargs)
+
+    monkeypatch.setattr(parallel, "run", noted)
     monkeypatch.setattr(similarities, "CHUNK_ELEMENTS", {"cpu": bound, "other": 1})
     loadings = None if n_genes is None else np.random.default_rng(6).normal(size=(5, n_genes))
     monte_carlo(planted, velocity, std, loadings=loadings, n_samples=20)
@@ -725,7 +795,7 @@ def test_error_of_an_unknown_velocity_is_not_read(planted, velocity, std):
     velocity[[3, 50]], std[:] = np.nan, 0
     std[[3, 50]] = 1
     for mode in (None, "transpose"):
-        expected = compute_transitions(planted.x, velocity, planted.graph, backward_mode=mode).matrix
+        expected = compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(backward_mode=mode)).matrix
         found = monte_carlo(planted, velocity, std, backward_mode=mode, n_samples=2).matrix
         np.testing.assert_array_equal(found.data, expected.data)
 
@@ -757,7 +827,7 @@ def test_cells_that_are_alike_get_samples_of_their_own():
     graph = sp.csr_matrix(np.vstack([np.eye(44)[[40, 41, 42, 43]].sum(0)] * 40 + [np.eye(44)[:4]]))
     velocity, std = np.tile([1.0, 0.5, 0.2], (44, 1)), np.full((44, 3), 0.5)
     matrix = compute_transitions(
-        x, velocity, graph, softmax_scale=3.0, model="monte_carlo", velocity_std=std, n_samples=2
+        x, velocity, graph, TransitionOptions(softmax_scale=3.0, model="monte_carlo", n_samples=2), velocity_std=std
     ).matrix
     assert np.unique(matrix[:40].toarray().round(5), axis=0).shape[0] == 4
 
@@ -803,9 +873,9 @@ def test_monte_carlo_of_cells_without_velocity_or_neighbours(planted, velocity, 
     keep = np.ones(240)
     keep[100] = 0
     graph = sp.csr_matrix(sp.diags(keep) @ planted.graph @ sp.diags(keep))
-    options = {"backward_mode": mode, "model": "monte_carlo", "velocity_std": std, "n_samples": 8}
-    result = compute_transitions(planted.x, velocity, graph, **options)
-    usual = compute_transitions(planted.x, velocity, graph, backward_mode=mode)
+    options = TransitionOptions(backward_mode=mode, model="monte_carlo", n_samples=8)
+    result = compute_transitions(planted.x, velocity, graph, options, velocity_std=std)
+    usual = compute_transitions(planted.x, velocity, graph, TransitionOptions(backward_mode=mode))
     assert (result.n_fallback, result.n_isolated) == (usual.n_fallback, usual.n_isolated)
     np.testing.assert_allclose(result.matrix.sum(1), 1, rtol=0, atol=1e-12)
     rows = [100] if mode == "transpose" else [3, 50, 100]
@@ -832,7 +902,7 @@ def test_bad_velocity_std(planted, velocity, std, change, message: str):
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.2, 0.9])
 def test_threshold_drops_small_probabilities_and_keeps_the_largest(planted, velocity, threshold: float):
     full = compute_transitions(planted.x, velocity, planted.graph).matrix.toarray()
-    found = compute_transitions(planted.x, velocity, planted.graph, threshold=threshold).matrix
+    found = compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(threshold=threshold)).matrix
     kept = np.where((full >= threshold) | (full == full.max(1, keepdims=True)), full, 0)
     np.testing.assert_allclose(found.toarray(), kept / kept.sum(1, keepdims=True), atol=1e-12)
     assert (found.data > 0).all()
@@ -862,7 +932,7 @@ def test_threshold_drops_small_probabilities_and_keeps_the_largest(planted, velo
 )
 def test_bad_options(planted, velocity, option: dict, error: type, message: str):
     with pytest.raises(error, match=message):
-        compute_transitions(planted.x, velocity, planted.graph, **option)
+        compute_transitions(planted.x, velocity, planted.graph, TransitionOptions(**option))
 
 
 # ------------------------------------------------------------------------------------------------ diagnostics

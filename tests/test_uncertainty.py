@@ -8,8 +8,9 @@ import scipy.sparse as sp
 from joblib import parallel_config
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.field.uncertainty import Uncertainty, compute_uncertainty
+from cellrank_velot.field import FieldOptions, Steps, Uncertainty, UncertaintyOptions, compute_uncertainty
 from cellrank_velot.storage.pack import pack, unpack
+from cellrank_velot.transport import TransportOptions, WindowOptions
 
 QUIET = {"show_progress_bar": False}
 
@@ -90,12 +91,12 @@ def test_members_take_the_parameters_of_the_kernel():
         kernel.connectivities,
         kernel.windows,
         kernel.field,
-        options={
-            "windows": {"overlap_clusters": 1, "window_size": 30},
-            "velocity": {"reach": None, "relaxation": 1.0},
-            "field": {"hidden": (8,), "n_steps": 20},
-        },
-        n_members=2,
+        UncertaintyOptions(n_members=2),
+        steps=Steps(
+            windows=WindowOptions(overlap_clusters=1, window_size=30),
+            velocity=TransportOptions(reach=None, relaxation=1.0),
+            field=FieldOptions(hidden=(8,), n_steps=20),
+        ),
     )
     np.testing.assert_array_equal(kernel.compute_uncertainty(2, **QUIET).uncertainty.spread, found.spread)
 

@@ -12,12 +12,14 @@ import torch
 from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
+from cellrank_velot._utils.options import Run
 from cellrank_velot.graph.residuals import residuals, structured_share
 from cellrank_velot.transport import batches as pair_batches
 from cellrank_velot.transport import sums as pairs_module
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.sinkhorn import sinkhorn
 from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity, end_cells
-from cellrank_velot.transport.windows import Windows, build_windows
+from cellrank_velot.transport.windows import WindowOptions, Windows, build_windows
 
 # The method of the reference, VelOT 1.0.0, solved to the end.
 REFERENCE = {
@@ -41,7 +43,8 @@ def in_windows(time: np.ndarray, labels: np.ndarray | None = None) -> Windows:
 
 
 def solve(x, time, windows, graph=None, **kwargs) -> TransportVelocity:
-    return compute_velocity(x, time, windows, graph, **{**REFERENCE, **kwargs})
+    options, rest = TransportOptions.split({**REFERENCE, **kwargs})
+    return compute_velocity(x, time, windows, graph, options, Run(**rest))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -329,7 +332,10 @@ def test_permuted_cells_have_the_same_pilot(planted):
     for ix in (np.arange(planted.time.size), order):
         x, time, graph = planted.x[ix], planted.time[ix], planted.graph[ix][:, ix]
         windows = build_windows(
-            x, time, labels=planted.labels[ix], window_size=6, min_window_size=4, overlap=0.7, time_lag=0.05
+            x,
+            time,
+            WindowOptions(window_size=6, min_window_size=4, overlap=0.7, time_lag=0.05),
+            labels=planted.labels[ix],
         )
         assert windows.n_pairs > 2 * pairs_module.PILOT_PAIRS
         results.append(compute_velocity(x, time, windows, graph))
@@ -406,8 +412,8 @@ def test_size_of_the_batches_does_not_matter(any_flow: Flow, monkeypatch, elemen
 def in_batches(monkeypatch) -> None:
     """Work in padded batches, as on a device that is no processor."""
 
-    def batched(problem, use, limit, reach, n_jobs, few_at_a_time, show_progress_bar):
-        return pairs_module._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), show_progress_bar)
+    def batched(problem, use, limit, reach, run):
+        return pairs_module._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), run.show_progress_bar)
 
     monkeypatch.setattr(pairs_module, "_sum_in_loops", batched)
 
@@ -506,8 +512,8 @@ class Ending:
     def solve(self, **options) -> TransportVelocity:
         graph = sp.csr_matrix(kneighbors_graph(self.x, 10))
         labels = np.zeros(self.time.size, dtype=np.int64)
-        windows = build_windows(self.x, self.time, labels=labels, window_size=24, time_lag=0.06)
-        return compute_velocity(self.x, self.time, windows, graph, **options)
+        windows = build_windows(self.x, self.time, WindowOptions(window_size=24, time_lag=0.06), labels=labels)
+        return compute_velocity(self.x, self.time, windows, graph, TransportOptions(**options))
 
 
 @pytest.fixture(scope="module", params=range(3))
@@ -602,8 +608,8 @@ def noisy_line(speed: float, noise: float, n_cells: int = 600, seed: int = 0):
 
 def lagged(x, time, graph, lag: float, **options) -> TransportVelocity:
     labels = np.zeros(time.size, dtype=np.int64)
-    windows = build_windows(x, time, labels=labels, window_size=30, time_lag=lag)
-    return compute_velocity(x, time, windows, graph, **{"epsilon": 0.5, **options})
+    windows = build_windows(x, time, WindowOptions(window_size=30, time_lag=lag), labels=labels)
+    return compute_velocity(x, time, windows, graph, TransportOptions(**{"epsilon": 0.5, **options}))
 
 
 @pytest.mark.parametrize("unit", [1.0, 24.0])

@@ -9,7 +9,7 @@ from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot.transport import windows as windows_module
-from cellrank_velot.transport.windows import Windows, build_windows, cluster_cells
+from cellrank_velot.transport.windows import WindowOptions, Windows, build_windows, cluster_cells
 
 # The scheme of the reference, VelOT 1.0.0: disjoint clusters, consecutive windows paired.
 REFERENCE = {"time_lag": None, "overlap_clusters": 1}
@@ -20,11 +20,8 @@ def cut(n: int, size: int, tail: str = "force", overlap: float = 0.5, **kwargs) 
     result = build_windows(
         np.zeros((n, 1)),
         np.arange(n) / n,
+        WindowOptions(window_size=size, overlap=overlap, tail=tail, **{"min_window_size": 2, **REFERENCE, **kwargs}),
         labels=np.zeros(n, dtype=np.int64),
-        window_size=size,
-        overlap=overlap,
-        tail=tail,
-        **{"min_window_size": 2, **REFERENCE, **kwargs},
     )
     for window in range(result.n_windows):
         cells = result.cells(window)
@@ -70,7 +67,9 @@ def test_window_size_out_of_range_is_an_error():
 
 def test_no_window_has_cells_of_two_components(planted):
     components = np.arange(planted.time.size) % 2
-    result = build_windows(planted.x, planted.time, components=components, min_window_size=5, random_state=0)
+    result = build_windows(
+        planted.x, planted.time, WindowOptions(min_window_size=5, random_state=0), components=components
+    )
     assert {len(set(components[result.cells(i)])) for i in range(result.n_windows)} == {1}
 
 
@@ -78,7 +77,9 @@ def test_no_window_has_cells_of_two_components(planted):
 def test_neighborhoods_overlap_in_less_than_all_clusters(n_labels: int, overlap: int):
     x = np.random.default_rng(0).normal(size=(n_labels * 60, 2))
     labels, time = np.repeat(np.arange(n_labels), 60), x[:, 0]
-    found, expected = (build_windows(x, time, labels=labels, overlap_clusters=k) for k in (None, overlap))
+    found, expected = (
+        build_windows(x, time, WindowOptions(overlap_clusters=k), labels=labels) for k in (None, overlap)
+    )
     np.testing.assert_array_equal(found.indices, expected.indices)
 
 
@@ -92,7 +93,9 @@ def test_overlap_is_the_share_of_common_cells(overlap: float, starts: list[int])
 
 def test_default_size_is_a_quarter_of_the_mean_cluster():
     labels = np.repeat([0, 1], [60, 100])
-    result = build_windows(np.zeros((160, 1)), np.arange(160.0), labels=labels, min_window_size=5, **REFERENCE)
+    result = build_windows(
+        np.zeros((160, 1)), np.arange(160.0), WindowOptions(min_window_size=5, **REFERENCE), labels=labels
+    )
     np.testing.assert_array_equal(result.sizes, 160 // 2 // 4)
 
 
@@ -134,9 +137,18 @@ def test_agrees_with_loops(tail: str, seed: int):
     time = np.round(rng.random(n), 2)  # with ties
     expected, skipped = by_loops(time, labels, size, overlap, min_size, tail, threshold)
     result = build_windows(
-        rng.normal(size=(n, 2)), time, labels=labels, window_size=size, overlap=overlap, min_window_size=min_size,
-        tail=tail, tail_threshold=threshold, **REFERENCE,
-    )  # fmt: skip
+        rng.normal(size=(n, 2)),
+        time,
+        WindowOptions(
+            window_size=size,
+            overlap=overlap,
+            min_window_size=min_size,
+            tail=tail,
+            tail_threshold=threshold,
+            **REFERENCE,
+        ),
+        labels=labels,
+    )
     found = [(tuple(result.cells(source)), tuple(result.cells(target))) for source, target in result.pairs]
     assert found == expected
     assert result.n_skipped == skipped
@@ -163,7 +175,10 @@ def later_by_loops(time, size, step, lag):
 def test_target_is_the_window_nearest_to_a_lag_later(lag: float, seed: int):
     time = np.sort(np.random.default_rng(seed).beta(0.7, 1.5, 120))
     result = build_windows(
-        np.zeros((120, 1)), time, labels=np.zeros(120, dtype=int), window_size=12, min_window_size=5, time_lag=lag
+        np.zeros((120, 1)),
+        time,
+        WindowOptions(window_size=12, min_window_size=5, time_lag=lag),
+        labels=np.zeros(120, dtype=int),
     )
     found = [(int(result.cells(source)[0]), int(result.cells(target)[0])) for source, target in result.pairs]
     assert found == later_by_loops(time, 12, 6, lag)
@@ -175,7 +190,10 @@ def test_target_is_the_window_nearest_to_a_lag_later(lag: float, seed: int):
 def test_ties_have_no_later_window_among_themselves():
     time = np.repeat([0.0, 0.5, 1.0], 20)
     result = build_windows(
-        np.zeros((60, 1)), time, labels=np.zeros(60, dtype=int), window_size=10, min_window_size=5, time_lag=0.1
+        np.zeros((60, 1)),
+        time,
+        WindowOptions(window_size=10, min_window_size=5, time_lag=0.1),
+        labels=np.zeros(60, dtype=int),
     )
     assert (result.dt >= 0.05).all()
 
@@ -184,7 +202,7 @@ def test_lag_beyond_all_times_is_an_error():
     with pytest.raises(
         ValueError, match=r"Found no pair of windows: 0 of 1 clusters.*no two windows `time_lag=3` apart"
     ):
-        build_windows(np.zeros((60, 1)), np.arange(60) / 60, labels=np.zeros(60, dtype=int), time_lag=3)
+        build_windows(np.zeros((60, 1)), np.arange(60) / 60, WindowOptions(time_lag=3), labels=np.zeros(60, dtype=int))
 
 
 # -------------------------------------------------------------------------------------- the lag that is found
@@ -206,8 +224,9 @@ def noisy_line(speed: float, n_cells: int = 2000, noise: float = 0.1, seed: int 
     return x, time, sp.csr_matrix(kneighbors_graph(time[:, None], 20))
 
 
-def narrow(x, time, graph, **kwargs) -> Windows:
-    return build_windows(x, time, **{"graph": graph, "labels": np.zeros(time.size, dtype=int), **NARROW, **kwargs})
+def narrow(x, time, graph, labels=None, **kwargs) -> Windows:
+    labels = np.zeros(time.size, dtype=int) if labels is None else labels
+    return build_windows(x, time, WindowOptions(**{**NARROW, **kwargs}), graph=graph, labels=labels)
 
 
 @pytest.mark.parametrize("lag", TRIED)
@@ -262,9 +281,15 @@ def test_lag_agrees_with_loops(seed: int, size: int):
     result = narrow(x, time, graph, labels=labels, overlap_clusters=1, window_size=size, min_window_size=4)
     assert result.time_lag == pytest.approx(lag_by_loops(x, time, graph, labels, size), rel=1e-9)
     given = narrow(
-        x, time, graph, labels=labels, overlap_clusters=1, window_size=size, min_window_size=4,
+        x,
+        time,
+        graph,
+        labels=labels,
+        overlap_clusters=1,
+        window_size=size,
+        min_window_size=4,
         time_lag=result.time_lag,
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(given.indices, result.indices)
     np.testing.assert_array_equal(given.pairs, result.pairs)
 
@@ -332,7 +357,7 @@ def test_automatic_lag_of_one_time_or_of_two_far_apart():
 def test_automatic_lag_of_clusters_that_are_all_too_small_is_an_error():
     x, time, graph = noisy_line(1.0, n_cells=60)
     with pytest.raises(ValueError, match="2 of 2 clusters have fewer than two windows of `min_window_size=20` cells"):
-        build_windows(x, time, graph=graph, labels=np.repeat([0, 1], 30), overlap_clusters=1)
+        build_windows(x, time, WindowOptions(overlap_clusters=1), graph=graph, labels=np.repeat([0, 1], 30))
 
 
 # ------------------------------------------------------------------------------------- overlapping clusters
@@ -360,9 +385,11 @@ def test_each_cell_belongs_to_its_own_and_the_nearest_clusters(planted, n_neares
         for label in np.argsort(distances)[:n_nearest]:
             expected[label].add(cell)
     result = build_windows(
-        planted.x, planted.time, labels=labels, window_size=10, min_window_size=5,
-        **{**REFERENCE, "overlap_clusters": n_nearest},
-    )  # fmt: skip
+        planted.x,
+        planted.time,
+        WindowOptions(window_size=10, min_window_size=5, **{**REFERENCE, "overlap_clusters": n_nearest}),
+        labels=labels,
+    )
     assert groups_of(result) == expected
     np.testing.assert_array_equal(result.cluster, labels)
 
@@ -370,19 +397,22 @@ def test_each_cell_belongs_to_its_own_and_the_nearest_clusters(planted, n_neares
 def test_two_clusters_that_overlap_are_all_cells_each(planted):
     labels = (planted.labels > 0).astype(int)
     result = build_windows(
-        planted.x, planted.time, labels=labels, min_window_size=10, **{**REFERENCE, "overlap_clusters": 2}
+        planted.x,
+        planted.time,
+        WindowOptions(min_window_size=10, **{**REFERENCE, "overlap_clusters": 2}),
+        labels=labels,
     )
     assert groups_of(result) == [set(range(240))] * 2
 
 
 @pytest.mark.parametrize("n_cells", [1, 77, 240])
 def test_cells_at_a_time_do_not_matter(planted, monkeypatch, n_cells: int):
-    options = {"labels": np.arange(240) % 6, "min_window_size": 10}
-    expected = build_windows(planted.x, planted.time, **options)
+    labels, options = np.arange(240) % 6, WindowOptions(min_window_size=10)
+    expected = build_windows(planted.x, planted.time, options, labels=labels)
     sizes, cdist = [], windows_module.cdist
     monkeypatch.setattr(windows_module, "cdist", lambda x, *args: sizes.append(len(x)) or cdist(x, *args))
     monkeypatch.setattr(windows_module, "CHUNK_CELLS", n_cells)
-    found = build_windows(planted.x, planted.time, **options)
+    found = build_windows(planted.x, planted.time, options, labels=labels)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.pairs, expected.pairs)
     assert (sum(sizes), max(sizes)) == (240, n_cells)
@@ -392,8 +422,8 @@ def test_label_of_no_cell_is_no_cluster(planted):
     x = planted.x - planted.x.mean(0)  # an empty cluster must not draw cells to the origin
     gaps = np.array([0, 4, 7])[planted.labels]
     options = {"window_size": 10, "min_window_size": 5, "overlap_clusters": 2}
-    expected = build_windows(x, planted.time, labels=planted.labels, **options)
-    found = build_windows(x, planted.time, labels=gaps, **options)
+    expected = build_windows(x, planted.time, WindowOptions(**options), labels=planted.labels)
+    found = build_windows(x, planted.time, WindowOptions(**options), labels=gaps)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.pairs, expected.pairs)
 
@@ -401,7 +431,7 @@ def test_label_of_no_cell_is_no_cluster(planted):
 def test_rotated_cells_have_the_same_windows(planted):
     rotation = ortho_group.rvs(planted.x.shape[1], random_state=0)
     plain, rotated = (
-        build_windows(x, planted.time, labels=planted.labels, min_window_size=5)
+        build_windows(x, planted.time, WindowOptions(min_window_size=5), labels=planted.labels)
         for x in (planted.x, 3 * planted.x @ rotation + 5)
     )
     np.testing.assert_array_equal(plain.indices, rotated.indices)
@@ -410,7 +440,7 @@ def test_rotated_cells_have_the_same_windows(planted):
 # --------------------------------------------------------------------------------------------- invariances
 @pytest.fixture
 def built(planted) -> Windows:
-    return build_windows(planted.x, planted.time, labels=planted.labels, min_window_size=10, **REFERENCE)
+    return build_windows(planted.x, planted.time, WindowOptions(min_window_size=10, **REFERENCE), labels=planted.labels)
 
 
 def test_pairs_go_forward_in_time_within_a_cluster(built: Windows, planted):
@@ -430,7 +460,10 @@ def test_every_cell_of_a_cluster_is_in_a_window(built: Windows, planted):
 def test_permutation_of_the_cells_permutes_the_windows(built: Windows, planted):
     order = np.random.default_rng(3).permutation(planted.time.size)
     again = build_windows(
-        planted.x[order], planted.time[order], labels=planted.labels[order], min_window_size=10, **REFERENCE
+        planted.x[order],
+        planted.time[order],
+        WindowOptions(min_window_size=10, **REFERENCE),
+        labels=planted.labels[order],
     )
     np.testing.assert_array_equal(order[again.indices], built.indices)
     np.testing.assert_array_equal(again.offsets, built.offsets)
@@ -438,21 +471,27 @@ def test_permutation_of_the_cells_permutes_the_windows(built: Windows, planted):
 
 
 def test_only_the_order_of_time_matters(built: Windows, planted):
-    again = build_windows(planted.x, np.exp(5 * planted.time), labels=planted.labels, min_window_size=10, **REFERENCE)
+    again = build_windows(
+        planted.x, np.exp(5 * planted.time), WindowOptions(min_window_size=10, **REFERENCE), labels=planted.labels
+    )
     np.testing.assert_array_equal(again.indices, built.indices)
 
 
 def test_unit_of_time_scales_dt(built: Windows, planted):
-    again = build_windows(planted.x, 24 * planted.time, labels=planted.labels, min_window_size=10, **REFERENCE)
+    again = build_windows(
+        planted.x, 24 * planted.time, WindowOptions(min_window_size=10, **REFERENCE), labels=planted.labels
+    )
     np.testing.assert_allclose(again.dt, 24 * built.dt)
 
 
 def test_ties_keep_the_order_of_the_cells():
     time = np.repeat([0.0, 1.0], 10)
     result = build_windows(
-        np.zeros((20, 1)), time, labels=np.zeros(20, dtype=int), window_size=10, overlap=0, min_window_size=5,
-        **REFERENCE,
-    )  # fmt: skip
+        np.zeros((20, 1)),
+        time,
+        WindowOptions(window_size=10, overlap=0, min_window_size=5, **REFERENCE),
+        labels=np.zeros(20, dtype=int),
+    )
     np.testing.assert_array_equal(result.indices, np.arange(20))
     np.testing.assert_array_equal(result.dt, [1.0])
 
@@ -470,7 +509,9 @@ def test_no_window_repeats_and_none_is_paired_with_itself(tail: str, overlap: fl
 
 def test_small_clusters_are_skipped_and_counted(caplog):
     labels = np.repeat([0, 1, 2], [39, 40, 3])
-    result = build_windows(np.zeros((82, 1)), np.arange(82.0), labels=labels, min_window_size=20, **REFERENCE)
+    result = build_windows(
+        np.zeros((82, 1)), np.arange(82.0), WindowOptions(min_window_size=20, **REFERENCE), labels=labels
+    )
     assert result.n_skipped == 2
     expected = "Made no windows in 2 of 3 spatial clusters with fewer than 40 cells; 42 of 82 cells are in no window"
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", expected)]
@@ -480,13 +521,15 @@ def test_small_clusters_are_skipped_and_counted(caplog):
 def test_few_cells_without_a_window_are_no_warning(caplog):
     labels = np.repeat([0, 1], [3, 100])
     with caplog.at_level("INFO", "cellrank_velot"):
-        build_windows(np.zeros((103, 1)), np.arange(103.0), labels=labels, min_window_size=20, **REFERENCE)
+        build_windows(
+            np.zeros((103, 1)), np.arange(103.0), WindowOptions(min_window_size=20, **REFERENCE), labels=labels
+        )
     assert [record.levelname for record in caplog.records if "no windows" in record.message] == ["INFO"]
 
 
 def test_labels_may_leave_out_codes():
     result = build_windows(
-        np.zeros((40, 1)), np.arange(40.0), labels=np.repeat([2, 5], 20), min_window_size=5, **REFERENCE
+        np.zeros((40, 1)), np.arange(40.0), WindowOptions(min_window_size=5, **REFERENCE), labels=np.repeat([2, 5], 20)
     )
     assert np.unique(result.cluster[result.indices]).tolist() == [2, 5]
     assert (result.dt > 0).all()
@@ -494,7 +537,7 @@ def test_labels_may_leave_out_codes():
 
 def test_constant_time_gives_pairs_without_a_difference():
     result = build_windows(
-        np.zeros((40, 1)), np.ones(40), labels=np.zeros(40, dtype=int), min_window_size=5, **REFERENCE
+        np.zeros((40, 1)), np.ones(40), WindowOptions(min_window_size=5, **REFERENCE), labels=np.zeros(40, dtype=int)
     )
     np.testing.assert_array_equal(result.dt, 0)
 
@@ -507,7 +550,12 @@ def test_fewer_cells_than_two_windows(n_cells: int):
 
 def test_no_cluster_of_two_windows():
     with pytest.raises(ValueError, match=r"2 of 2 clusters have fewer than two windows of `min_window_size=20`.*Lower"):
-        build_windows(np.zeros((60, 1)), np.arange(60.0), labels=np.repeat([0, 1], 30), min_window_size=20, **REFERENCE)
+        build_windows(
+            np.zeros((60, 1)),
+            np.arange(60.0),
+            WindowOptions(min_window_size=20, **REFERENCE),
+            labels=np.repeat([0, 1], 30),
+        )
 
 
 @pytest.mark.parametrize(
@@ -535,7 +583,7 @@ def test_no_cluster_of_two_windows():
 def test_bad_options(option: dict, error: type, message: str):
     x = np.random.default_rng(0).normal(size=(100, 2))
     with pytest.raises(error, match=message):
-        build_windows(x, np.arange(100.0), **option)
+        build_windows(x, np.arange(100.0), WindowOptions(**option))
 
 
 # ---------------------------------------------------------------------------------------------- clustering
@@ -570,10 +618,10 @@ def test_default_number_of_clusters(n_cells: int, expected: int):
 def test_seed_decides_and_global_state_does_not(planted):
     options = {"n_clusters": 4, "min_window_size": 5}
     np.random.seed(1)  # noqa: NPY002
-    first = build_windows(planted.x, planted.time, **options, random_state=3)
+    first = build_windows(planted.x, planted.time, WindowOptions(**options, random_state=3))
     np.random.seed(2)  # noqa: NPY002
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    second = build_windows(planted.x, planted.time, **options, random_state=3)
+    second = build_windows(planted.x, planted.time, WindowOptions(**options, random_state=3))
     np.testing.assert_array_equal(first.indices, second.indices)
     np.testing.assert_array_equal(first.cluster, second.cluster)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002

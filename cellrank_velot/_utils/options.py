@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 from cellrank_velot._utils.device import resolve_device
 from cellrank_velot._utils.memory import bytes_of, jobs_within
@@ -19,6 +20,13 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """Return the options by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def split(cls, values: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Return the options that are among some values, and the other values."""
+        names = {field.name for field in fields(cls)}
+        own = {name: value for name, value in values.items() if name in names}
+        return cls(**own), {name: value for name, value in values.items() if name not in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +53,16 @@ class Run(Options):
 
     def __post_init__(self) -> None:
         """Check them."""
-        resolve_device(self.device)
-        count_jobs(self.n_jobs)
+        if self.device != "auto":
+            resolve_device(self.device)
+        if self.n_jobs is not None:
+            count_jobs(self.n_jobs)
         bytes_of(self.memory_limit)
 
     def jobs(self, fixed: float, of_job: float, step: str) -> int:
         """Return how many jobs at a time keep within the memory: ``fixed`` bytes in any case, ``of_job`` for each."""
         return jobs_within(self.memory_limit, fixed, of_job, count_jobs(self.n_jobs), step)
+
+    def limited(self, fixed: float, of_job: float, step: str) -> Self:
+        """Return it with as many jobs as :meth:`jobs` allows; without a limit it stays as it is."""
+        return self if self.memory_limit is None else replace(self, n_jobs=self.jobs(fixed, of_job, step))

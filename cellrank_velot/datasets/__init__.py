@@ -6,3 +6,7 @@ from cellrank_velot.datasets.real import pancreas
 from cellrank_velot.datasets.simulated import bifurcation, convergence, gaussian_blob, tree
 
 __all__ = ["BirthDeath", "bifurcation", "birth_death", "convergence", "gaussian_blob", "pancreas", "process_of", "tree"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,3 +18,7 @@ __all__ = [
     "permutation_test",
     "root_check",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

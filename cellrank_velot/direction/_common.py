@@ -13,9 +13,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
+from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_seed
-from cellrank_velot.transport.velocity import compute_velocity
-from cellrank_velot.transport.windows import build_windows, cluster_cells
+from cellrank_velot.transport import TransportOptions, WindowOptions, build_windows, cluster_cells, compute_velocity
 
 __all__ = ["check_cells", "check_labels", "check_time", "pattern", "velocity_by_time"]
 
@@ -73,15 +73,20 @@ def velocity_by_time(
     check_seed(random_state)
     if neighborhoods is None:
         neighborhoods = cluster_cells(x, random_state=random_state)
-    windows = {"labels": neighborhoods, "random_state": random_state, **(window_options or {})}
-    return partial(_velocity, x=x, graph=graph, windows=windows, options={"device": "cpu", **velocity_options})
+    windows = WindowOptions(**{"random_state": random_state, **(window_options or {})})
+    options, rest = TransportOptions.split(velocity_options)
+    run = Run(**{"device": "cpu", **rest})
+    return partial(_velocity, x=x, graph=graph, labels=neighborhoods, windows=windows, options=options, run=run)
 
 
 def _velocity(
     time: NDArray[np.float64],
     x: NDArray[np.float64],
     graph: sp.csr_matrix,
-    windows: Mapping[str, Any],
-    options: Mapping[str, Any],
+    labels: NDArray[np.int64],
+    windows: WindowOptions,
+    options: TransportOptions,
+    run: Run,
 ) -> NDArray[np.float64]:
-    return compute_velocity(x, time, build_windows(x, time, **windows), graph, **options).velocity
+    built = build_windows(x, time, windows, labels=labels)
+    return compute_velocity(x, time, built, graph, options, run).velocity

@@ -36,3 +36,7 @@ __all__ = [
     "simulate_flow",
     "simulate_process",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,13 +1,11 @@
-"""Training of a field with heads from couplings, by flow and score matching: no process is ever simulated.
-
-Depends on bridges, couplings, numpy, torch and the rest of this folder.
-"""
+"""Training of a field with heads from couplings, by flow and score matching: no process is ever simulated."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
@@ -18,12 +16,13 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread, with_halves
+from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
-from cellrank_velot.field.network import VelocityField, build_network, draw_weights, split_heads
+from cellrank_velot.field.network import VelocityField, build_network, draw_weights, layer_sizes, split_heads
 from cellrank_velot.timeseries.bridges import Bridges
 from cellrank_velot.timeseries.couplings import SnapshotCouplings
 
-__all__ = ["check_matching_options", "fit_process"]
+__all__ = ["ProcessOptions", "fit_process"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -39,19 +38,37 @@ MEMORY = 100
 N_MASS = 33
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions(Options):
+    """Options of the training, as :meth:`~cellrank_velot.OTVelocityKernel.fit_field` of time points explains them."""
+
+    hidden: Sequence[int] = (128, 128)
+    diffusion: float | Literal["auto"] = "auto"
+    n_steps: int = 1500
+    batch_size: int = 512
+    learning_rate: float = 3e-3
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        object.__setattr__(self, "hidden", layer_sizes(self.hidden))
+        if isinstance(self.diffusion, str):
+            check_choice("diffusion", self.diffusion, ["auto"])
+        else:
+            check_number("diffusion", self.diffusion, low=0, open_low=True)
+        check_integer("n_steps", self.n_steps, low=1)
+        check_integer("batch_size", self.batch_size, low=1)
+        check_number("learning_rate", self.learning_rate, low=0, open_low=True)
+        check_seed(self.random_state)
+
+
 def fit_process(
     couplings: SnapshotCouplings,
     x: NDArray[np.float64],
+    options: ProcessOptions = ProcessOptions(),
     *,
-    diffusion: float | Literal["auto"] = "auto",
-    hidden: Sequence[int] = (128, 128),
-    n_steps: int = 1500,
-    batch_size: int = 512,
-    learning_rate: float = 3e-3,
     straight: bool = False,
-    random_state: int = 0,
-    device: str = "auto",
-    show_progress_bar: bool = False,
+    run: Run = Run(),
 ) -> VelocityField:
     r"""Fit velocity, growth and score of the process that the couplings are snapshots of.
 
@@ -59,65 +76,20 @@ def fit_process(
     t) / (t_1 - t_0)` of a Brownian bridge around it, and its mass grows at a constant rate. Mixed over all pairs, their
     mean velocity, growth and score are those of the whole population, which has the right positions and masses at every
     time point. They are the minimum of a regression on random points of the bridges :cite:`tong:24`, here weighted by
-    the mass that the pairs have.
-
-    Parameters
-    ----------
-    couplings
-        Pairs of cells.
-    x
-        Positions of the cells, shape ``[n_cells, n_dims]``.
-    diffusion
-        Diffusion :math:`\sigma`, in basis per root time. ``"auto"`` takes the one whose Schroedinger bridge has the
-        regularisation of the couplings.
-    hidden
-        Sizes of the hidden layers.
-    n_steps
-        Number of steps.
-    batch_size
-        Points per step.
-    learning_rate
-        First step size of Adam; it falls to zero along a cosine.
-    straight
-        Whether pairs move straight in place of along cubics through more time points.
-    random_state
-        Seed of initial weights and points.
-    device
-        Torch device, or ``"auto"``.
-    show_progress_bar
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The field, which has growth and score besides the velocity.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
-
-    Examples
-    --------
-    >>> from cellrank_velot.field import fit_process
-    >>> field = fit_process(
-    ...     sk.couplings, sk.cells.x, hidden=(16, 16), n_steps=50, batch_size=128
-    ... )
-    >>> field.growth(sk.cells.x, 0.5).shape, field.diffusion > 0
-    ((400,), True)
+    the mass that the pairs have. Pairs move ``straight``, or along cubics through more time points.
     """
-    check_matching_options(diffusion, hidden, n_steps, batch_size, learning_rate, random_state)
-    where = resolve_device(device)
-    sigma = couplings.diffusion if isinstance(diffusion, str) else float(diffusion)
-    rng = np.random.default_rng(random_state)
+    where = resolve_device(run.device)
+    sigma = couplings.diffusion if isinstance(options.diffusion, str) else float(options.diffusion)
+    rng = np.random.default_rng(options.random_state)
     generator = torch.Generator(where).manual_seed(int(rng.integers(2**31)))
     points = _Points(Bridges(couplings, x, device=where, straight=straight), sigma, generator)
     n_dims = x.shape[1]
-    network = build_network(n_dims + 1, 2 * n_dims + 1, list(hidden))
+    network = build_network(n_dims + 1, 2 * n_dims + 1, options.hidden)
     draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
     network.to(where)
     with single_thread(where):
-        history, best_step = _train(network, points, n_steps, batch_size, learning_rate, show_progress_bar)
-    logger.info("Fitted the process: kept step %d of %d", best_step, n_steps)
+        history, best_step = _train(network, points, options, run.show_progress_bar)
+    logger.info("Fitted the process: kept step %d of %d", best_step, options.n_steps)
     return VelocityField(
         weights={name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()},
         centre=points.centre.cpu().numpy(),
@@ -132,35 +104,6 @@ def fit_process(
         growth_scale=points.growth_scale,
         score_scale=points.score_scale,
     )
-
-
-def check_matching_options(
-    diffusion: float | str,
-    hidden: Sequence[int],
-    n_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    random_state: int,
-) -> None:
-    """Refuse options of :func:`fit_process` that are out of range.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is.
-    """
-    if isinstance(diffusion, str):
-        check_choice("diffusion", diffusion, ["auto"])
-    else:
-        check_number("diffusion", diffusion, low=0, open_low=True)
-    if not isinstance(hidden, list | tuple | np.ndarray):
-        raise TypeError(f"Expected `hidden` to be a sequence of layer sizes, found `{type(hidden).__name__}`.")
-    for size in hidden:
-        check_integer("hidden", size, low=1)
-    for name, count in (("n_steps", n_steps), ("batch_size", batch_size)):
-        check_integer(name, count, low=1)
-    check_number("learning_rate", learning_rate, low=0, open_low=True)
-    check_seed(random_state)
 
 
 class _Points:
@@ -257,13 +200,12 @@ def _losses(network: nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.T
 def _train(
     network: nn.Sequential,
     points: _Points,
-    n_steps: int,
-    batch_size: int,
-    learning_rate: float,
+    options: ProcessOptions,
     show_progress_bar: bool,
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
     """Train the network in place; return the history and the step whose weights it has."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    n_steps, batch_size = options.n_steps, options.batch_size
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     evaluation = points.draw(N_EVALUATION)
     rows: list[tuple[float, ...]] = []

@@ -5,9 +5,10 @@ Depends on numpy and torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from torch.nn.utils import skip_init
 
 from cellrank_velot._utils.device import as_tensor
 from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.field.evaluation import values_at
 
-__all__ = ["VelocityField", "build_network", "draw_weights", "split_heads"]
+__all__ = ["VelocityField", "build_network", "draw_weights", "layer_sizes", "split_heads"]
 
 Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -211,7 +213,14 @@ def split_heads(outputs: torch.Tensor, n_dims: int) -> tuple[torch.Tensor, torch
     return outputs[..., :n_dims], rest[..., :1].sum(-1), rest[..., 1:]
 
 
-def build_network(n_inputs: int, n_outputs: int, hidden: list[int]) -> nn.Sequential:
+def layer_sizes(hidden: Any) -> tuple[int, ...]:
+    """Return the sizes of hidden layers, checked."""
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence | np.ndarray):
+        raise TypeError(f"Expected `hidden` to be a sequence of layer sizes, found `{type(hidden).__name__}`.")
+    return tuple(check_integer("hidden", size, low=1) for size in hidden)
+
+
+def build_network(n_inputs: int, n_outputs: int, hidden: Sequence[int]) -> nn.Sequential:
     """Return a multilayer perceptron with smooth activations, whose derivatives exist everywhere.
 
     Its weights are not set: torch would draw them from the global random state.

@@ -1,7 +1,4 @@
-"""Training of the velocity field: a fixed budget of steps, and held-out cells that say when to stop.
-
-Depends on numpy, scipy, torch and the rest of this folder.
-"""
+"""Training of the velocity field: a fixed budget of steps, and held-out cells that say when to stop."""
 
 from __future__ import annotations
 
@@ -17,12 +14,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import as_tensor, float_on, in_parts, resolve_device, single_thread, with_halves
+from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.parallel import blocks
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
-from cellrank_velot.field.network import VelocityField, build_network, draw_weights
+from cellrank_velot.field.network import VelocityField, build_network, draw_weights, layer_sizes
 
-__all__ = ["check_field_options", "fit_field"]
+__all__ = ["FieldOptions", "fit_field"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -104,6 +102,34 @@ class _Cells:
         return 0.0 if self.rough is None else (self.rough[cells] / self.velocity_scale).float()
 
 
+@dataclass(frozen=True, kw_only=True)
+class FieldOptions(Options):
+    """Penalties and training, as :meth:`~cellrank_velot.OTVelocityKernel.fit_field` explains them."""
+
+    hidden: Sequence[int] = (128, 128)
+    use_time: bool = True
+    lambda_smooth: float = 1.0
+    lambda_curl: float = 0.0
+    lambda_divergence: float = 0.0
+    n_steps: int = 300
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    held_out: float = 0.1
+    patience: int = 10
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        object.__setattr__(self, "hidden", layer_sizes(self.hidden))
+        for name in ("lambda_smooth", "lambda_curl", "lambda_divergence"):
+            check_number(name, getattr(self, name), low=0)
+        for name in ("n_steps", "batch_size", "patience"):
+            check_integer(name, getattr(self, name), low=1)
+        check_number("learning_rate", self.learning_rate, low=0, open_low=True)
+        check_number("held_out", self.held_out, low=0, high=0.5, open_low=True)
+        check_seed(self.random_state)
+
+
 def fit_field(
     x: NDArray[np.float64],
     time: NDArray[np.float64],
@@ -111,110 +137,38 @@ def fit_field(
     weight: NDArray[np.float64],
     graph: sp.csr_matrix,
     relaxation: NDArray[np.float64] | None = None,
-    *,
-    hidden: Sequence[int] = (128, 128),
-    use_time: bool = True,
-    lambda_smooth: float = 1.0,
-    lambda_curl: float = 0.0,
-    lambda_divergence: float = 0.0,
-    n_steps: int = 300,
-    batch_size: int = 256,
-    learning_rate: float = 2e-3,
-    held_out: float = 0.1,
-    patience: int = 10,
-    random_state: int = 0,
-    device: str = "auto",
-    show_progress_bar: bool = False,
+    options: FieldOptions = FieldOptions(),
+    run: Run = Run(),
 ) -> VelocityField:
-    """Fit a smooth velocity field to the velocities of the cells.
+    """Fit a smooth velocity field to the velocities of the cells; keep the step that is best on held-out cells.
 
-    The loss is the weighted squared error, plus ``lambda_smooth`` times the squared difference between neighbours,
-    plus ``lambda_curl`` and ``lambda_divergence`` times curl and divergence. All are in standardised units. Neighbours
-    share where they go, not how they return to the manifold, each from its own side: from their difference that of
-    their relaxation is taken off.
-
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    time
-        Time of each cell, shape ``[n_cells]``.
-    velocity
-        Velocities of shape ``[n_cells, n_dims]``; cells with NaN inform the smoothness only.
-    weight
-        Weight of each cell in the fit, shape ``[n_cells]``, not negative.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``.
-    relaxation
-        The part of ``velocity`` in which neighbours may differ, shape ``[n_cells, n_dims]``; none where not given.
-    hidden
-        Sizes of the hidden layers.
-    use_time
-        Whether time is an input, next to the position.
-    lambda_smooth, lambda_curl, lambda_divergence
-        Weights of the penalties.
-    n_steps
-        Largest number of steps.
-    batch_size
-        Cells per step.
-    learning_rate
-        First step size of Adam; it falls to zero along a cosine.
-    held_out
-        Share of cells, 10 000 of them at most, that are not trained on and choose the step to keep.
-    patience
-        Stop after so many evaluations, 25 steps each, without a better one.
-    random_state
-        Seed of initial weights, batches and held-out cells.
-    device
-        Torch device, or ``"auto"``.
-    show_progress_bar
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The field, with the weights of the step that was best on the held-out cells.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range or fewer than ten cells have a velocity.
-
-    Examples
-    --------
-    >>> from cellrank_velot.field import fit_field
-    >>> x, time, graph = vk.cells.x, vk.cells.time, vk.connectivities
-    >>> options = {"hidden": (32, 32), "n_steps": 100}
-    >>> field = fit_field(x, time, vk.raw_velocity, vk.confidence, graph, **options)
-    >>> field(x, time).shape, field.best_step <= 100
-    ((300, 20), True)
+    The loss is the squared error, weighted by ``weight``, plus penalties on the differences between neighbours, on curl
+    and on divergence, all in standardised units. Neighbours may differ in ``relaxation``, the part of ``velocity`` with
+    which each returns to their mean from its own side. Cells with a velocity of NaN count for the differences alone.
     """
-    check_field_options(
-        hidden, (lambda_smooth, lambda_curl, lambda_divergence), n_steps, batch_size, learning_rate, held_out, patience
-    )
-    check_seed(random_state)
-    where = resolve_device(device)
+    where = resolve_device(run.device)
     known = np.flatnonzero(np.isfinite(velocity).all(axis=1) & (weight > 0))
     if known.size < 10:
         raise ValueError(f"Expected a velocity for at least `10` cells, found `{known.size}`.")
-    rng = np.random.default_rng(random_state)
+    rng = np.random.default_rng(options.random_state)
     known = rng.permutation(known)
     x, time, velocity = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time, velocity))
-    cells = _Cells.of(x, time, velocity, relaxation, weight, known, use_time=use_time, device=where)
-    network = build_network(x.shape[1] + use_time, x.shape[1], list(hidden))
+    cells = _Cells.of(x, time, velocity, relaxation, weight, known, use_time=options.use_time, device=where)
+    network = build_network(x.shape[1] + options.use_time, x.shape[1], options.hidden)
     draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
     network.to(where)
-    n_held_out = min(max(1, round(held_out * known.size)), MAX_HELD_OUT)
+    n_held_out = min(max(1, round(options.held_out * known.size)), MAX_HELD_OUT)
     trainer = _Trainer(
         cells=cells,
         network=network,
         neighbors=_NeighborSampler(graph, where),
         held_out=torch.from_numpy(known[:n_held_out]).to(where),
         trained=torch.from_numpy(known[n_held_out:]).to(where),
-        lambdas=(lambda_smooth, lambda_curl, lambda_divergence),
+        options=options,
         generator=torch.Generator(where).manual_seed(int(rng.integers(2**31))),
     )
     with single_thread(where):
-        history, best_step, weights = trainer.run(n_steps, batch_size, learning_rate, patience, show_progress_bar)
+        history, best_step, weights = trainer.run(run.show_progress_bar)
     logger.info("Fitted the velocity field: kept step %d of %d", best_step, int(history["step"][-1]))
     return VelocityField(
         weights=weights,
@@ -223,38 +177,10 @@ def fit_field(
         time_centre=cells.time_centre,
         time_scale=cells.time_scale,
         velocity_scale=cells.velocity_scale,
-        use_time=use_time,
+        use_time=options.use_time,
         history=history,
         best_step=best_step,
     )
-
-
-def check_field_options(
-    hidden: Sequence[int],
-    lambdas: tuple[float, float, float],
-    n_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    held_out: float,
-    patience: int,
-) -> None:
-    """Refuse options of :func:`fit_field` that are out of range; ``lambdas`` are smoothness, curl and divergence.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is.
-    """
-    if not isinstance(hidden, Sequence | np.ndarray):
-        raise TypeError(f"Expected `hidden` to be a sequence of layer sizes, found `{type(hidden).__name__}`.")
-    for size in hidden:
-        check_integer("hidden", size, low=1)
-    for name, value in zip(("lambda_smooth", "lambda_curl", "lambda_divergence"), lambdas, strict=True):
-        check_number(name, value, low=0)
-    for name, count in (("n_steps", n_steps), ("batch_size", batch_size), ("patience", patience)):
-        check_integer(name, count, low=1)
-    check_number("learning_rate", learning_rate, low=0, open_low=True)
-    check_number("held_out", held_out, low=0, high=0.5, open_low=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,15 +192,16 @@ class _Trainer:
     neighbors: _NeighborSampler
     held_out: torch.Tensor
     trained: torch.Tensor
-    lambdas: tuple[float, float, float]
+    options: FieldOptions
     generator: torch.Generator
 
     def run(
-        self, n_steps: int, batch_size: int, learning_rate: float, patience: int, show_progress_bar: bool
+        self, show_progress_bar: bool
     ) -> tuple[dict[str, NDArray[np.float64]], int, dict[str, NDArray[np.float32]]]:
         """Train; return the history, the best step and its weights."""
+        options, n_steps, batch_size = self.options, self.options.n_steps, self.options.batch_size
         fused = self.generator.device.type in ("cpu", "cuda")  # one call for all weights
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate, fused=fused)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=options.learning_rate, fused=fused)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
         rows: list[tuple[float, ...]] = []
         recent: list[torch.Tensor] = []
@@ -293,7 +220,7 @@ class _Trainer:
                 recent.clear()
                 if validation < best:
                     best, best_step, kept = validation, step, self._weights()
-                elif step - best_step >= patience * EVALUATE_EVERY:
+                elif step - best_step >= options.patience * EVALUATE_EVERY:
                     break
         if not np.isfinite(best):
             raise FloatingPointError("Training of the velocity field diverged: lower `learning_rate`.")
@@ -326,10 +253,13 @@ class _Trainer:
         smooth = smoothness_loss(here - cells.roughness(everywhere), there - cells.roughness(neighbor))
         points = inputs[: batch.numel()]
         zero = fit.new_zeros(())
-        smooth_weight, curl_weight, divergence_weight = self.lambdas
-        curl = curl_loss(self.network, points, n_dims, self.generator) if curl_weight else zero
-        divergence = divergence_loss(self.network, points, n_dims, self.generator) if divergence_weight else zero
-        total = fit + smooth_weight * smooth + curl_weight * curl + divergence_weight * divergence
+        options = self.options
+        curl = curl_loss(self.network, points, n_dims, self.generator) if options.lambda_curl else zero
+        divergence = (
+            divergence_loss(self.network, points, n_dims, self.generator) if options.lambda_divergence else zero
+        )
+        total = fit + options.lambda_smooth * smooth + options.lambda_curl * curl
+        total = total + options.lambda_divergence * divergence
         return total, fit, smooth, curl, divergence
 
     def _held_out_loss(self) -> float:

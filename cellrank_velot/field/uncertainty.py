@@ -1,14 +1,10 @@
-"""How far the velocity of each cell may be off: the spread of fields of half the cells, as simulations calibrate it.
-
-Depends on the stages windows, velocity and field, numpy and scipy; knows neither AnnData nor CellRank.
-"""
+"""How far the velocity of each cell may be off: the spread of fields of half the cells, as simulations calibrate it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +12,17 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from cellrank_velot._utils.parallel import run
+from cellrank_velot._utils import parallel
+from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
-from cellrank_velot.field import VelocityField, fit_field
+from cellrank_velot.field.network import VelocityField
+from cellrank_velot.field.training import FieldOptions, fit_field
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity
-from cellrank_velot.transport.windows import Windows, build_windows
+from cellrank_velot.transport.windows import WindowOptions, Windows, build_windows
 
-__all__ = ["Uncertainty", "compute_uncertainty"]
+__all__ = ["Steps", "Uncertainty", "UncertaintyOptions", "compute_uncertainty"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -75,20 +74,55 @@ class Uncertainty(Stage):
         return np.degrees(2 * np.arcsin(np.minimum(np.sqrt(square) / 2, 1.0)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class UncertaintyOptions(Options):
+    """Options that :meth:`~cellrank_velot.OTVelocityKernel.compute_uncertainty` explains."""
+
+    n_members: int = 4
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        check_integer("n_members", self.n_members, low=2)
+        if self.n_members % 2:
+            raise ValueError(f"Expected an even `n_members`, as cells are halved, found `{self.n_members}`.")
+        check_seed(self.random_state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps(Options):
+    """Options of the steps from positions and time to a field."""
+
+    windows: WindowOptions = WindowOptions()
+    velocity: TransportOptions = TransportOptions()
+    field: FieldOptions = FieldOptions()
+
+    def of_half(self, windows: Windows, *, cluster: bool) -> Steps:
+        """Return those for half the cells: as many clusters, by KMeans if ``cluster``, and windows of half the size."""
+        whole = self.windows
+        smallest = max(2, whole.min_window_size // 2)
+        half = replace(
+            whole,
+            n_clusters=int(np.unique(windows.cluster).size) if cluster else None,
+            time_lag=windows.time_lag if np.isfinite(windows.time_lag) else None,
+            min_window_size=smallest,
+            window_size=None if whole.window_size is None else max(smallest, whole.window_size // 2),
+        )
+        return replace(self, windows=half)
+
+
 def compute_uncertainty(
     x: NDArray[np.float64],
     time: NDArray[np.float64],
     graph: sp.csr_matrix,
     windows: Windows,
     field: VelocityField,
+    options: UncertaintyOptions = UncertaintyOptions(),
     *,
+    steps: Steps = Steps(),
     labels: NDArray[np.int64] | None = None,
     components: NDArray[np.int64] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    n_members: int = 4,
-    random_state: int = 0,
-    n_jobs: int | None = None,
-    show_progress_bar: bool = False,
+    run: Run = Run(),
 ) -> Uncertainty:
     """Fit fields to halves of the cells and compare them with the field of all.
 
@@ -96,66 +130,14 @@ def compute_uncertainty(
     such half-samples is the sampling variance of the whole :cite:`mccarthy:69`. The error is larger, as all share what
     the method does wrong: on simulated sets, where the truth is known, by a factor of about two in the angle, and by
     that the angles are widened. They hold in the mean over such sets, not in each.
-
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    time
-        Time of each cell, shape ``[n_cells]``.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``.
-    windows, field
-        Windows and field of all cells.
-    labels, components
-        Clusters and connected components of the cells, as for :func:`cellrank_velot.transport.windows.build_windows`.
-    options
-        Options of the steps ``"windows"``, ``"velocity"`` and ``"field"``; default ones where not given. Half the cells
-        are cut into as many clusters, and into windows of half the size.
-    n_members
-        Number of fields, even: both halves are used.
-    random_state
-        Seed of the halves, of the clusters and of training.
-    n_jobs
-        Number of jobs, see :func:`cellrank_velot.transport.velocity.compute_velocity`. The result is the same.
-    show_progress_bar
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The spread of the fields, and the error of each velocity that follows from it.
-
-    Raises
-    ------
-    ValueError
-        If ``n_members`` is odd or below two, or half the cells are too few for windows.
-
-    Examples
-    --------
-    >>> from cellrank_velot.field.uncertainty import compute_uncertainty
-    >>> cells, options = vk.cells, {"field": {"n_steps": 50}}
-    >>> found = compute_uncertainty(
-    ...     cells.x,
-    ...     cells.time,
-    ...     vk.connectivities,
-    ...     vk.windows,
-    ...     vk.field,
-    ...     options=options,
-    ...     n_members=2,
-    ... )
-    >>> found.std.shape
-    (300, 20)
     """
-    check_integer("n_members", n_members, low=2)
-    if n_members % 2:
-        raise ValueError(f"Expected an even `n_members`, as cells are halved, found `{n_members}`.")
-    check_seed(random_state)
+    n_members, random_state = options.n_members, options.random_state
     rng = np.random.default_rng(random_state)
     halves = [np.sort(part) for _ in range(n_members // 2) for part in np.array_split(rng.permutation(len(x)), 2)]
-    steps = _of_half(windows, labels, options or {})
     tasks = [(half, (random_state + number) % 2**32) for number, half in enumerate(halves)]
-    shared = (x, time, graph, labels, components, steps)
-    found = run(_member, tasks, shared, n_jobs=n_jobs, desc="uncertainty", show_progress_bar=show_progress_bar)
+    shared = (x, time, graph, labels, components, steps.of_half(windows, cluster=labels is None), run.device)
+    bar: dict[str, Any] = {"desc": "uncertainty", "show_progress_bar": run.show_progress_bar}
+    found = parallel.run(_member, tasks, shared, n_jobs=run.n_jobs, **bar)
     velocity = field(x, time)
     direction, speed = _directions(velocity), np.linalg.norm(velocity, axis=1)
     square = np.zeros_like(x)
@@ -166,27 +148,14 @@ def compute_uncertainty(
     return Uncertainty(spread, _std(square, spread, speed, graph), n_members)
 
 
-def _of_half(
-    windows: Windows, labels: NDArray[np.int64] | None, options: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Return the options of the steps for half the cells."""
-    steps = {step: dict(options.get(step, {})) for step in ("windows", "velocity", "field")}
-    of_windows = steps["windows"]
-    of_windows["n_clusters"] = int(np.unique(windows.cluster).size) if labels is None else None
-    of_windows["time_lag"] = windows.time_lag if np.isfinite(windows.time_lag) else None
-    of_windows["min_window_size"] = max(2, of_windows.get("min_window_size", 20) // 2)
-    if of_windows.get("window_size") is not None:
-        of_windows["window_size"] = max(of_windows["min_window_size"], of_windows["window_size"] // 2)
-    return steps
-
-
 def _member(
     x: NDArray[np.float64],
     time: NDArray[np.float64],
     graph: sp.csr_matrix,
     labels: NDArray[np.int64] | None,
     components: NDArray[np.int64] | None,
-    steps: Mapping[str, Mapping[str, Any]],
+    steps: Steps,
+    device: str,
     half: NDArray[np.int64],
     seed: int,
 ) -> NDArray[np.float64]:
@@ -194,12 +163,11 @@ def _member(
     part, at, edges = x[half], time[half], sp.csr_matrix(graph[half][:, half])
     codes, pieces = (None if values is None else values[half] for values in (labels, components))
     try:
-        windows = build_windows(
-            part, at, graph=edges, labels=codes, components=pieces, random_state=seed, **steps["windows"]
-        )
-        transport = compute_velocity(part, at, windows, edges, **steps["velocity"])
+        options = replace(steps.windows, random_state=seed)
+        windows = build_windows(part, at, options, graph=edges, labels=codes, components=pieces)
+        transport = compute_velocity(part, at, windows, edges, steps.velocity, Run(device=device))
         values = transport.velocity, transport.confidence, edges, transport.relaxation
-        field = fit_field(part, at, *values, random_state=seed, **steps["field"])
+        field = fit_field(part, at, *values, replace(steps.field, random_state=seed), Run(device=device))
     except ValueError as error:
         raise ValueError(
             f"Expected enough cells for an uncertainty, which takes fields of half of them, found that `{half.size}` "

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cellrank_velot.timeseries.snapshots import BATCH_SIZE
+from cellrank_velot.timeseries.snapshots import SnapshotOptions
 
 __all__ = ["STEPS", "names_of", "options_of"]
 
@@ -58,7 +58,7 @@ SERIES_OPTIONS: dict[str, dict[str, Any]] = {
 }
 # What these stand for where they are not given.
 SERIES_DEFAULTS: dict[str, dict[str, Any]] = {
-    "windows": {"batch_size": BATCH_SIZE},
+    "windows": {"batch_size": SnapshotOptions.batch_size},
     "velocity": {"tau": 0.9, "n_passes": 4, "n_draws": 4},
     "field": {"diffusion": "auto", "n_steps": 1500, "batch_size": 512, "learning_rate": 3e-3},
 }

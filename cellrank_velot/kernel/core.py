@@ -17,8 +17,8 @@ from cellrank.kernels import BidirectionalKernel
 from cellrank.kernels.mixins import ConnectivityMixin
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.device import resolve_device
-from cellrank_velot._utils.validation import check_integer, check_seed
+from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.cells.read import (
     CellStates,
     TimeKind,
@@ -29,8 +29,17 @@ from cellrank_velot.cells.read import (
     readable,
     warn_about_graph,
 )
-from cellrank_velot.field import VelocityField, check_field_options, check_matching_options, fit_field
-from cellrank_velot.field.uncertainty import Uncertainty, compute_uncertainty
+from cellrank_velot.field import (
+    FieldOptions,
+    ProcessOptions,
+    Steps,
+    Uncertainty,
+    UncertaintyOptions,
+    VelocityField,
+    compute_uncertainty,
+    fit_field,
+    fit_process,
+)
 from cellrank_velot.kernel._options import STEPS, names_of, options_of
 from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.kernel.diagnostics import Diagnostics
@@ -43,10 +52,23 @@ from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.timeseries import TimeSeries
 from cellrank_velot.kernel.transitions import TransitionMatrix
 from cellrank_velot.storage import pack as storage
-from cellrank_velot.timeseries.couplings import SnapshotCouplings, check_coupling_options
-from cellrank_velot.timeseries.snapshots import build_snapshots
-from cellrank_velot.transport.velocity import TransportVelocity, check_velocity_options, compute_velocity, end_cells
-from cellrank_velot.transport.windows import Tail, Windows, build_windows
+from cellrank_velot.timeseries import (
+    CouplingOptions,
+    SnapshotCouplings,
+    SnapshotOptions,
+    build_snapshots,
+    couple_snapshots,
+)
+from cellrank_velot.transport import (
+    Tail,
+    TransportOptions,
+    TransportVelocity,
+    WindowOptions,
+    Windows,
+    build_windows,
+    compute_velocity,
+    end_cells,
+)
 
 __all__ = ["OTVelocityKernel"]
 
@@ -405,24 +427,16 @@ class OTVelocityKernel(
         """
         settings = self._settings_for("windows", locals())
         if self.cells.is_series:
-            return self._keep_windows(build_snapshots(self.cells.time, **settings), settings)
+            return self._keep_windows(build_snapshots(self.cells.time, SnapshotOptions(**settings)), settings)
         if self.cells.labels is not None and n_clusters is not None:
             raise ValueError("Expected `n_clusters` or the `cluster_key` of the kernel, found both.")
         windows = build_windows(
             self.cells.x,
             self.cells.time,
+            WindowOptions(**settings),
             graph=self.connectivities,
             labels=self.cells.labels,
-            n_clusters=n_clusters,
-            window_size=window_size,
-            overlap=overlap,
-            min_window_size=min_window_size,
-            time_lag=time_lag,
-            overlap_clusters=overlap_clusters,
             components=self._components,
-            tail=tail,
-            tail_threshold=tail_threshold,
-            random_state=random_state,
         )
         return self._keep_windows(windows, settings)
 
@@ -484,10 +498,10 @@ class OTVelocityKernel(
         True
         """
         settings = self._settings_for("velocity", locals())
-        resolve_device(device)
+        run = Run(device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar)
         if self.cells.is_series:
-            return self._couple_time_points(settings, device, show_progress_bar)
-        check_velocity_options(epsilon, lambda_time, lambda_knn, reach, relaxation, tol, max_iter)
+            return self._couple_time_points(settings, run)
+        options = TransportOptions(**settings)
         if self._windows is None:
             self.compute_windows()
         transport = compute_velocity(
@@ -495,28 +509,21 @@ class OTVelocityKernel(
             self.cells.time,
             self._needed("windows", "compute_windows"),
             self.connectivities,
-            epsilon=epsilon,
-            lambda_time=lambda_time,
-            lambda_knn=lambda_knn,
-            reach=reach,
-            relaxation=relaxation,
-            tol=tol,
-            max_iter=max_iter,
-            device=device,
-            n_jobs=n_jobs,
-            memory_limit=memory_limit,
-            show_progress_bar=show_progress_bar,
+            options,
+            run,
         )
         return self._keep_transport(transport, None, settings)
 
-    def _couple_time_points(self, settings: dict[str, Any], device: str, show_progress_bar: bool) -> Self:
-        options = {name: value for name, value in settings.items() if name not in ("growth_key", "mass")}
-        check_coupling_options(**{name: value for name, value in options.items() if name != "random_state"})
-        check_seed(options["random_state"])
+    def _couple_time_points(self, settings: dict[str, Any], run: Run) -> Self:
+        given = {name: value for name, value in settings.items() if name not in ("growth_key", "mass")}
+        options = CouplingOptions(**given)
         prior, mass = self._prior_growth(settings["growth_key"]), self._mass(settings["mass"])
         if self._windows is None:
             self.compute_windows()
-        couplings, transport = self._couple(prior, mass, device=device, show_progress_bar=show_progress_bar, **options)
+        windows = self._needed("windows", "compute_windows")
+        couplings, transport = couple_snapshots(
+            self.cells.x, self.cells.time, windows, options, prior=prior, mass=mass, run=run
+        )
         if isinstance(settings["mass"], Mapping):
             settings["mass"] = "given"
         if not isinstance(settings["tau"], float | int):
@@ -575,14 +582,13 @@ class OTVelocityKernel(
         True
         """
         settings = self._settings_for("field", locals())
-        resolve_device(device)
+        run = Run(device=device, show_progress_bar=show_progress_bar)
         if self.cells.is_series:
-            return self._fit_process(settings, device, show_progress_bar)
+            return self._fit_process(settings, run)
         n_steps = settings["n_steps"] = 300 if n_steps is None else n_steps
         batch_size = settings["batch_size"] = 256 if batch_size is None else batch_size
         learning_rate = settings["learning_rate"] = 2e-3 if learning_rate is None else learning_rate
-        lambdas = (lambda_smooth, lambda_curl, lambda_divergence)
-        check_field_options(hidden, lambdas, n_steps, batch_size, learning_rate, held_out, patience)
+        options = FieldOptions(**settings)
         if self._transport is None:
             self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
         transport = self._needed("transport", "compute_velocity")
@@ -593,27 +599,16 @@ class OTVelocityKernel(
             transport.confidence,
             self.connectivities,
             transport.relaxation,
-            hidden=hidden,
-            use_time=use_time,
-            lambda_smooth=lambda_smooth,
-            lambda_curl=lambda_curl,
-            lambda_divergence=lambda_divergence,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            held_out=held_out,
-            patience=patience,
-            random_state=random_state,
-            device=device,
-            show_progress_bar=show_progress_bar,
+            options,
+            run,
         )
         return self._keep_field(field, settings)
 
-    def _fit_process(self, settings: dict[str, Any], device: str, show_progress_bar: bool) -> Self:
-        check_matching_options(**settings)
+    def _fit_process(self, settings: dict[str, Any], run: Run) -> Self:
+        options = ProcessOptions(**settings)
         if self._couplings is None:
-            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
-        field = self._match(**settings, device=device, show_progress_bar=show_progress_bar)
+            self.compute_velocity(device=run.device, show_progress_bar=run.show_progress_bar)
+        field = fit_process(self._needed("couplings", "compute_velocity"), self.cells.x, options, run=run)
         return self._keep_field(field, settings)
 
     def _keep_field(self, field: VelocityField, settings: dict[str, Any]) -> Self:
@@ -671,23 +666,19 @@ class OTVelocityKernel(
             )
         if self._field is None:
             self.fit_field(show_progress_bar=show_progress_bar)
-        options = {
-            step: {name: value for name, value in self._settings.get(step, {}).items() if name != "random_state"}
-            for step in ("windows", "velocity", "field")
-        }
+        kinds = {"windows": WindowOptions, "velocity": TransportOptions, "field": FieldOptions}
+        steps: dict[str, Any] = {step: kind(**self._settings.get(step, {})) for step, kind in kinds.items()}
         self._uncertainty = compute_uncertainty(
             self.cells.x,
             self.cells.time,
             self.connectivities,
             self._needed("windows", "compute_windows"),
             self._needed("field", "fit_field"),
+            UncertaintyOptions(n_members=n_members, random_state=random_state),
+            steps=Steps(**steps),
             labels=self.cells.labels,
             components=self._components,
-            options=options,
-            n_members=n_members,
-            random_state=random_state,
-            n_jobs=n_jobs,
-            show_progress_bar=show_progress_bar,
+            run=Run(n_jobs=n_jobs, show_progress_bar=show_progress_bar),
         )
         self._settings["uncertainty"] = settings
         return self
@@ -733,9 +724,8 @@ class OTVelocityKernel(
                 transport.velocity - transport.relaxation,
                 transport.confidence,
                 self.connectivities,
-                device=device,
-                show_progress_bar=show_progress_bar,
-                **{name: value for name, value in self._settings["field"].items() if value is not None},
+                options=FieldOptions(**{name: v for name, v in self._settings["field"].items() if v is not None}),
+                run=Run(device=device, show_progress_bar=show_progress_bar),
             )
         return self._current
 

@@ -20,12 +20,10 @@ from cellrank_velot.cells.select import CellSelector, select_cells
 from cellrank_velot.cells.time_points import next_time
 from cellrank_velot.dynamics.descent import ProcessFates, fate_table, labels_near
 from cellrank_velot.dynamics.process import ProcessPaths, simulate_process
-from cellrank_velot.field import VelocityField, fit_process
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
-from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.couplings import SnapshotCouplings
 from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
-from cellrank_velot.transport.velocity import TransportVelocity
 
 __all__ = ["TimeSeries"]
 
@@ -349,16 +347,6 @@ class TimeSeries(Parts):
         return AnnData(sp.csr_matrix(shares), obs=obs.iloc[rows][[]].copy(), var=obs.iloc[columns][[]].copy())
 
     # ------------------------------------------------------------------------------------------------ private
-    def _couple(
-        self, prior: NDArray[np.float64] | None, mass: NDArray[np.float64] | None, **options: Any
-    ) -> tuple[SnapshotCouplings, TransportVelocity]:
-        windows = self._needed("windows", "compute_windows")
-        return couple_snapshots(self.cells.x, self.cells.time, windows, prior=prior, mass=mass, **options)
-
-    def _match(self, **options: Any) -> VelocityField:
-        couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
-        return fit_process(couplings, self.cells.x, **options)
-
     def _need_series(self) -> NDArray[np.float64]:
         """Return the time points, and refuse pseudotime."""
         if not self.cells.is_series:

@@ -13,23 +13,25 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.device import resolve_device
+from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.cells.read import read_loadings, warn_about_graph
 from cellrank_velot.field import VelocityField
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.storage import pack as storage
-from cellrank_velot.transitions.matrix import (
+from cellrank_velot.transitions import (
     BackwardMode,
     Model,
     ScaleRule,
-    check_transition_options,
+    Similarity,
+    SimilarityFunction,
+    TransitionOptions,
+    check_similarity,
     compute_transitions,
     condition_number,
     effective_neighbors,
 )
-from cellrank_velot.transitions.similarities import Similarity, SimilarityFunction, check_similarity
 
 __all__ = ["PARAMS", "TransitionMatrix"]
 
@@ -148,7 +150,17 @@ class TransitionMatrix(Parts):
         """
         check_similarity(similarity, self.cells.n_dims)
         check_choice("backward_mode", backward_mode, BackwardMode)
-        check_transition_options(softmax_scale, backward_mode, threshold, model, n_samples, random_state)
+        run = Run(device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar)
+        options = TransitionOptions(
+            similarity=similarity,
+            softmax_scale=softmax_scale,
+            backward_mode=backward_mode if self.backward else None,
+            variance_stabilize=variance_stabilize,
+            threshold=threshold,
+            model=model,
+            n_samples=n_samples,
+            random_state=random_state,
+        )
         loadings = None if gene_subset is None else read_loadings(self.adata, self._init_kwargs["basis"], gene_subset)
         if check_connectivity and self._components is not None:
             warn_about_graph(self.connectivities, strict=True)
@@ -176,21 +188,11 @@ class TransitionMatrix(Parts):
             self.cells.x,
             velocity,
             self.connectivities,
-            similarity=similarity,
-            softmax_scale=softmax_scale,
-            variance_stabilize=variance_stabilize,
-            backward_mode=backward_mode if self.backward else None,
-            threshold=threshold,
+            options,
             ends=self.ends if settle else None,
             loadings=loadings,
-            model=model,
             velocity_std=std,
-            n_samples=n_samples,
-            random_state=random_state,
-            device=resolve_device(device),
-            n_jobs=n_jobs,
-            memory_limit=memory_limit,
-            show_progress_bar=show_progress_bar,
+            run=run,
         )
         cond = condition_number(result.matrix) if compute_cond_num else None
         self.transition_matrix = result.matrix

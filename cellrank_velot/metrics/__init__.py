@@ -39,3 +39,7 @@ __all__ = [
     "terminal_state_identification",
     "wasserstein",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

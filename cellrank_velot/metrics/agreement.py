@@ -13,12 +13,18 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_number, check_seed
-from cellrank_velot.field import fit_field
+from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.metrics.direction import cosines
-from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity
-from cellrank_velot.transport.windows import build_windows
+from cellrank_velot.transport import (
+    TransportOptions,
+    TransportVelocity,
+    WindowOptions,
+    build_windows,
+    compute_velocity,
+)
 
 __all__ = ["FieldFunction", "HeldOutAgreement", "held_out_agreement"]
 
@@ -148,8 +154,12 @@ def held_out_agreement(
     kept, left_out = (_part(x, time, graph, labels, np.flatnonzero(c)) for c in (~chosen, chosen))
     if fit is None:
         transport = _transport(kept, windows, velocity)
+        options, rest = FieldOptions.split(field or {})
         predict: FieldFunction = fit_field(
-            *kept[:2], transport.velocity, transport.confidence, kept[2], transport.relaxation, **(field or {})
+            *kept[:2],
+            *(transport.velocity, transport.confidence, kept[2], transport.relaxation),
+            options,
+            Run(**rest),
         )
     else:
         predict = fit(*kept[:3])
@@ -170,5 +180,6 @@ def _part(
 
 def _transport(part: _Part, windows: Mapping[str, Any] | None, velocity: Mapping[str, Any] | None) -> TransportVelocity:
     x, time, graph, labels = part
-    built = build_windows(x, time, graph=graph, labels=labels, **(windows or {}))
-    return compute_velocity(x, time, built, graph, **(velocity or {}))
+    built = build_windows(x, time, WindowOptions(**(windows or {})), graph=graph, labels=labels)
+    options, rest = TransportOptions.split(velocity or {})
+    return compute_velocity(x, time, built, graph, options, Run(**rest))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cellrank_velot.cells import find_genes, read_pca
 from cellrank_velot.metrics._kernel import VelocityKernel
 from cellrank_velot.metrics.chain import Over, reconstructability
-from cellrank_velot.transitions.similarities import Similarity
+from cellrank_velot.transitions import Similarity
 
 __all__ = ["gene_velocity", "reconstructability_score"]
 

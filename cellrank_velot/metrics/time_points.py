@@ -13,13 +13,14 @@ import ot
 import pandas as pd
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
 from cellrank_velot.cells.time_points import check_snapshots
 from cellrank_velot.dynamics.process import simulate_process
-from cellrank_velot.field import fit_process
-from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot.field import ProcessOptions, fit_process
+from cellrank_velot.timeseries.couplings import CouplingOptions, SnapshotCouplings, couple_snapshots
 from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
-from cellrank_velot.timeseries.snapshots import build_snapshots
+from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
 __all__ = ["HeldOutMethod", "held_out_time", "wasserstein"]
 
@@ -164,9 +165,10 @@ class _Task:
     def couple(self, options: dict[str, Any]) -> SnapshotCouplings:
         """Return the couplings of the other time points, made once for all methods."""
         if self.couplings is None:
-            windows = build_snapshots(self.time, random_state=self.random_state)
-            options = {"mass": self.mass, "random_state": self.random_state, **options}
-            self.couplings = couple_snapshots(self.x, self.time, windows, **options)[0]
+            windows = build_snapshots(self.time, SnapshotOptions(random_state=self.random_state))
+            given, rest = CouplingOptions.split({"random_state": self.random_state, **options})
+            inputs = {"mass": rest.pop("mass", self.mass), "prior": rest.pop("prior", None)}
+            self.couplings = couple_snapshots(self.x, self.time, windows, given, **inputs, run=Run(**rest))[0]
         return self.couplings
 
 
@@ -175,7 +177,9 @@ def _by_paths(task: _Task, options: dict[str, Any], _: dict[str, Any]) -> Popula
 
 
 def _by_field(task: _Task, options: dict[str, Any], field_options: dict[str, Any]) -> Population:
-    field = fit_process(task.couple(options), task.x, **{"random_state": task.random_state, **field_options})
+    given, rest = ProcessOptions.split({"random_state": task.random_state, **field_options})
+    straight = rest.pop("straight", False)
+    field = fit_process(task.couple(options), task.x, given, straight=straight, run=Run(**rest))
     starts = np.flatnonzero(task.time == task.ends[0])
     starts = task.rng.permutation(starts)[: 2 * task.n_cells]
     # The flow has less chance in it than the process, and moves the population alike.

@@ -1,4 +1,4 @@
-"""Tables of fates and ancestors of a time series: bars with intervals, and a heatmap."""
+"""Shares of fates, or of ancestors, as bars with intervals and as a heatmap: of a flow, and of a time series."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
 
-from cellrank_velot._utils.validation import check_choice, check_known
-from cellrank_velot.dynamics.descent import REST, ProcessFates
+from cellrank_velot._utils.validation import check_choice, check_known, check_number
+from cellrank_velot.dynamics import ProcessFates, Trajectories
+from cellrank_velot.dynamics.descent import REST
 from cellrank_velot.plotting._draw.colors import INK, PROBABILITY
 from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws, even_columns
 from cellrank_velot.plotting._draw.kernel import HasAnnData, kernel_of
-from cellrank_velot.plotting._draw.paths import NOWHERE
+from cellrank_velot.plotting._draw.paths import NOWHERE, cluster_colors, fate_names, fate_word, read
 
-__all__ = ["Relatives", "fate_bars", "fate_heatmap", "table_of"]
+__all__ = ["Relatives", "fate_bars", "fate_heatmap", "fate_summary", "table_of"]
 
 Relatives = Literal["descendants", "ancestors"]
 
@@ -28,6 +30,88 @@ Relatives = Literal["descendants", "ancestors"]
 MAX_PANELS, MAX_LINES = 16, 60
 # Shares above this are written in white, for their cells are dark.
 DARK = 0.45
+
+
+@draws
+def fate_summary(
+    data: AnnData | HasAnnData,
+    trajectories: Trajectories | None = None,
+    *,
+    key: str = "velot_flow",
+    terminal_clusters: str | Sequence[str] | None = None,
+    level: float = 0.95,
+    compare: Mapping[str, float] | pd.Series | None = None,
+    cluster_key: str | None = None,
+    **figure: Unpack[FigureOptions],
+) -> Axes | None:
+    """Draw the probability of each fate of a flow with its interval: the share of the particles that came to any fate.
+
+    Parameters
+    ----------
+    data
+        A kernel or an AnnData.
+    trajectories
+        The flow, or other trajectories; what was written to ``adata.uns[key]`` where not given.
+    key
+        Key in ``adata.uns`` of the flow, used without ``trajectories``.
+    terminal_clusters
+        Clusters that count as fates, from above. By default the terminal clusters of the flow; where it had none, the
+        clusters at which particles arrived, or all in which particles end. The most frequent is then above.
+    level
+        Level of Wilson's confidence interval, see :meth:`cellrank_velot.dynamics.Trajectories.fates`.
+    compare
+        Other probabilities of fates to mark beside, by cluster, such as the mean of CellRank's over the cells of the
+        source. The legend has the name of a :class:`pandas.Series`. None where not given.
+    cluster_key
+        Column of ``adata.obs`` whose colours the fates have. By default that of the kernel, or ``"clusters"``, where it
+        has the names of the fates.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the flow or a cluster is missing, or ``compare`` has none of the fates.
+    TypeError
+        If ``data`` or ``trajectories`` is something else, or a number is none.
+    ValueError
+        If the flow has no clusters, no particle came to a fate, or a number is out of range.
+
+    Examples
+    --------
+    >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
+    >>> ax = pl.fate_summary(vk, flow, show=False)
+    """
+    found = read(data, trajectories, key)
+    names = fate_names(found, terminal_clusters)
+    table = found.fates(names, level=level)
+    n_without = int(table["n_particles"].iloc[-1])
+    table = table.iloc[:-1]
+    total = int(table["n_particles"].sum())
+    if not total:
+        raise ValueError(f"Expected particles that came to one of {names}, found none among `{len(found)}`.")
+    if terminal_clusters is None:
+        table = table.sort_values("n_particles", ascending=False, kind="stable")
+    others = None if compare is None else _compared(compare, list(table.index))
+    colors = cluster_colors(data, found, cluster_key)
+    size = (5.4, 1.1 + 0.42 * len(table) + (0.25 if others is not None else 0.0))
+    with drawing(figure, panel_size=size) as canvas:
+        _draw_bars(canvas.ax, table, [colors[name] for name in table.index], height=0.62, line=1.2, cap=3)
+        canvas.ax.set_xlim(0, 1)
+        for row, count in enumerate(table["n_particles"]):
+            # Beside the Axes, where no interval or mark can come to lie on it.
+            place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            text = f"{count} of {total}"
+            canvas.ax.annotate(text, (1.0, row), (8, 0), va="center", fontsize=9, annotation_clip=False, **place)
+        if others is not None:
+            label = str(getattr(compare, "name", None) or "compared")
+            _draw_compared(canvas.ax, others, list(table.index), label, canvas.figure if canvas.ours else None)
+        note = f"\n{n_without} of {len(found)} ({n_without / len(found):.0%}) came to none of them" if n_without else ""
+        measure = f"Probability of the {fate_word(found).lower()} ({100 * level:g}% interval)"
+        canvas.ax.set_xlabel(measure + note)
+    return canvas.result
 
 
 @draws
@@ -87,9 +171,12 @@ def fate_bars(
     n_rows, n_clusters = len(table.rows), len(table.columns)
     size = (3.4 if n_rows == 1 else 2.5, 0.8 + 0.2 * n_clusters)
     reach = min(1.0, 1.05 * float(table.fates.high.loc[table.rows].max(axis=None)))
+    colors = [table.colors[name] for name in table.columns]
     with drawing(figure, n_panels=n_rows, n_columns=even_columns(n_rows, n_columns), panel_size=size) as canvas:
         for place, (panel, row) in enumerate(zip(canvas.panels, table.rows, strict=True)):
-            _draw_bars(panel, table, row, named=canvas.is_left(place))
+            _draw_bars(panel, table.shares(row), colors, height=0.72, line=1.0, cap=2)
+            if not canvas.is_left(place):
+                panel.set_yticklabels([""] * n_clusters)
             panel.set(xlim=(0, reach), xlabel=f"Share of the {of}")
             panel.set_title(table.title(row), fontsize=10)
         canvas.share_labels()
@@ -206,6 +293,11 @@ class _Table:
                 "choose some as `rows`."
             )
 
+    def shares(self, row: str) -> pd.DataFrame:
+        """Return the share of each cluster, with its interval."""
+        parts = {"probability": self.fates.table, "low": self.fates.low, "high": self.fates.high}
+        return pd.DataFrame({name: part.loc[row, self.columns] for name, part in parts.items()}, dtype=float)
+
     def title(self, row: str) -> str:
         return f"{row}, {self.fates.growth[row]:.2g} per cell" if self.of == "descendants" else str(row)
 
@@ -234,15 +326,13 @@ def _ordered(names: pd.Index, colors: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _draw_bars(ax: Axes, table: _Table, row: str, *, named: bool) -> None:
-    """Draw the shares of one row, one bar for each cluster, from above."""
-    fates, columns = table.fates, table.columns
-    share, low, high = (part.loc[row, columns].to_numpy(dtype=float) for part in (fates.table, fates.low, fates.high))
-    lines = np.arange(len(columns))
-    reach = np.stack([share - low, high - share]).clip(0)
-    ax.barh(lines, share, color=[table.colors[name] for name in columns], height=0.72, zorder=2)
-    ax.errorbar(share, lines, xerr=reach, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2, zorder=3)
-    ax.set(yticks=lines, yticklabels=columns if named else [""] * len(columns), ylim=(len(columns) - 0.5, -0.5))
+def _draw_bars(ax: Axes, table: pd.DataFrame, colors: list[str], *, height: float, line: float, cap: float) -> None:
+    """Draw the ``probability`` of each row, from above, with the interval from ``low`` to ``high``."""
+    share, rows = table["probability"].to_numpy(), np.arange(len(table))
+    reach = np.stack([share - table["low"], table["high"] - share]).clip(0)
+    ax.barh(rows, share, color=colors, height=height, zorder=2)
+    ax.errorbar(share, rows, xerr=reach, fmt="none", ecolor=INK, elinewidth=line, capsize=cap, zorder=3)
+    ax.set(yticks=rows, yticklabels=list(table.index), ylim=(len(table) - 0.5, -0.5))
     ax.tick_params(axis="y", length=0)
 
 
@@ -252,3 +342,25 @@ def _write_percent(ax: Axes, values: Any) -> None:
         if percent != "0":
             color = "white" if share > DARK else INK
             ax.text(column, line, percent, ha="center", va="center", fontsize=8.5, color=color)
+
+
+def _compared(compare: Mapping[str, float] | pd.Series, names: list[str]) -> dict[str, float]:
+    """Return the other probabilities of the fates that have one."""
+    if not isinstance(compare, Mapping | pd.Series):
+        raise TypeError(f"Expected `compare` to be a dictionary or a Series, found `{type(compare).__name__}`.")
+    given = {str(name): value for name, value in compare.items()}
+    if not set(given) & set(names):
+        raise KeyError(f"Expected `compare` to have one of the fates {names}, found {sorted(given)}.")
+    return {
+        name: check_number(f"compare[{name!r}]", given[name], low=0, high=1 + 1e-6) for name in names if name in given
+    }
+
+
+def _draw_compared(ax: Axes, others: dict[str, float], names: list[str], label: str, figure: Figure | None) -> None:
+    """Mark other probabilities, and say whose they are, above the title where the figure is ours."""
+    look: dict[str, Any] = {"marker": "D", "facecolors": "white", "edgecolors": INK, "linewidths": 1.2, "zorder": 4}
+    mark = ax.scatter(list(others.values()), [names.index(fate) for fate in others], s=34, label=label, **look)
+    if figure is not None:
+        figure.legend(handles=[mark], loc="outside upper right", borderaxespad=0.2, handletextpad=0.3)
+    else:
+        ax.legend(handles=[mark], loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2, handletextpad=0.3)

@@ -13,7 +13,7 @@ from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_known
-from cellrank_velot.cells import read_embedding
+from cellrank_velot.cells import read_clusters, read_embedding
 from cellrank_velot.plotting._draw.colors import PROBABILITY, palette_of
 from cellrank_velot.plotting._draw.embedding import draw_categories, draw_values
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws
@@ -70,8 +70,8 @@ def macrostates(
     adata = adata_of(data)
     x, name = read_embedding(adata, basis)
     key = f"{_STATES[which]}_{suffix_of(data, backward)}"
-    check_known("adata.obs", key, adata.obs.columns, "Compute it with `GPCCA.compute_macrostates()` and its followers.")
-    values = pd.Categorical(adata.obs[key])
+    hint = "Compute it with `GPCCA.compute_macrostates()` and its followers."
+    values = pd.Categorical(read_clusters(adata, key, hint))
     with drawing(figure, panel_size=(5.0, 4.0)) as canvas:
         draw_categories(canvas.ax, x, name, values, palette_of(adata, key, list(values.categories)), size=size)
     return canvas.result

@@ -25,8 +25,7 @@ from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws, 
 from cellrank_velot.plotting._draw.kernel import HasAnnData, saved_or_kernel, transport_of, windows_of
 from cellrank_velot.plotting._draw.legends import RIGHT, dot, stroke
 from cellrank_velot.plotting.clusters import clusters_of
-from cellrank_velot.transport.velocity import pair_coupling
-from cellrank_velot.transport.windows import Windows
+from cellrank_velot.transport import TransportOptions, Windows, pair_coupling
 
 __all__ = ["window_transport", "windows"]
 
@@ -278,8 +277,8 @@ def _plan(kernel: Any, found: Windows, pair: int) -> NDArray[np.float64]:
     if kernel.cells.is_series:
         raise RuntimeError("Expected windows of pseudotime, found time points: see `kernel.coupling(source, target)`.")
     settings = kernel.settings["velocity"]
-    options = {name: settings[name] for name in ("epsilon", "lambda_time", "lambda_knn", "tol", "max_iter")}
-    return pair_coupling(kernel.cells.x, kernel.cells.time, found, pair, kernel.connectivities, **options)
+    options = TransportOptions(**settings)
+    return pair_coupling(kernel.cells.x, kernel.cells.time, found, pair, kernel.connectivities, options)
 
 
 @dataclass(frozen=True)

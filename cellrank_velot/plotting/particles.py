@@ -1,13 +1,12 @@
-"""Flow: particles in an embedding at some times of their run, as still frames and as an animation, and their fates."""
+"""Flow: particles in an embedding at some times of their run, as still frames and as an animation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Options
-from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot._utils.validation import check_choice, check_integer
 from cellrank_velot.cells import read_embedding
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.plotting._draw.animation import Film, FilmOptions
@@ -38,7 +37,7 @@ from cellrank_velot.plotting._draw.paths import (
     read,
 )
 
-__all__ = ["fate_summary", "flow", "flow_animation"]
+__all__ = ["flow", "flow_animation"]
 
 FloatArray = NDArray[np.float64]
 
@@ -263,82 +262,6 @@ def flow_animation(
     return film.play(canvas, update, n_frames)
 
 
-@draws
-def fate_summary(
-    data: AnnData | HasAnnData,
-    trajectories: Trajectories | None = None,
-    *,
-    key: str = "velot_flow",
-    terminal_clusters: str | Sequence[str] | None = None,
-    level: float = 0.95,
-    compare: Mapping[str, float] | pd.Series | None = None,
-    cluster_key: str | None = None,
-    **figure: Unpack[FigureOptions],
-) -> Axes | None:
-    """Draw the probability of each fate of a flow with its interval: the share of the particles that came to any fate.
-
-    Parameters
-    ----------
-    data
-        A kernel or an AnnData.
-    trajectories
-        The flow, or other trajectories; what was written to ``adata.uns[key]`` where not given.
-    key
-        Key in ``adata.uns`` of the flow, used without ``trajectories``.
-    terminal_clusters
-        Clusters that count as fates, from above. By default the terminal clusters of the flow; where it had none, the
-        clusters at which particles arrived, or all in which particles end. The most frequent is then above.
-    level
-        Level of Wilson's confidence interval, see :meth:`cellrank_velot.dynamics.Trajectories.fates`.
-    compare
-        Other probabilities of fates to mark beside, by cluster, such as the mean of CellRank's over the cells of the
-        source. The legend has the name of a :class:`pandas.Series`. None where not given.
-    cluster_key
-        Column of ``adata.obs`` whose colours the fates have. By default that of the kernel, or ``"clusters"``, where it
-        has the names of the fates.
-
-    Returns
-    -------
-    The Axes where ``show=False``, nothing otherwise.
-
-    Raises
-    ------
-    KeyError
-        If the flow or a cluster is missing, or ``compare`` has none of the fates.
-    TypeError
-        If ``data`` or ``trajectories`` is something else, or a number is none.
-    ValueError
-        If the flow has no clusters, no particle came to a fate, or a number is out of range.
-
-    Examples
-    --------
-    >>> flow = vk.simulate_flow(source_cluster="Progenitor", n_particles=50, n_steps=50)
-    >>> ax = pl.fate_summary(vk, flow, show=False)
-    """
-    found = read(data, trajectories, key)
-    names = fate_names(found, terminal_clusters)
-    table = found.fates(names, level=level)
-    n_without = int(table["n_particles"].iloc[-1])
-    table = table.iloc[:-1]
-    total = int(table["n_particles"].sum())
-    if not total:
-        raise ValueError(f"Expected particles that came to one of {names}, found none among `{len(found)}`.")
-    if terminal_clusters is None:
-        table = table.sort_values("n_particles", ascending=False, kind="stable")
-    others = None if compare is None else _compared(compare, list(table.index))
-    colors = cluster_colors(data, found, cluster_key)
-    size = (5.4, 1.1 + 0.42 * len(table) + (0.25 if others is not None else 0.0))
-    with drawing(figure, panel_size=size) as canvas:
-        _draw_bars(canvas.ax, table, [colors[name] for name in table.index], total)
-        if others is not None:
-            label = str(getattr(compare, "name", None) or "compared")
-            _draw_compared(canvas.ax, others, list(table.index), label, canvas.figure if canvas.ours else None)
-        note = f"\n{n_without} of {len(found)} ({n_without / len(found):.0%}) came to none of them" if n_without else ""
-        measure = f"Probability of the {fate_word(found).lower()} ({100 * level:g}% interval)"
-        canvas.ax.set_xlabel(measure + note)
-    return canvas.result
-
-
 # ----------------------------------------------------------------------------------------------------------- particles
 @dataclass(frozen=True, kw_only=True)
 class _FlowOptions(Options):
@@ -427,41 +350,3 @@ def _look(data: Any, found: Trajectories, options: _FlowOptions) -> Look:
     fate = [clusters[code] if clusters[code] in names else "none of them" for code in found.end_cluster]
     shown = [name for name in colors if name in names or name in fate]
     return Look.of_classes(fate, colors, {f"{name} ({fate.count(name)})": colors[name] for name in shown})
-
-
-# ---------------------------------------------------------------------------------------------------------------- fates
-def _compared(compare: Mapping[str, float] | pd.Series, names: list[str]) -> dict[str, float]:
-    """Return the other probabilities of the fates that have one."""
-    if not isinstance(compare, Mapping | pd.Series):
-        raise TypeError(f"Expected `compare` to be a dictionary or a Series, found `{type(compare).__name__}`.")
-    given = {str(name): value for name, value in compare.items()}
-    if not set(given) & set(names):
-        raise KeyError(f"Expected `compare` to have one of the fates {names}, found {sorted(given)}.")
-    return {
-        name: check_number(f"compare[{name!r}]", given[name], low=0, high=1 + 1e-6) for name in names if name in given
-    }
-
-
-def _draw_bars(ax: Axes, table: pd.DataFrame, colors: list[str], total: int) -> None:
-    """Draw a bar for each fate, from above, with its interval and number of particles."""
-    rows = np.arange(len(table))
-    probability = table["probability"].to_numpy()
-    reach = np.stack([probability - table["low"], table["high"] - probability]).clip(0)
-    ax.barh(rows, probability, color=colors, height=0.62, zorder=2)
-    ax.errorbar(probability, rows, xerr=reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3, zorder=3)
-    for row, count in zip(rows, table["n_particles"], strict=True):
-        # Beside the Axes, where no interval or mark can come to lie on it.
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (8, 0), "textcoords": "offset points"}
-        ax.annotate(f"{count} of {total}", (1.0, row), va="center", fontsize=9, annotation_clip=False, **place)
-    ax.set(yticks=rows, yticklabels=list(table.index), xlim=(0, 1), ylim=(len(table) - 0.5, -0.5))
-    ax.tick_params(axis="y", length=0)
-
-
-def _draw_compared(ax: Axes, others: dict[str, float], names: list[str], label: str, figure: Figure | None) -> None:
-    """Mark other probabilities, and say whose they are, above the title where the figure is ours."""
-    look: dict[str, Any] = {"marker": "D", "facecolors": "white", "edgecolors": INK, "linewidths": 1.2, "zorder": 4}
-    mark = ax.scatter(list(others.values()), [names.index(fate) for fate in others], s=34, label=label, **look)
-    if figure is not None:
-        figure.legend(handles=[mark], loc="outside upper right", borderaxespad=0.2, handletextpad=0.3)
-    else:
-        ax.legend(handles=[mark], loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2, handletextpad=0.3)

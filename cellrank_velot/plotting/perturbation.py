@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_known, check_number
 from cellrank_velot.cells import read_embedding
-from cellrank_velot.embedding.grid import velocity_on_grid
-from cellrank_velot.embedding.projection import project_by_linear_map
+from cellrank_velot.embedding import project_by_linear_map, velocity_on_grid
 from cellrank_velot.perturbation import FateShift, Perturbation, PerturbedField
 from cellrank_velot.plotting._draw.arrows import draw_arrows, draw_cells_below, grid_arrows
 from cellrank_velot.plotting._draw.colors import INK

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.cells import read_clusters
-from cellrank_velot.dynamics.descent import ProcessFates, labels_near
-from cellrank_velot.dynamics.process import ProcessPaths
+from cellrank_velot.dynamics import ProcessFates, ProcessPaths, labels_near
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES, scale_of
 from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws

@@ -22,7 +22,7 @@ from scipy.spatial.distance import pdist
 from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, color_bar, drawing, draws
-from cellrank_velot.regulation.matrix import Regulation
+from cellrank_velot.regulation import Regulation
 
 __all__ = ["regulation_heatmap", "regulation_network"]
 

@@ -19,7 +19,7 @@ from cellrank_velot.plotting._draw.colors import INK, PROBABILITY, palette, scal
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws, even_columns
 from cellrank_velot.plotting._draw.kernel import HasAnnData, estimate_of, kernel_of, time_of
 from cellrank_velot.plotting._draw.plane import Plane, plane_of
-from cellrank_velot.timeseries.interpolation import Population
+from cellrank_velot.timeseries import Population
 
 __all__ = ["growth_map", "population"]
 

@@ -8,3 +8,7 @@ from cellrank_velot.preprocessing.growth import score_growth
 from cellrank_velot.preprocessing.prepare import choose_root_cell, prepare, set_pseudotime
 
 __all__ = ["choose_root_cell", "prepare", "score_growth", "set_pseudotime"]
+
+
+def __dir__() -> list[str]:
+    return __all__

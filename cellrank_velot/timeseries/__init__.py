@@ -5,8 +5,17 @@ cells that belong together, and ``interpolation`` returns the population at any 
 """
 
 from cellrank_velot.timeseries.bridges import Bridges
-from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.couplings import CouplingOptions, SnapshotCouplings, couple_snapshots
 from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
-from cellrank_velot.timeseries.snapshots import build_snapshots
+from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
-__all__ = ["Bridges", "Population", "SnapshotCouplings", "build_snapshots", "couple_snapshots", "interpolate_paths"]
+__all__ = [
+    "Bridges",
+    "CouplingOptions",
+    "Population",
+    "SnapshotCouplings",
+    "SnapshotOptions",
+    "build_snapshots",
+    "couple_snapshots",
+    "interpolate_paths",
+]

@@ -1,7 +1,4 @@
-"""Couplings between snapshots: which cells of consecutive time points belong together, and how their mass changes.
-
-Depends on snapshots, transport, velocity, windows, numpy and torch; knows no AnnData.
-"""
+"""Couplings between snapshots: which cells of consecutive time points belong together, and how their mass changes."""
 
 from __future__ import annotations
 
@@ -15,13 +12,14 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.transport.sinkhorn import sinkhorn
 from cellrank_velot.transport.velocity import TransportVelocity, report_convergence
 from cellrank_velot.transport.windows import Windows
 
-__all__ = ["SnapshotCouplings", "check_coupling_options", "couple_snapshots"]
+__all__ = ["CouplingOptions", "SnapshotCouplings", "couple_snapshots"]
 
 # Tolerance of a transport that is done again, and of the balanced one at the end: masses are made to fit in any case,
 # see `_Batch.draw`.
@@ -59,7 +57,8 @@ class SnapshotCouplings(Stage):
     scale
         Mean squared distance between the cells of two time points, of each interval, shape ``[n_times - 1]``.
     epsilon, tau
-        What the couplings were made with: see :func:`couple_snapshots`.
+        Entropic regularisation, relative to ``scale``, and how strictly source and target weights were kept, shape
+        ``[2]``.
 
     Examples
     --------
@@ -136,114 +135,88 @@ class SnapshotCouplings(Stage):
         return sp.csr_matrix(entries, shape=(n_cells, n_cells))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CouplingOptions(Options):
+    """How time points are coupled, as :meth:`~cellrank_velot.OTVelocityKernel.compute_velocity` of them explains.
+
+    ``tau`` is one number, or two for source and target.
+    """
+
+    epsilon: float = 0.05
+    tau: float | Sequence[float] = 0.9
+    n_passes: int = 4
+    n_draws: int = 4
+    tol: float = 1e-6
+    max_iter: int = 500
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        check_number("epsilon", self.epsilon, low=0, open_low=True)
+        values = [*self.tau] if isinstance(self.tau, list | tuple | np.ndarray) else [self.tau, self.tau]
+        if len(values) != 2:
+            raise ValueError(f"Expected `tau` as one number, or as two for source and target, found `{len(values)}`.")
+        pair = tuple(check_number("tau", value, low=0, high=1, open_low=True) for value in values)
+        if isinstance(self.tau, list | tuple | np.ndarray):
+            object.__setattr__(self, "tau", pair)
+        check_integer("n_passes", self.n_passes, low=1)
+        check_integer("n_draws", self.n_draws, low=1)
+        check_number("tol", self.tol, low=0, open_low=True)
+        check_integer("max_iter", self.max_iter, low=1)
+        check_seed(self.random_state)
+
+    @property
+    def both_tau(self) -> tuple[float, float]:
+        """``tau`` of source and target."""
+        source, target = self.tau if isinstance(self.tau, tuple) else (self.tau, self.tau)
+        return float(source), float(target)
+
+
 def couple_snapshots(
     x: NDArray[np.float64],
     time: NDArray[np.float64],
     windows: Windows,
+    options: CouplingOptions = CouplingOptions(),
     *,
-    epsilon: float = 0.05,
-    tau: float | Sequence[float] = 0.9,
     prior: NDArray[np.float64] | None = None,
     mass: NDArray[np.float64] | None = None,
-    n_passes: int = 4,
-    n_draws: int = 4,
-    tol: float = 1e-6,
-    max_iter: int = 500,
-    random_state: int = 0,
-    device: str = "auto",
-    show_progress_bar: bool = False,
+    run: Run = Run(),
 ) -> tuple[SnapshotCouplings, TransportVelocity]:
     r"""Transport each snapshot to the next, and draw pairs of cells from the couplings.
 
-    The transport is entropic and unbalanced :cite:`chizat:18`: ``tau`` says how strictly the distributions of the cells
-    are kept. The rest is growth and loss. What mass the cells around a cell keep is what it grows or shrinks by: a cell
-    that lies apart would else die of it. With these masses the transport is solved once more, and keeps them. With the
-    coupling :math:`P`, its row sums :math:`r` and column sums :math:`c` and the masses of the cells :math:`p, q`, a
-    pair carries :math:`P_{ij} p_i / r_i` at its source and :math:`P_{ij} q_j / c_j` at its target.
+    The transport is entropic and unbalanced :cite:`chizat:18`: where it does not keep the mass of the cells, they grow
+    or are lost. Growth is averaged over the nearest cells, or a cell that lies apart would seem to die. With these
+    masses the transport is solved once more, and keeps them. With the coupling :math:`P`, its row sums :math:`r` and
+    column sums :math:`c` and the masses of the cells :math:`p, q`, a pair carries :math:`P_{ij} p_i / r_i` at its
+    source and :math:`P_{ij} q_j / c_j` at its target.
 
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    time
-        Time of each cell, shape ``[n_cells]``.
-    windows
-        Batches of cells and their pairs, from :func:`cellrank_velot.timeseries.snapshots.build_snapshots`.
-    epsilon
-        Entropic regularisation, relative to the mean squared distance between the cells of two time points.
-    tau
-        How strictly the distributions are kept, in ``(0, 1]``; two values are for source and target. At 1, exactly:
-        without growth. The cost of leaving them is :math:`\epsilon \tau / (1 - \tau)`, so 0.9 allows growth where
-        cells would have to move by much more than half of the usual squared distance.
-    prior
-        Growth rate of each cell that is expected, per time, shape ``[n_cells]``; none where not given.
-    mass
-        Mass of each time point, shape ``[n_times]``; one where not given, for numbers of cells tell how many were
-        sampled.
-    n_passes
-        How often to transport. From the second time on, only what a cell moves further than the cells around it did on
-        average counts as its cost, so that a population may move far without growth being taken for it. What the cells
-        around do in common may also be that they make up for the growth of others, far away: more passes take
-        differences of growth for motion, one takes motion for growth. Of groups that are far apart and do not move,
-        one pass tells the growth best. Without effect where ``tau`` is 1.
-    n_draws
-        Pairs drawn for each cell, forward and backward.
-    tol, max_iter
-        Tolerance and bound of the solver, see :func:`cellrank_velot.transport.sinkhorn.sinkhorn`.
-    random_state
-        Seed of the draws.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or another torch device.
-    show_progress_bar
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The couplings, and the velocity and growth of each cell.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
-
-    Examples
-    --------
-    >>> from cellrank_velot.timeseries.couplings import couple_snapshots
-    >>> from cellrank_velot.timeseries.snapshots import build_snapshots
-    >>> x, time = sk.cells.x, sk.cells.time
-    >>> couplings, velocity = couple_snapshots(
-    ...     x, time, build_snapshots(time), mass=np.array([1.0, 1.4, 2.0, 3.0])
-    ... )
-    >>> couplings.n_intervals, velocity.growth.shape
-    (3, (400,))
+    ``prior`` is the expected growth rate of each cell, shape ``[n_cells]``, ``mass`` that of each time point, shape
+    ``[n_times]``, one where not given.
     """
-    check_seed(random_state)
-    strictness = check_coupling_options(epsilon, tau, n_passes, n_draws, tol, max_iter)
-    where = resolve_device(device)
-    options = _Options(float(epsilon), strictness, n_passes, tol, max_iter, where)
+    where = resolve_device(run.device)
     times = np.unique(time)
     total = np.ones(times.size) if mass is None else np.asarray(mass, dtype=np.float64)
     cell_mass = (total / np.bincount(windows.cluster, minlength=times.size))[windows.cluster]
     scale = np.array(
         [_mean_square(x[windows.cluster == k], x[windows.cluster == k + 1]) for k in range(times.size - 1)]
     )
-    rng = np.random.default_rng(random_state)
+    rng = np.random.default_rng(options.random_state)
     sides = _Sides(x.shape)
     drawn: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
     interval, converged, errors = [], [], []
     with (
-        tqdm(total=windows.n_pairs, desc="transport", unit="batch", disable=not show_progress_bar) as bar,
+        tqdm(total=windows.n_pairs, desc="transport", unit="batch", disable=not run.show_progress_bar) as bar,
         single_thread(where),
     ):
         for (source, target), dt in zip(windows.pairs, windows.dt, strict=True):
             i, j = windows.cells(source), windows.cells(target)
             k = int(windows.cluster[i[0]])
             expected = np.zeros(i.size) if prior is None else prior[i] * dt
-            batch = _Batch(x[i], x[j], expected, scale[k], options)
+            batch = _Batch(x[i], x[j], expected, scale[k], options, where)
             # A batch stands for its share of the snapshot.
             batch.weigh(cell_mass[i], cell_mass[j])
             sides.add(batch, i, j, float(dt))
-            drawn.append(batch.draw(n_draws, rng, i, j))
+            drawn.append(batch.draw(options.n_draws, rng, i, j))
             interval.append(k)
             converged.append(batch.converged)
             errors.append(batch.error)
@@ -262,50 +235,16 @@ def couple_snapshots(
         before=sides.before,
         after=sides.after,
         scale=scale,
-        epsilon=float(epsilon),
-        tau=np.array(strictness),
+        epsilon=float(options.epsilon),
+        tau=np.array(options.both_tau),
     )
     return couplings, sides.velocity(np.array(converged), np.array(errors))
-
-
-def check_coupling_options(
-    epsilon: float, tau: float | Sequence[float], n_passes: int, n_draws: int, tol: float, max_iter: int
-) -> tuple[float, float]:
-    """Refuse options of :func:`couple_snapshots` that are out of range; return ``tau`` of source and target.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is.
-    """
-    check_number("epsilon", epsilon, low=0, open_low=True)
-    values = [*tau] if isinstance(tau, list | tuple | np.ndarray) else [tau, tau]
-    if len(values) != 2:
-        raise ValueError(f"Expected `tau` as one number, or as two for source and target, found `{len(values)}`.")
-    source, target = (check_number("tau", value, low=0, high=1, open_low=True) for value in values)
-    check_integer("n_passes", n_passes, low=1)
-    check_integer("n_draws", n_draws, low=1)
-    check_number("tol", tol, low=0, open_low=True)
-    check_integer("max_iter", max_iter, low=1)
-    return source, target
 
 
 def _mean_square(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Return the mean squared distance of two groups of cells, which their means and variances tell."""
     square = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + x.var(axis=0).sum() + y.var(axis=0).sum()
     return float(square) or 1.0
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What all batches are solved with."""
-
-    epsilon: float
-    tau: tuple[float, float]
-    n_passes: int
-    tol: float
-    max_iter: int
-    device: torch.device
 
 
 class _Batch:
@@ -317,16 +256,18 @@ class _Batch:
         y: NDArray[np.float64],
         log_weights: NDArray[np.float64],
         scale: float,
-        options: _Options,
+        options: CouplingOptions,
+        device: torch.device,
     ) -> None:
         centre = y.mean(axis=0)
         # Centred, so that the squared distances don't cancel far from the origin.
-        self.x, self.y = (torch.tensor(a - centre, dtype=torch.float64, device=options.device) for a in (x, y))
+        self.x, self.y = (torch.tensor(a - centre, dtype=torch.float64, device=device) for a in (x, y))
         self.scale, self.options = scale, options
-        a = torch.softmax(torch.tensor(log_weights, dtype=torch.float64, device=options.device), 0)
+        self.tau = options.both_tau
+        a = torch.softmax(torch.tensor(log_weights, dtype=torch.float64, device=device), 0)
         b = torch.full_like(self.y[:, 0], 1.0 / y.shape[0])
-        if min(options.tau) == 1:
-            self._solve(self.x, a, b, options.tau, options.tol)
+        if min(self.tau) == 1:
+            self._solve(self.x, a, b, self.tau, options.tol)
             self.kept = torch.ones_like(a), torch.ones_like(b)
         else:
             self._grow(a, b)
@@ -336,9 +277,9 @@ class _Batch:
         options, near, moved = self.options, _near(self.x), self.x
         rough = max(options.tol, ROUGH_TOL)
         for _ in range(options.n_passes - 1):
-            self._solve(moved, a, b, options.tau, rough)
+            self._solve(moved, a, b, self.tau, rough)
             moved = self.x + self._common_way(near)
-        self._solve(moved, a, b, options.tau, options.tol)
+        self._solve(moved, a, b, self.tau, options.tol)
         kept_a, kept_b = self.rows / a, self.columns / b
         self.kept = kept_a.clamp_max(1.0), kept_b.clamp_max(1.0)
         grown_a, grown_b = a * kept_a[near].mean(1), b * kept_b[_near(self.y)].mean(1)
@@ -350,7 +291,8 @@ class _Batch:
         norms = moved.square().sum(1)[:, None] + self.y.square().sum(1)
         cost = torch.addmm(norms, moved, self.y.T, alpha=-2).clamp_(min=0) / self.scale
         options = self.options
-        solved = sinkhorn(cost[None], a[None], b[None], options.epsilon, tau=tau, tol=tol, max_iter=options.max_iter)
+        epsilon = float(options.epsilon)
+        solved = sinkhorn(cost[None], a[None], b[None], epsilon, tau=tau, tol=tol, max_iter=options.max_iter)
         self.plan = solved.plan[0]
         self.converged, self.error = bool(solved.converged[0]), float(solved.marginal_error[0])
         # Of a cell without plausible partners nothing may be left in double precision: it keeps the least.

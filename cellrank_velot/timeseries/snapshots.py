@@ -1,64 +1,48 @@
-"""Snapshots: the cells of each real time point, and the pairs of batches between which mass is transported.
-
-Depends on windows and numpy; knows neither AnnData nor transport.
-"""
+"""Snapshots: the cells of each real time point, and the pairs of batches between which mass is transported."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_integer, check_seed
 from cellrank_velot.cells.time_points import check_snapshots
 from cellrank_velot.transport.windows import Windows
 
-__all__ = ["BATCH_SIZE", "build_snapshots"]
-
-#: Cells of a snapshot that are transported together. More cost more than they tell: the cost of transport grows with
-#: their square, the error of a coupling falls with their root.
-BATCH_SIZE = 1500
+__all__ = ["SnapshotOptions", "build_snapshots"]
 
 
-def build_snapshots(time: NDArray[np.float64], *, batch_size: int = BATCH_SIZE, random_state: int = 0) -> Windows:
+@dataclass(frozen=True, kw_only=True)
+class SnapshotOptions(Options):
+    """How snapshots are cut, as :meth:`~cellrank_velot.OTVelocityKernel.compute_windows` of time points explains."""
+
+    # The cost of transport grows with the square of this size, while the error of a coupling falls with its root.
+    batch_size: int = 1500
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        check_integer("batch_size", self.batch_size, low=2)
+        check_seed(self.random_state)
+
+
+def build_snapshots(time: NDArray[np.float64], options: SnapshotOptions = SnapshotOptions()) -> Windows:
     """Pair each time point with the next one, in random batches where there are many cells.
 
-    Parameters
-    ----------
-    time
-        Time of each cell, shape ``[n_cells]``.
-    batch_size
-        Largest number of cells transported together. A larger snapshot is cut into batches of like size, and the
-        other one into as many.
-    random_state
-        Seed of the batches.
-
-    Returns
-    -------
-    Windows, which are the batches. Each cell is in one batch of sources, unless it is of the last time point, and in
-    one of targets, unless it is of the first. The cluster of a cell is the number of its time point.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range or there are fewer than two time points.
-
-    Examples
-    --------
-    >>> from cellrank_velot.timeseries.snapshots import build_snapshots
-    >>> windows = build_snapshots(np.repeat([0.0, 1.0, 3.0], 10))
-    >>> windows.pairs.shape, windows.dt.tolist()
-    ((2, 2), [1.0, 2.0])
+    The windows are the batches, and the cluster of a cell is the number of its time point. A cell is in one batch of
+    sources, unless it is of the last time point, and in one of targets, unless it is of the first.
     """
-    check_integer("batch_size", batch_size, low=2)
-    check_seed(random_state)
     points = check_snapshots(time)
-    rng = np.random.default_rng(random_state)
+    rng = np.random.default_rng(options.random_state)
     snapshot = np.searchsorted(points, time).astype(np.int64)
     cells = [np.flatnonzero(snapshot == k) for k in range(points.size)]
     batches: list[NDArray[np.int64]] = []
     pairs, dt = [], []
     for k in range(points.size - 1):
-        n_batches = -(-max(cells[k].size, cells[k + 1].size) // batch_size)
+        n_batches = -(-max(cells[k].size, cells[k + 1].size) // options.batch_size)
         # No batch is left without a cell on either side.
         n_batches = min(n_batches, cells[k].size, cells[k + 1].size)
         for source, target in zip(*(_split(cells[j], n_batches, rng) for j in (k, k + 1)), strict=True):

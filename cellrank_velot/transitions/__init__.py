@@ -4,7 +4,32 @@
 and ``monte_carlo`` averages them over the error of the velocity.
 """
 
-from cellrank_velot.transitions.matrix import compute_transitions
-from cellrank_velot.transitions.similarities import Similarity, SimilarityFunction
+from cellrank_velot.transitions.matrix import (
+    Transitions,
+    compute_transitions,
+    condition_number,
+    effective_neighbors,
+)
+from cellrank_velot.transitions.options import (
+    BackwardMode,
+    Model,
+    ScaleRule,
+    Similarity,
+    SimilarityFunction,
+    TransitionOptions,
+)
+from cellrank_velot.transitions.similarities import check_similarity
 
-__all__ = ["Similarity", "SimilarityFunction", "compute_transitions"]
+__all__ = [
+    "BackwardMode",
+    "Model",
+    "ScaleRule",
+    "Similarity",
+    "SimilarityFunction",
+    "TransitionOptions",
+    "Transitions",
+    "check_similarity",
+    "compute_transitions",
+    "condition_number",
+    "effective_neighbors",
+]

@@ -1,45 +1,23 @@
-"""Transition probabilities from velocities: one similarity per edge of the neighbour graph, then a softmax per cell.
-
-Depends on edge_rows, monte_carlo and similarities, numpy, scipy and torch; knows neither AnnData nor CellRank.
-"""
+"""Transition probabilities from velocities: one similarity per edge of the neighbour graph, then a softmax per cell."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.sparse.linalg import LinearOperator, lsmr, onenormest, splu
 
-from cellrank_velot._utils.memory import jobs_within
-from cellrank_velot._utils.parallel import count_jobs
-from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
+from cellrank_velot._utils.options import Run
 from cellrank_velot.graph.rows import BLOCK_EDGES, normalized, softmax
 from cellrank_velot.transitions.monte_carlo import mean_probabilities
-from cellrank_velot.transitions.similarities import Similarity, SimilarityFunction, check_similarity, edge_similarities
+from cellrank_velot.transitions.options import TransitionOptions
+from cellrank_velot.transitions.similarities import edge_similarities
 
-__all__ = [
-    "BackwardMode",
-    "Model",
-    "ScaleRule",
-    "Similarity",
-    "SimilarityFunction",
-    "Transitions",
-    "check_similarity",
-    "check_transition_options",
-    "compute_transitions",
-    "condition_number",
-    "edge_similarities",
-    "effective_neighbors",
-]
-
-BackwardMode = Literal["transpose", "negate"]
-Model = Literal["deterministic", "monte_carlo"]
-ScaleRule = Literal["auto", "median"]
+__all__ = ["Transitions", "compute_transitions", "condition_number", "effective_neighbors"]
 
 # Above this many cells a factorisation fills too much memory, and the condition number is bounded iteratively.
 FACTORIZE_BELOW = 20_000
@@ -89,157 +67,51 @@ def compute_transitions(
     x: NDArray[np.float64],
     velocity: NDArray[np.float64],
     graph: sp.csr_matrix,
+    options: TransitionOptions = TransitionOptions(),
     *,
-    similarity: Similarity | SimilarityFunction = "cosine",
-    softmax_scale: float | ScaleRule | None = None,
-    variance_stabilize: bool = False,
-    backward_mode: BackwardMode | None = None,
-    threshold: float | None = None,
     ends: NDArray[np.bool_] | None = None,
     loadings: NDArray[np.float64] | None = None,
-    model: Model = "deterministic",
     velocity_std: NDArray[np.float64] | None = None,
-    n_samples: int = 64,
-    random_state: int = 0,
-    device: str | torch.device = "cpu",
-    n_jobs: int | None = None,
-    memory_limit: float | str | None = None,
-    show_progress_bar: bool = False,
+    run: Run = Run(),
 ) -> Transitions:
     r"""Turn velocities into transition probabilities along the neighbour graph.
 
     With the similarity :math:`\pi_{ij}` of the velocity of cell i and the displacement to its neighbour j,
-    :math:`T_{ij} = \exp(\pi_{ij} / \sigma^2) / \sum_k \exp(\pi_{ik} / \sigma^2)`. The model ``"monte_carlo"`` takes
-    the mean of :math:`T_{ij}` over velocities drawn around the given ones, so that an uncertain velocity makes a row
-    flatter.
-
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    velocity
-        Velocities of shape ``[n_cells, n_dims]``; NaN or zero where unknown.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``.
-    similarity
-        ``"cosine"``; ``"correlation"``, the cosine after each vector is centred; ``"dot_product"``; or a function of
-        velocities and displacements, both of shape ``[n_edges, n_dims]``, that returns shape ``[n_edges]``.
-    softmax_scale
-        :math:`1 / \sigma^2`, or a rule: ``"median"``, which is taken where not given, is one over the median of
-        :math:`|\pi_{ij}|`; ``"auto"`` leaves half of the neighbours effective in the median cell,
-        :math:`(e^{H_i} - 1) / (k_i - 1) = 1/2` with the entropy :math:`H_i` of the row and its :math:`k_i` neighbours.
-    variance_stabilize
-        Whether to replace each component :math:`a` of both vectors by :math:`\mathrm{sign}(a) \sqrt{|a|}`.
-    backward_mode
-        ``None`` for the forward process; ``"transpose"`` compares the displacement from the neighbour with the
-        neighbour's velocity, ``"negate"`` turns the velocities around.
-    threshold
-        Probabilities below are dropped, the largest of each cell excepted; nothing where not given.
-    ends
-        Cells at which the process ends, shape ``[n_cells]``: nine of ten of their steps lead, by the weights of the
-        graph, to neighbours that are such cells, too, where there are any. None where not given.
-    loadings
-        Matrix of shape ``[n_dims, n_genes]`` that takes both vectors to genes before they are compared; they are
-        compared in the basis where not given.
-    model
-        ``"deterministic"``, or ``"monte_carlo"`` for the mean over sampled velocities, at the softmax scale of the
-        given ones.
-    velocity_std
-        Standard deviation of the error of each velocity, normal and independent by dimension, shape
-        ``[n_cells, n_dims]``; needed by ``"monte_carlo"``, and not read where the velocity is unknown.
-    n_samples
-        Number of velocities drawn per cell, best an even number: they come in pairs, mirrored at the given velocity.
-    random_state
-        Seed of the samples.
-    device
-        Torch device that works on the edges.
-    n_jobs
-        Number of jobs on the CPU, see :func:`cellrank_velot.transport.velocity.compute_velocity`. The result is the
-        same.
-    memory_limit
-        Bytes, or ``"4 GB"``, that this process may take besides what it holds, the result included.
-    show_progress_bar
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The matrix, and what it was made from.
-
-    Raises
-    ------
-    MemoryError
-        If ``memory_limit`` is too low for so many edges.
-    TypeError
-        If an option is of the wrong type.
-    ValueError
-        If an option is unknown or out of range, or ``velocity_std`` is missing, of another shape, negative or NaN.
-
-    Notes
-    -----
-    Cosine and exponential kernel as in :cite:`bergen:20`, the schemes as in :cite:`lange:22`. Named similarities of
-    the forward process and of ``"negate"`` sample all edges of a cell at once; a function or ``"transpose"`` takes as
-    long as `n_samples` deterministic matrices.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transitions.matrix import compute_transitions
-    >>> found = compute_transitions(
-    ...     vk.cells.x, vk.velocity, vk.connectivities, softmax_scale=4.0
-    ... )
-    >>> bool(np.allclose(found.matrix.sum(axis=1), 1))
-    True
+    :math:`T_{ij} = \exp(\pi_{ij} / \sigma^2) / \sum_k \exp(\pi_{ik} / \sigma^2)` :cite:`bergen:20,lange:22`. The model
+    ``"monte_carlo"`` takes the mean of :math:`T_{ij}` over velocities drawn around the given ones with the standard
+    deviations ``velocity_std``, shape ``[n_cells, n_dims]``. Cells of NaN or zero velocity follow the graph. Cells at
+    the ``ends`` mostly step to neighbours that are at an end, too; vectors are compared among genes with ``loadings``,
+    shape ``[n_dims, n_genes]``.
     """
-    check_transition_options(softmax_scale, backward_mode, threshold, model, n_samples, random_state)
-    if memory_limit is not None:
-        # Similarities, probabilities, what finds their median, and the indices of two matrices.
-        of_edge = 3 * 8 + 2 * graph.indices.itemsize + 1 + 64 * (ends is not None) + 48 * (threshold is not None)
-        of_edge += 0 if _is_clean(graph) else 8 + graph.indices.itemsize
-        needed = graph.nnz * of_edge + 3 * velocity.nbytes
-        if model == "monte_carlo":
-            needed += 24 * graph.nnz + 8 * velocity.nbytes
-        n_jobs = jobs_within(memory_limit, needed, 4 * 8 * BLOCK_EDGES, count_jobs(n_jobs), "the transition matrix")
+    run = _within_memory(graph, velocity, options, ends, run)
     graph = _with_edges(graph)
     known = np.isfinite(velocity).all(axis=1) & (velocity != 0).any(axis=1)
-    std = _known_std(velocity_std, known, velocity.shape) if model == "monte_carlo" else None
-    velocity = np.where(known[:, None], -velocity if backward_mode == "negate" else velocity, 0.0)
-    transpose = backward_mode == "transpose"
-    options: dict[str, Any] = {
-        "variance_stabilize": variance_stabilize,
-        "loadings": loadings,
-        "device": device,
-        "n_jobs": n_jobs,
-    }
-    logits = edge_similarities(
-        *(x, velocity, graph, similarity), transpose=transpose, show_progress_bar=show_progress_bar, **options
-    )
+    std = _known_std(velocity_std, known, velocity.shape) if options.model == "monte_carlo" else None
+    velocity = np.where(known[:, None], -velocity if options.backward_mode == "negate" else velocity, 0.0)
+    logits = edge_similarities(x, velocity, graph, options, loadings=loadings, run=run)
     degree = np.diff(graph.indptr)
     # An edge tells something where the velocity that it is compared with is known.
-    told = _told(known, graph, transpose)
+    told = _told(known, graph, options.transpose)
     informed = degree > 0 if told is None else np.asarray(_sums(told, graph.indptr) > 0)
-    if softmax_scale in (None, "median"):
+    if options.softmax_scale in (None, "median"):
         scale = _reciprocal(np.abs(logits if told is None else logits[told]))
-    elif softmax_scale == "auto":
+    elif options.softmax_scale == "auto":
         scale = _scale_of_neighbors(logits, graph.indptr, np.flatnonzero(informed & (degree > 1)))
     else:
-        scale = float(softmax_scale)
-    probabilities = softmax(logits, graph.indptr, scale, n_jobs)
+        scale = float(options.softmax_scale)
+    probabilities = softmax(logits, graph.indptr, scale, run.n_jobs)
     if std is not None and std.any():
-        probabilities = mean_probabilities(
-            *(probabilities, x, velocity, std, graph, scale, similarity),
-            n_samples=n_samples,
-            random_state=random_state,
-            transpose=transpose,
-            **options,
-        )
+        sampled = (probabilities, x, velocity, std, graph, scale, options)
+        probabilities = mean_probabilities(*sampled, loadings=loadings, run=run)
     if not informed.all():
         by_graph = np.repeat(~informed, degree)
         probabilities[by_graph] = normalized(graph.data, degree)[by_graph]
     if ends is not None:
         probabilities = _settled(probabilities, graph, ends)
-    if threshold is not None:
-        probabilities = _thresholded(probabilities, degree, threshold)
+    if options.threshold is not None:
+        probabilities = _thresholded(probabilities, degree, options.threshold)
     matrix = sp.csr_matrix((probabilities, graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
-    if threshold is not None:
+    if options.threshold is not None:
         matrix.eliminate_zeros()
     isolated = degree == 0
     if isolated.any():
@@ -253,75 +125,17 @@ def compute_transitions(
     )
 
 
-def check_transition_options(
-    softmax_scale: Any = None,
-    backward_mode: Any = None,
-    threshold: Any = None,
-    model: Any = "deterministic",
-    n_samples: Any = 64,
-    random_state: Any = 0,
-) -> None:
-    """Refuse bad options of :func:`compute_transitions` before anything is computed.
-
-    Raises
-    ------
-    TypeError
-        If one is of the wrong type.
-    ValueError
-        If one is unknown or out of range.
-    """
-    if isinstance(softmax_scale, str):
-        check_choice("softmax_scale", softmax_scale, ScaleRule)
-    elif softmax_scale is not None:
-        check_number("softmax_scale", softmax_scale, low=0, open_low=True)
-    if backward_mode is not None:
-        check_choice("backward_mode", backward_mode, BackwardMode)
-    if threshold is not None:
-        check_number("threshold", threshold, low=0, high=1, open_high=True)
-    check_choice("model", model, Model)
-    check_integer("n_samples", n_samples, low=1)
-    check_seed(random_state)
-
-
 def effective_neighbors(matrix: sp.csr_matrix) -> NDArray[np.float64]:
-    """Return the effective number of targets of each cell, the exponential of its entropy, shape ``[n_cells]``.
-
-    Parameters
-    ----------
-    matrix
-        Transition matrix of shape ``[n_cells, n_cells]``.
-
-    Examples
-    --------
-    >>> import scipy.sparse as sp
-    >>> from cellrank_velot.transitions.matrix import effective_neighbors
-    >>> effective_neighbors(sp.csr_matrix([[0.5, 0.5], [0.0, 1.0]])).round(6).tolist()
-    [2.0, 1.0]
-    """
+    """Return the effective number of targets of each cell, the exponential of its entropy, shape ``[n_cells]``."""
     p = matrix.data
     terms = np.where(p > 0, -p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.exp(np.bincount(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), terms, matrix.shape[0]))
 
 
 def condition_number(matrix: sp.csr_matrix) -> float:
-    """Estimate the condition number of a transition matrix without a dense copy of it.
+    """Estimate the condition number of a transition matrix without a dense copy of it, infinite if it is singular.
 
-    Parameters
-    ----------
-    matrix
-        Matrix of shape ``[n_cells, n_cells]``.
-
-    Returns
-    -------
-    Up to 20 000 cells the condition number in the 1-norm, estimated from a sparse factorisation as in
-    :cite:`higham:00`, infinite for a singular matrix; above, the lower bound that LSMR accumulates.
-
-    Examples
-    --------
-    >>> import scipy.sparse as sp
-    >>> from cellrank_velot.transitions.matrix import condition_number
-    >>> round(float(condition_number(sp.csr_matrix([[0.5, 0.5], [0.0, 1.0]]))), 6)
-    3.0
+    Up to 20 000 cells in the 1-norm, from a sparse factorisation :cite:`higham:00`; above, LSMR's lower bound.
     """
     if matrix.shape[0] > FACTORIZE_BELOW:
         return float(lsmr(matrix, np.ones(matrix.shape[0]), maxiter=200)[6])
@@ -339,6 +153,23 @@ def condition_number(matrix: sp.csr_matrix) -> float:
     )
     # With one column the estimator draws no random numbers.
     return float(onenormest(matrix, t=1) * onenormest(inverse, t=1))
+
+
+def _within_memory(
+    graph: sp.csr_matrix,
+    velocity: NDArray[np.float64],
+    options: TransitionOptions,
+    ends: NDArray[np.bool_] | None,
+    run: Run,
+) -> Run:
+    """Return how to run within the memory."""
+    # Similarities, probabilities, what finds their median, and the indices of two matrices.
+    of_edge = 3 * 8 + 2 * graph.indices.itemsize + 1 + 64 * (ends is not None) + 48 * (options.threshold is not None)
+    of_edge += 0 if _is_clean(graph) else 8 + graph.indices.itemsize
+    needed = graph.nnz * of_edge + 3 * velocity.nbytes
+    if options.model == "monte_carlo":
+        needed += 24 * graph.nnz + 8 * velocity.nbytes
+    return run.limited(needed, 4 * 8 * BLOCK_EDGES, "the transition matrix")
 
 
 def _with_edges(graph: sp.csr_matrix) -> sp.csr_matrix:

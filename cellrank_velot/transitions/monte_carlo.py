@@ -1,11 +1,9 @@
-"""Transition probabilities under the error of the velocities: their mean over samples.
-
-Depends on edge_rows and similarities, numpy, scipy and torch.
-"""
+"""Transition probabilities under the error of the velocities: their mean over samples."""
 
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import chi
 
-from cellrank_velot._utils.device import as_tensor, in_parts
-from cellrank_velot._utils.parallel import blocks, run
+from cellrank_velot._utils import parallel
+from cellrank_velot._utils.device import as_tensor, in_parts, resolve_device
+from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.parallel import blocks
 from cellrank_velot.graph.rows import normalized, softmax
+from cellrank_velot.transitions.options import Similarity, TransitionOptions
 from cellrank_velot.transitions.similarities import (
-    Similarity,
-    SimilarityFunction,
     edge_similarities,
     elements_at_a_time,
     genes_on,
@@ -37,57 +36,25 @@ def mean_probabilities(
     std: NDArray[np.float64],
     graph: sp.csr_matrix,
     scale: float,
-    similarity: Similarity | SimilarityFunction,
+    options: TransitionOptions,
     *,
-    n_samples: int,
-    random_state: int,
-    transpose: bool,
-    **options: Any,
+    loadings: NDArray[np.float64] | None,
+    run: Run,
 ) -> NDArray[np.float64]:
     """Return the mean probability of each edge over velocities drawn around the given ones, shape ``[n_edges]``.
 
-    Parameters are those of :func:`cellrank_velot.transitions.matrix.compute_transitions`, and of
-    :func:`~cellrank_velot.transitions.similarities.edge_similarities`.
-
-    Parameters
-    ----------
-    certain
-        Probabilities of the velocities as given, shape ``[n_edges]``.
-    x, velocity, std
-        Positions, velocities and the standard deviations of their errors, shape ``[n_cells, n_dims]`` each.
-    graph
-        Neighbour graph.
-    scale
-        Softmax scale.
-    similarity, transpose, options
-        What is compared, and how.
-    n_samples, random_state
-        Number of samples, and their seed.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transitions.monte_carlo import mean_probabilities
-    >>> certain, std = vk.transition_matrix.data, np.ones(vk.velocity.shape)
-    >>> options = {"n_samples": 8, "random_state": 0, "transpose": False}
-    >>> rest = {"variance_stabilize": False, "loadings": None, "device": "cpu", "n_jobs": 1}
-    >>> cells, scale = (
-    ...     (vk.cells.x, vk.velocity, std, vk.connectivities),
-    ...     vk.params["softmax_scale"],
-    ... )
-    >>> found = mean_probabilities(certain, *cells, scale, "cosine", **options, **rest)
-    >>> found.shape == certain.shape, bool(found.std() < certain.std())  # rows are flatter
-    (True, True)
+    ``certain`` are the probabilities of the given ones, ``std`` is the error of each, shape ``[n_cells, n_dims]``.
     """
-    rng = np.random.default_rng(random_state)
-    normals = _standard_samples(n_samples, x.shape[1], rng)
+    rng = np.random.default_rng(options.random_state)
+    normals = _standard_samples(options.n_samples, x.shape[1], rng)
     # Signs of its own make the sampling error of a cell independent of its neighbours'.
     spread = std * rng.choice([-1.0, 1.0], std.shape)
-    sampled = (x, velocity, spread, normals, graph, scale)
-    if transpose or callable(similarity):
-        return _mean_by_edge(*sampled, similarity, transpose=transpose, **options)
+    sampled = (x, velocity, spread, normals, graph, scale, options, loadings, run)
+    if options.transpose or callable(options.similarity):
+        return _mean_by_edge(*sampled)
     # A cell without an error keeps its row: the mean over samples is taken in single precision.
     uncertain = np.repeat(std.any(axis=1), np.diff(graph.indptr))
-    return np.where(uncertain, _mean_by_cell(*sampled, similarity, **options), certain)
+    return np.where(uncertain, _mean_by_cell(*sampled), certain)
 
 
 def _standard_samples(n_samples: int, n_dims: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -111,14 +78,17 @@ def _mean_by_edge(
     normals: NDArray[np.float64],
     graph: sp.csr_matrix,
     scale: float,
-    similarity: Similarity | SimilarityFunction,
-    **options: Any,
+    options: TransitionOptions,
+    loadings: NDArray[np.float64] | None,
+    run: Run,
 ) -> NDArray[np.float64]:
     """Return the mean probability of each edge over samples, one deterministic matrix after the other."""
+    quiet = replace(run, show_progress_bar=False)
     total = np.zeros(graph.indices.size)
     for normal in normals:
-        logits = edge_similarities(x, velocity + spread * normal, graph, similarity, **options)
-        total += softmax(logits, graph.indptr, scale, options["n_jobs"])
+        sampled = velocity + spread * normal
+        logits = edge_similarities(x, sampled, graph, options, loadings=loadings, run=quiet)
+        total += softmax(logits, graph.indptr, scale, run.n_jobs)
     return total / len(normals)
 
 
@@ -129,15 +99,12 @@ def _mean_by_cell(
     normals: NDArray[np.float64],
     graph: sp.csr_matrix,
     scale: float,
-    similarity: Similarity,
-    *,
-    variance_stabilize: bool,
+    options: TransitionOptions,
     loadings: NDArray[np.float64] | None,
-    device: str | torch.device,
-    n_jobs: int | None,
+    run: Run,
 ) -> NDArray[np.float64]:
     """Return the mean probability of each edge over samples, all edges of cells of one degree at once."""
-    where = torch.device(device)
+    where = resolve_device(run.device)
     bound = elements_at_a_time(where)
     width = x.shape[1] if loadings is None else max(loadings.shape)
     degree = np.diff(graph.indptr)
@@ -148,9 +115,9 @@ def _mean_by_cell(
         step = max(1, bound // (width * (n_edges + len(normals)) + n_edges * len(normals)))
         tasks += [(alike[first:last],) for first, last in blocks(alike.size, step) if n_edges]
     arrays = (x, velocity, spread, normals, graph.indptr, graph.indices)
-    shared = (*arrays, scale, similarity, variance_stabilize, loadings, where)
+    shared = (*arrays, scale, options.similarity, options.variance_stabilize, loadings, where)
     result = np.empty(graph.indices.size)
-    found = run(_mean_of_cells, tasks, shared, n_jobs=n_jobs if where.type == "cpu" else 1)
+    found = parallel.run(_mean_of_cells, tasks, shared, n_jobs=run.n_jobs if where.type == "cpu" else 1)
     with closing(found):
         for (cells,), values in zip(tasks, found, strict=True):
             result[graph.indptr[cells][:, None] + np.arange(values.shape[1])] = values

@@ -1,13 +1,12 @@
 """Similarity of velocity and displacement along each edge of the neighbour graph.
 
 Named ones in compiled loops on the processor; a function of the user's, components that are stabilised, and other
-devices in chunks of arrays. Depends on compiled, edge_rows, numpy, scipy and torch; knows neither AnnData nor CellRank.
+devices in chunks of arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,15 +14,16 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from cellrank_velot._utils.device import as_tensor, in_parts
-from cellrank_velot._utils.parallel import blocks, run
+from cellrank_velot._utils import parallel
+from cellrank_velot._utils.device import as_tensor, in_parts, resolve_device
+from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.parallel import blocks
 from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.graph.compiled import edge_similarities as compiled_similarities
 from cellrank_velot.graph.rows import joined, row_blocks
+from cellrank_velot.transitions.options import Similarity, SimilarityFunction, TransitionOptions
 
 __all__ = [
-    "Similarity",
-    "SimilarityFunction",
     "check_similarity",
     "edge_similarities",
     "elements_at_a_time",
@@ -31,9 +31,6 @@ __all__ = [
     "transformed",
     "unit_vectors",
 ]
-
-Similarity = Literal["cosine", "correlation", "dot_product"]
-SimilarityFunction = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
 # Elements of the displacements held at a time, edges times dimensions: on a processor 2 MiB, which stay in its cache.
 CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**26}
@@ -45,46 +42,25 @@ def edge_similarities(
     x: NDArray[np.float64],
     velocity: NDArray[np.float64],
     graph: sp.csr_matrix,
-    similarity: Similarity | SimilarityFunction = "cosine",
+    options: TransitionOptions = TransitionOptions(),
     *,
-    variance_stabilize: bool = False,
-    transpose: bool = False,
     loadings: NDArray[np.float64] | None = None,
-    device: str | torch.device = "cpu",
-    n_jobs: int | None = None,
-    show_progress_bar: bool = False,
+    run: Run = Run(),
 ) -> NDArray[np.float64]:
-    """Compare, along each edge of the graph, velocity and displacement.
+    """Compare, along each edge of the graph, velocity and displacement, shape ``[n_edges]`` as ``graph.data``.
 
-    Parameters are those of :func:`cellrank_velot.transitions.matrix.compute_transitions`; a zero vector has similarity
-    zero.
-
-    Returns
-    -------
-    Similarities in the order of ``graph.data``, shape ``[n_edges]``.
-
-    Examples
-    --------
-    >>> import scipy.sparse as sp
-    >>> from cellrank_velot.transitions.similarities import edge_similarities
-    >>> x = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    >>> velocity = np.tile([1.0, 0.0], (3, 1))
-    >>> graph = sp.csr_matrix([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
-    >>> edge_similarities(x, velocity, graph).round(6).tolist()
-    [1.0, 0.0, -1.0, 0.0]
+    With ``loadings``, shape ``[n_dims, n_genes]``, vectors are compared among genes. A zero vector has similarity zero.
     """
-    if not callable(similarity):
-        check_choice("similarity", similarity, Similarity)
-    where = torch.device(device)
+    similarity, transpose = options.similarity, options.transpose
+    where = resolve_device(run.device)
     x, velocity = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, velocity))
-    loops = _has_loops(where) and not callable(similarity) and not variance_stabilize
-    if loops:
+    if _in_loops(options, where):
         if loadings is not None:
             root = _root(loadings, similarity)
             x, velocity = (x - x.mean(axis=0)) @ root, velocity @ root
         elif similarity == "correlation":
             x, velocity = (values - values.mean(axis=1, keepdims=True) for values in (x, velocity))
-        return _similarities_in_loops(x, velocity, graph, similarity, transpose, n_jobs, show_progress_bar)
+        return _similarities_in_loops(x, velocity, graph, options, run)
     positions, velocities = as_tensor(x, where), as_tensor(velocity, where)
     genes, width = genes_on(loadings, x.shape[1], where)
     result = np.empty(graph.indices.size)
@@ -97,11 +73,11 @@ def edge_similarities(
         at_edge = velocities[target] if transpose else velocities[source]
         if transpose:
             displacement = -displacement
-        at_edge, displacement = (transformed(a, genes, variance_stabilize) for a in (at_edge, displacement))
+        at_edge, displacement = (transformed(a, genes, options.variance_stabilize) for a in (at_edge, displacement))
         return _compare(at_edge, displacement, similarity)
 
     parts = [range(*part) for part in blocks(result.size, step)]
-    with tqdm(total=result.size, desc="edges", unit="edge", delay=BAR_DELAY, disable=not show_progress_bar) as bar:
+    with tqdm(total=result.size, desc="edges", unit="edge", delay=BAR_DELAY, disable=not run.show_progress_bar) as bar:
         for edges, values in in_parts(compare, parts, "the transition matrix"):
             result[edges.start : edges.stop] = values
             bar.update(len(edges))
@@ -109,13 +85,7 @@ def edge_similarities(
 
 
 def check_similarity(similarity: Similarity | SimilarityFunction, n_dims: int) -> None:
-    """Refuse an unknown similarity, or a function that does not return one finite number per edge.
-
-    Raises
-    ------
-    ValueError
-        If it is one of these, or a correlation of one dimension, which is always one.
-    """
+    """Refuse an unknown similarity, or a function that does not return one finite number per edge."""
     if callable(similarity):
         v, d = torch.ones((3, n_dims), dtype=torch.float64), torch.eye(3, n_dims, dtype=torch.float64) + 0.5
         _compare(v, d, similarity)
@@ -124,91 +94,27 @@ def check_similarity(similarity: Similarity | SimilarityFunction, n_dims: int) -
 
 
 def elements_at_a_time(device: torch.device) -> int:
-    """Return how many numbers of the displacements are held at a time on a device.
-
-    Parameters
-    ----------
-    device
-        Torch device.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transitions.similarities import elements_at_a_time
-    >>> elements_at_a_time(torch.device("cpu")) > 1000
-    True
-    """
+    """Return how many numbers of the displacements are held at a time on a device."""
     return CHUNK_ELEMENTS["cpu" if device.type == "cpu" else "other"]
 
 
 def genes_on(
     loadings: NDArray[np.float64] | None, n_dims: int, device: str | torch.device
 ) -> tuple[torch.Tensor | None, int]:
-    """Return the loadings on the device, and the most numbers that a vector has before or after them.
-
-    Parameters
-    ----------
-    loadings
-        Loadings of shape ``[n_dims, n_genes]``, or ``None``.
-    n_dims
-        Number of dimensions of the basis.
-    device
-        Torch device.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transitions.similarities import genes_on
-    >>> genes, largest = genes_on(adata.varm["PCs"].T, 20, "cpu")
-    >>> genes.shape, largest
-    (torch.Size([20, 100]), 100)
-    """
+    """Return the loadings on the device, and the most numbers that a vector has before or after them."""
     if loadings is None:
         return None, n_dims
     return as_tensor(loadings, torch.device(device)), max(loadings.shape)
 
 
 def transformed(a: torch.Tensor, genes: torch.Tensor | None, variance_stabilize: bool) -> torch.Tensor:
-    """Return vectors, in the last dimension, as they are compared.
-
-    Parameters
-    ----------
-    a
-        Vectors of shape ``[..., n_dims]``.
-    genes
-        Loadings of shape ``[n_dims, n_genes]`` that they are multiplied with, or ``None``.
-    variance_stabilize
-        Whether to take the signed square root of each component.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transitions.similarities import transformed
-    >>> transformed(torch.tensor([[4.0, -9.0]]), None, variance_stabilize=True).tolist()
-    [[2.0, -3.0]]
-    """
+    """Return vectors, in the last dimension, as they are compared."""
     a = a if genes is None else a @ genes
     return a.sign() * a.abs().sqrt() if variance_stabilize else a
 
 
 def unit_vectors(a: torch.Tensor, similarity: Similarity) -> torch.Tensor:
-    """Return vectors whose product is the similarity; zero vectors stay zero.
-
-    Parameters
-    ----------
-    a
-        Vectors of shape ``[..., n_dims]``.
-    similarity
-        ``"cosine"`` for length one, ``"correlation"`` for the same after centring, ``"dot_product"`` for vectors as
-        they are.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transitions.similarities import unit_vectors
-    >>> vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
-    >>> unit_vectors(vectors, "cosine").tolist()
-    [[0.6, 0.8], [0.0, 0.0]]
-    """
+    """Return vectors whose product is the similarity; zero vectors stay zero."""
     if similarity == "dot_product":
         return a
     if similarity == "correlation":
@@ -217,24 +123,22 @@ def unit_vectors(a: torch.Tensor, similarity: Similarity) -> torch.Tensor:
     return a / torch.where(norm > 0, norm, 1.0)
 
 
-def _has_loops(device: torch.device) -> bool:
-    return device.type == "cpu"
+def _in_loops(options: TransitionOptions, device: torch.device) -> bool:
+    return device.type == "cpu" and not callable(options.similarity) and not options.variance_stabilize
 
 
 def _similarities_in_loops(
     x: NDArray[np.float64],
     velocity: NDArray[np.float64],
     graph: sp.csr_matrix,
-    similarity: Similarity | SimilarityFunction,
-    transpose: bool,
-    n_jobs: int | None,
-    show_progress_bar: bool,
+    options: TransitionOptions,
+    run: Run,
 ) -> NDArray[np.float64]:
     """Compare along the edges, in compiled loops: the product, or the cosine, of vectors as they are."""
     rows = row_blocks(graph.indptr)
-    shared = (x, velocity, graph.indptr, graph.indices, transpose, similarity != "dot_product")
-    bar: dict[str, Any] = {"desc": "edges", "show_progress_bar": show_progress_bar, "delay": BAR_DELAY}
-    found = run(compiled_similarities, rows, shared, n_jobs=n_jobs, **bar)
+    shared = (x, velocity, graph.indptr, graph.indices, options.transpose, options.similarity != "dot_product")
+    bar: dict[str, Any] = {"desc": "edges", "show_progress_bar": run.show_progress_bar, "delay": BAR_DELAY}
+    found = parallel.run(compiled_similarities, rows, shared, n_jobs=run.n_jobs, **bar)
     return joined(found, rows, graph.indptr)
 
 

@@ -4,13 +4,18 @@
 it, and ``velocity`` averages the displacements of each cell. Out come :class:`Windows` and :class:`TransportVelocity`.
 """
 
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity, end_cells, pair_coupling
-from cellrank_velot.transport.windows import Windows, build_windows
+from cellrank_velot.transport.windows import Tail, WindowOptions, Windows, build_windows, cluster_cells
 
 __all__ = [
+    "Tail",
+    "TransportOptions",
     "TransportVelocity",
+    "WindowOptions",
     "Windows",
     "build_windows",
+    "cluster_cells",
     "compute_velocity",
     "end_cells",
     "pair_coupling",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor
 from cellrank_velot.transport.compiled import MAX_EXCESS
-from cellrank_velot.transport.problem import PairCosts, PairProblem
+from cellrank_velot.transport.problem import PairProblem, TransportOptions
 from cellrank_velot.transport.sinkhorn import Couplings, sinkhorn
 
 __all__ = ["PairBatch", "like_sized"]
@@ -30,13 +30,6 @@ def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int6
         Number of source and of target cells of each pair, shape ``[n_pairs, 2]``.
     bound
         Largest number of elements of the plans of a batch, with their padding.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.batches import like_sized
-    >>> sizes = np.array([[20, 20], [60, 60], [20, 25]])
-    >>> [batch.tolist() for batch in like_sized(sizes, bound=2000)]
-    [[0, 2], [1]]
     """
     order = np.lexsort((shape[:, 1], shape[:, 0]))
     shape = shape[order]
@@ -50,19 +43,7 @@ def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int6
 
 
 class PairBatch:
-    """Window pairs of like size, padded to one shape; padding has no weight.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transport.batches import PairBatch
-    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
-    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
-    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
-    >>> batch = PairBatch.of(problem, np.arange(2), *problem.cells_on(torch.device("cpu")))
-    >>> bool(batch.couplings(costs).converged.all())
-    True
-    """
+    """Window pairs of like size, padded to one shape; padding has no weight."""
 
     def __init__(
         self,
@@ -120,11 +101,11 @@ class PairBatch:
             cost += lambda_knn * ~self.adjacent
         return cost
 
-    def couplings(self, costs: PairCosts) -> Couplings:
+    def couplings(self, options: TransportOptions) -> Couplings:
         """Solve the transport of each pair."""
-        cost = self.cost(costs.lambda_time, costs.lambda_knn)
+        cost = self.cost(options.lambda_time, options.lambda_knn)
         weights = self.source_weights, self.target_weights
-        return sinkhorn(cost, *weights, costs.epsilon, tol=costs.tol, max_iter=costs.max_iter)
+        return sinkhorn(cost, *weights, options.epsilon, tol=options.tol, max_iter=options.max_iter)
 
     def squares(self, plan: torch.Tensor) -> list[torch.Tensor]:
         """Return the squared displacements, of sources forward and of targets backward."""

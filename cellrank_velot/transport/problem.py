@@ -1,11 +1,9 @@
-"""What is transported between pairs of windows: cells, their windows, and what moving costs.
-
-Depends on windows, numpy, scipy and torch.
-"""
+"""What is transported between pairs of windows: cells, their windows, and what moving costs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,34 +11,38 @@ import torch
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor
+from cellrank_velot._utils.options import Options
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.transport.windows import Windows
 
-__all__ = ["PairCosts", "PairProblem"]
+__all__ = ["PairProblem", "TransportOptions"]
 
 
-@dataclass(frozen=True)
-class PairCosts:
-    """What moving costs, and how exactly the transport is solved.
+@dataclass(frozen=True, kw_only=True)
+class TransportOptions(Options):
+    """Costs and solver of transport, as :meth:`~cellrank_velot.OTVelocityKernel.compute_velocity` explains them."""
 
-    Attributes
-    ----------
-    epsilon, lambda_time, lambda_knn
-        Regularisation, and what going back in time or to no neighbour costs.
-    tol, max_iter
-        Tolerance and bound on the iterations.
+    epsilon: float = 0.05
+    lambda_time: float = 1.0
+    lambda_knn: float = 0.0
+    reach: float | None = 2.0
+    relaxation: float | Literal["auto"] = "auto"
+    tol: float = 1e-6
+    max_iter: int = 500
 
-    Examples
-    --------
-    >>> from cellrank_velot.transport.problem import PairCosts
-    >>> PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500).epsilon
-    0.05
-    """
-
-    epsilon: float
-    lambda_time: float
-    lambda_knn: float
-    tol: float
-    max_iter: int
+    def __post_init__(self) -> None:
+        """Check them."""
+        check_number("epsilon", self.epsilon, low=0, open_low=True)
+        check_number("lambda_time", self.lambda_time, low=0)
+        check_number("lambda_knn", self.lambda_knn, low=0)
+        if self.reach is not None:
+            check_number("reach", self.reach, low=0, open_low=True)
+        if isinstance(self.relaxation, str):
+            check_choice("relaxation", self.relaxation, ["auto"])
+        else:
+            check_number("relaxation", self.relaxation, low=0, high=1)
+        check_number("tol", self.tol, low=0, open_low=True)
+        check_integer("max_iter", self.max_iter, low=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,25 +57,15 @@ class PairProblem:
         Windows and their pairs.
     graph
         Neighbour graph, where ``lambda_knn`` is above zero.
-    costs
-        Costs and options of the solver; ``lambda_knn`` is zero where there is no graph.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
-    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
-    >>> problem = PairProblem.of(
-    ...     vk.cells.x, vk.cells.time, vk.windows, vk.connectivities, costs
-    ... )
-    >>> problem.graph is None  # no cost needs it
-    True
+    options
+        Costs and solver; ``lambda_knn`` is zero where there is no graph.
     """
 
     x: NDArray[np.float64]
     time: NDArray[np.float64]
     windows: Windows
     graph: sp.csr_matrix | None
-    costs: PairCosts
+    options: TransportOptions
 
     @classmethod
     def of(
@@ -82,13 +74,13 @@ class PairProblem:
         time: NDArray[np.float64],
         windows: Windows,
         graph: sp.csr_matrix | None,
-        costs: PairCosts,
+        options: TransportOptions,
     ) -> PairProblem:
         """Bring together what :func:`cellrank_velot.transport.velocity.compute_velocity` is given."""
         x, time = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time))
-        if graph is None or not costs.lambda_knn > 0:
-            graph, costs = None, replace(costs, lambda_knn=0.0)
-        return cls(x, time, windows, graph, costs)
+        if graph is None or not options.lambda_knn > 0:
+            graph, options = None, replace(options, lambda_knn=0.0)
+        return cls(x, time, windows, graph, options)
 
     def cells_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return positions and times on a device."""

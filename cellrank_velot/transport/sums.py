@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from cellrank_velot._utils import parallel
 from cellrank_velot._utils.device import as_tensor, in_parts, single_thread
-from cellrank_velot._utils.parallel import count_jobs, run
+from cellrank_velot._utils.options import Run
 from cellrank_velot.transport.batches import PairBatch, like_sized
 from cellrank_velot.transport.compiled import add_rows, transport_pairs
-from cellrank_velot.transport.problem import PairCosts, PairProblem
+from cellrank_velot.transport.problem import PairProblem, TransportOptions
 from cellrank_velot.transport.windows import Windows
 
 __all__ = ["PairSums", "memory_of_sums", "pair_plan", "sum_pairs", "typical_square"]
@@ -53,19 +54,6 @@ class PairSums:
         Whether the coupling of each pair converged, shape ``[n_pairs]``.
     marginal_error
         Deviation of each coupling from its marginal, shape ``[n_pairs]``; NaN where the pair was left out.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
-    >>> from cellrank_velot.transport.sums import sum_pairs
-    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
-    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
-    >>> sums = sum_pairs(problem, np.arange(3), np.inf, np.inf, torch.device("cpu"))
-    >>> bool(sums.converged[:3].all())
-    True
-    >>> bool(np.isnan(sums.marginal_error[3:]).all())  # others were left out
-    True
     """
 
     cells: NDArray[np.int64]
@@ -80,64 +68,19 @@ def sum_pairs(
     limit: float,
     reach: float,
     device: torch.device,
-    *,
-    n_jobs: int | None = None,
-    few_at_a_time: bool = False,
-    show_progress_bar: bool = False,
+    run: Run,
 ) -> PairSums:
-    """Transport each window to its target and sum what its cells have from that.
+    """Transport the pairs ``use``, shape ``[n_used]``, and sum what their cells have from that.
 
-    Parameters
-    ----------
-    problem
-        Cells and windows.
-    use
-        Rows of ``windows.pairs`` to take, shape ``[n_used]``.
-    limit, reach
-        Squared displacement up to which one counts in full, and that in units of the typical one.
-    device
-        Where to do it.
-    n_jobs
-        See ``cellrank_velot._utils.parallel.run``.
-    few_at_a_time
-        Whether to wait with tasks until the sums of those before are added.
-    show_progress_bar
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The sums, of all cells.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
-    >>> from cellrank_velot.transport.sums import sum_pairs, typical_square
-    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
-    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
-    >>> use, cpu = np.arange(vk.windows.n_pairs), torch.device("cpu")
-    >>> limit = 2 * typical_square(problem, use, cpu)
-    >>> sum_pairs(problem, use, limit, 2.0, cpu).total.shape  # forward and backward
-    (2, 300, 45)
+    A squared displacement up to ``limit`` counts in full; ``reach`` is that limit over the typical square.
     """
     if device.type == "cpu":
-        return _sum_in_loops(problem, use, limit, reach, n_jobs, few_at_a_time, show_progress_bar)
-    return _sum_in_batches(problem, use, limit, reach, device, show_progress_bar)
+        return _sum_in_loops(problem, use, limit, reach, run)
+    return _sum_in_batches(problem, use, limit, reach, device, run.show_progress_bar)
 
 
 def memory_of_sums(problem: PairProblem, use: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the bytes that :func:`sum_pairs` takes on the CPU in any case, and those of one job.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
-    >>> from cellrank_velot.transport.sums import memory_of_sums
-    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
-    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
-    >>> in_any_case, per_job = memory_of_sums(problem, np.arange(vk.windows.n_pairs))
-    >>> in_any_case > 300 * 2 * 45 * 8  # the sums themselves
-    True
-    """
+    """Return the bytes that :func:`sum_pairs` takes on the CPU in any case, and those of one job."""
     windows, graph = problem.windows, problem.graph
     n_cells, n_dims = problem.x.shape
     row = 2 * 8 * (2 * n_dims + 5)
@@ -149,21 +92,10 @@ def memory_of_sums(problem: PairProblem, use: NDArray[np.int64]) -> tuple[float,
 
 
 def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.device) -> float:
-    """Return the median squared displacement over some pairs, spread over all; parameters are as in `sum_pairs`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
-    >>> from cellrank_velot.transport.sums import typical_square
-    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
-    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
-    >>> typical_square(problem, np.arange(vk.windows.n_pairs), torch.device("cpu")) > 0
-    True
-    """
+    """Return the median squared displacement over some pairs, spread over all; parameters are as in `sum_pairs`."""
     windows = problem.windows
     pilot = use[:: max(1, use.size // PILOT_PAIRS)]
-    rough = replace(problem.costs, tol=PILOT_TOL)
+    rough = replace(problem.options, tol=PILOT_TOL)
     squares = []
     cells = problem.cells_on(device)
 
@@ -180,22 +112,10 @@ def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.d
 
 
 def pair_plan(problem: PairProblem, pair: int, device: torch.device) -> NDArray[np.float64]:
-    """Return the plan of one pair, shape ``[n_source, n_target]``; parameters are as in `sum_pairs`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transport.problem import PairCosts, PairProblem
-    >>> from cellrank_velot.transport.sums import pair_plan
-    >>> costs = PairCosts(epsilon=0.05, lambda_time=1.0, lambda_knn=0.0, tol=1e-6, max_iter=500)
-    >>> problem = PairProblem.of(vk.cells.x, vk.cells.time, vk.windows, None, costs)
-    >>> plan = pair_plan(problem, 0, torch.device("cpu"))
-    >>> plan.shape == tuple(vk.windows.sizes[vk.windows.pairs[0]]), round(float(plan.sum()), 6)
-    (True, 1.0)
-    """
+    """Return the plan of one pair, shape ``[n_source, n_target]``; parameters are as in `sum_pairs`."""
     batch = PairBatch.of(problem, np.array([pair]), *problem.cells_on(device))
     with single_thread(device):
-        plan = batch.couplings(problem.costs).plan[0]
+        plan = batch.couplings(problem.options).plan[0]
     result: NDArray[np.float64] = plan.cpu().numpy()
     return result
 
@@ -217,7 +137,7 @@ def _sum_in_batches(
 
     def solve(chosen: NDArray[np.int64]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], NDArray[np.float64]]:
         batch = PairBatch.of(problem, use[chosen], positions, times)
-        couplings = batch.couplings(problem.costs)
+        couplings = batch.couplings(problem.options)
         return batch.addends(couplings.plan, limit, reach), couplings.marginal_error.cpu().numpy()
 
     batches = like_sized(windows.sizes[windows.pairs[use]], BATCH_ELEMENTS["other"])
@@ -229,7 +149,7 @@ def _sum_in_batches(
             error[use[chosen]] = errors
             bar.update(chosen.size)
     sums = total.cpu().numpy().astype(np.float64)
-    return PairSums(np.arange(n_cells), sums, error <= problem.costs.tol, error)
+    return PairSums(np.arange(n_cells), sums, error <= problem.options.tol, error)
 
 
 def _sum_in_loops(
@@ -237,9 +157,7 @@ def _sum_in_loops(
     use: NDArray[np.int64],
     limit: float,
     reach: float,
-    n_jobs: int | None,
-    few_at_a_time: bool,
-    show_progress_bar: bool,
+    run: Run,
 ) -> PairSums:
     """Do what :func:`sum_pairs` does in compiled loops."""
     x, time, windows, graph = problem.x, problem.time, problem.windows, problem.graph
@@ -251,15 +169,16 @@ def _sum_in_loops(
     if graph is not None:
         graph = graph[order][:, order]
     adjacency = _NO_GRAPH if graph is None else (graph.indptr, graph.indices, graph.data)
-    shared = (x[order], time[order], rank[windows.indices], windows.offsets, *adjacency, problem.costs, limit, reach)
-    found = run(
+    shared = (x[order], time[order], rank[windows.indices], windows.offsets, *adjacency, problem.options, limit, reach)
+    found = parallel.run(
         _sum_task,
         [(windows.pairs[part], windows.dt[part]) for part in parts],
         shared,
-        n_jobs=n_jobs,
+        n_jobs=run.n_jobs,
         desc="transport",
-        show_progress_bar=show_progress_bar,
-        at_a_time=(1 + TASKS_WAITING) * count_jobs(n_jobs) if few_at_a_time else None,
+        show_progress_bar=run.show_progress_bar,
+        # With little memory, tasks wait until the sums of those before are added.
+        at_a_time=(1 + TASKS_WAITING) * parallel.count_jobs(run.n_jobs) if run.memory_limit is not None else None,
     )
     total = np.zeros((2, x.shape[0], 2 * x.shape[1] + 5))
     error = np.full(windows.n_pairs, np.nan)
@@ -267,7 +186,7 @@ def _sum_in_loops(
         for part, (cells, sums, errors) in zip(parts, found, strict=True):
             add_rows(total, cells, sums)
             error[part] = errors
-    return PairSums(order, total, error <= problem.costs.tol, error)
+    return PairSums(order, total, error <= problem.options.tol, error)
 
 
 def _sum_task(
@@ -278,7 +197,7 @@ def _sum_task(
     indptr: NDArray[np.int32],
     neighbors: NDArray[np.int32],
     weights: NDArray[np.float64],
-    costs: PairCosts,
+    options: TransportOptions,
     limit: float,
     reach: float,
     pairs: NDArray[np.int64],
@@ -289,20 +208,20 @@ def _sum_task(
     cells = np.unique(np.concatenate([indices[offsets[window] : offsets[window + 1]] for window in used]))
     total, error = transport_pairs(
         *(x, time, indices, offsets, (indptr, neighbors, weights), pairs, dt, cells),
-        (float(costs.epsilon), float(costs.lambda_time), float(costs.lambda_knn)),
-        (float(costs.tol), int(costs.max_iter)),
+        (float(options.epsilon), float(options.lambda_time), float(options.lambda_knn)),
+        (float(options.tol), int(options.max_iter)),
         (float(limit), float(reach)),
     )
     left = np.flatnonzero(error < 0)
     if left.size:
         # Their scalings left the safe range: the other solver works in the log domain.
-        graph = sp.csr_matrix((weights, neighbors, indptr), shape=(x.shape[0],) * 2) if costs.lambda_knn > 0 else None
+        graph = sp.csr_matrix((weights, neighbors, indptr), shape=(x.shape[0],) * 2) if options.lambda_knn > 0 else None
         positions, times = (as_tensor(values, torch.device("cpu")) for values in (x, time))
         sums = torch.from_numpy(total)
         for part in like_sized(np.diff(offsets)[pairs[left]], BATCH_ELEMENTS["cpu"]):
             chosen = left[part]
             batch = PairBatch(indices, offsets, pairs[chosen], dt[chosen], positions, times, graph)
-            couplings = batch.couplings(costs)
+            couplings = batch.couplings(options)
             batch.add_to(sums, couplings.plan, limit, reach, torch.from_numpy(cells))
             error[chosen] = couplings.marginal_error.numpy()
     return cells, total, error

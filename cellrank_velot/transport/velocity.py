@@ -8,25 +8,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import resolve_device
-from cellrank_velot._utils.memory import jobs_within
-from cellrank_velot._utils.parallel import blocks, count_jobs
+from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.parallel import blocks
 from cellrank_velot._utils.stage import Stage, frozen
-from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.graph.residuals import residuals, structured_share
-from cellrank_velot.transport.problem import PairCosts, PairProblem
+from cellrank_velot.transport.problem import PairProblem, TransportOptions
 from cellrank_velot.transport.sums import PairSums, memory_of_sums, pair_plan, sum_pairs, typical_square
 from cellrank_velot.transport.windows import Windows
 
 __all__ = [
     "TransportVelocity",
-    "check_velocity_options",
     "compute_velocity",
     "end_cells",
     "pair_coupling",
@@ -137,120 +135,34 @@ def compute_velocity(
     time: NDArray[np.float64],
     windows: Windows,
     graph: sp.csr_matrix | None = None,
-    *,
-    epsilon: float = 0.05,
-    lambda_time: float = 1.0,
-    lambda_knn: float = 0.0,
-    reach: float | None = 2.0,
-    relaxation: float | Literal["auto"] = "auto",
-    tol: float = 1e-6,
-    max_iter: int = 500,
-    device: str = "auto",
-    n_jobs: int | None = None,
-    memory_limit: float | str | None = None,
-    show_progress_bar: bool = False,
+    options: TransportOptions = TransportOptions(),
+    run: Run = Run(),
 ) -> TransportVelocity:
     r"""Transport each window to its target and average the displacements of each cell.
 
-    The cost of moving cell i to cell j is :math:`\|x_i - x_j\|^2` over its maximum in the pair, plus
-    ``lambda_time`` where j is earlier than i, plus ``lambda_knn`` where j is no neighbour of i. A cell is displaced
-    forward to :math:`\sum_j P_{ij} x_j / \sum_j P_{ij}`, the mean of where it goes, and backward to the mean of where
-    it comes from. The forward velocity :math:`v^+` is the sum of its forward displacements over the sum of the time
-    between the windows, :math:`v^-` likewise.
-
-    All mass of a window has to go to its target. Where a branch ends in between, that is another branch, and the
-    displacement unusually long: ``reach`` says from where on it counts less. If that leaves a cell little support in
-    one direction, the other is relied on.
-
-    The mean of both, the current velocity, is free of the cell's own noise: whatever takes it off the manifold, the
-    forward displacement takes back and the backward one adds. What is left, :math:`(v^+ - v^-) / 2`, relaxes the cell
-    to the manifold :cite:`nelson:66`. Measurement noise does that as well as regulation does, so that a share F of it
-    is kept, :math:`v = (v^+ + v^-) / 2 + F (v^+ - v^-) / 2`.
-
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    time
-        Time of each cell, shape ``[n_cells]``.
-    windows
-        Windows and their pairs.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``; without it ``lambda_knn`` has no effect.
-    epsilon
-        Entropic regularisation, relative to the largest squared distance of a pair of windows.
-    lambda_time
-        Cost of going back in time.
-    lambda_knn
-        Cost of going to a cell that is no neighbour. With it, a cell without a neighbour in the other window takes
-        nothing from that pair.
-    reach
-        Squared displacement, in units of the median one, up to which a displacement counts in full. Beyond, its weight
-        falls exponentially. ``None`` counts all alike, as VelOT does.
-    relaxation
-        Share of the relaxation to the manifold that is kept: ``1`` is the forward velocity, which VelOT reports, ``0``
-        the current velocity. ``"auto"`` takes a cell to return in 0.03 of the whole time, whatever the time between the
-        windows, and keeps of this the :func:`~cellrank_velot.graph.residuals.structured_share` of the residuals; in the
-        root mean square over the cells at most 0.47 of the current velocity. It needs ``graph``. A cell with support in
-        one direction takes its relaxation from its residual to the mean of its neighbours; without a graph it keeps
-        that velocity as it is.
-    tol, max_iter
-        Tolerance and bound of the solver, see :func:`cellrank_velot.transport.sinkhorn.sinkhorn`.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or another torch device.
-    n_jobs
-        Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
-        threads, processes and a cluster, and outside of one as many threads as torch uses. The result is the same.
-    memory_limit
-        Bytes, or ``"4 GB"``, that this process may take besides what it holds, the result included. There are as many
-        jobs at a time as that allows.
-    show_progress_bar
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The velocity of each cell, and what it rests on.
-
-    Raises
-    ------
-    MemoryError
-        If ``memory_limit`` is too low for so many cells.
-    ValueError
-        If a parameter is out of range, or ``relaxation="auto"`` comes without a graph.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.velocity import compute_velocity
-    >>> found = compute_velocity(
-    ...     vk.cells.x, vk.cells.time, vk.windows, vk.connectivities, epsilon=0.1
-    ... )
-    >>> found.velocity.shape, bool(found.converged.all())
-    ((300, 20), True)
+    With the couplings P, a cell is displaced forward to :math:`\sum_j P_{ij} x_j / \sum_j P_{ij}`, the mean of where
+    it goes, and backward to the mean of where it comes from. Its forward velocity :math:`v^+` is the sum of its forward
+    displacements over the sum of the times between the windows, :math:`v^-` likewise. The velocity is :math:`v = (v^+ +
+    v^-) / 2 + F (v^+ - v^-) / 2`: the mean of both is free of the cell's own noise, and their difference returns the
+    cell to its neighbours' mean :cite:`nelson:66`, of which the share F is kept, see :func:`_kept_share`.
     """
-    check_velocity_options(epsilon, lambda_time, lambda_knn, reach, relaxation, tol, max_iter)
-    if relaxation == "auto" and graph is None:
+    if options.relaxation == "auto" and graph is None:
         raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
-    where = resolve_device(device)
-    costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
-    problem = PairProblem.of(x, time, windows, graph, costs)
+    where = resolve_device(run.device)
+    problem = PairProblem.of(x, time, windows, graph, options)
     use = np.flatnonzero(windows.dt > 0)
     if use.size < windows.n_pairs:
         logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
-    if memory_limit is not None:
+    if run.memory_limit is not None:
         fixed, of_job = memory_of_sums(problem, use)
         fixed += 4 * problem.x.nbytes + 80 * problem.x.shape[0]  # what comes out of the sums, and the residuals
-        n_jobs = jobs_within(memory_limit, fixed, of_job, count_jobs(n_jobs), "transport")
-    limit = np.inf if reach is None else reach * typical_square(problem, use, where)
-    sums = sum_pairs(
-        *(problem, use, limit, reach or 1.0, where),
-        n_jobs=n_jobs,
-        few_at_a_time=memory_limit is not None,
-        show_progress_bar=show_progress_bar,
-    )
+        run = run.limited(fixed, of_job, "transport")
+    limit = np.inf if options.reach is None else options.reach * typical_square(problem, use, where)
+    sums = sum_pairs(problem, use, limit, options.reach or 1.0, where, run)
     report_convergence(sums.converged[use], sums.marginal_error[use])
     lag = float(windows.dt[use].mean() / np.ptp(problem.time)) if use.size else 0.0
-    residual = None if graph is None else residuals(problem.x, graph, n_jobs=n_jobs)
-    result = _combine(sums, residual, relaxation, lag)
+    residual = None if graph is None else residuals(problem.x, graph, n_jobs=run.n_jobs)
+    result = _combine(sums, residual, options.relaxation, lag)
     n_none = int((~result.has_estimate).sum())
     if n_none:
         logger.info("%d of %d cells have no estimate from transport", n_none, problem.x.shape[0])
@@ -263,55 +175,18 @@ def pair_coupling(
     windows: Windows,
     pair: int,
     graph: sp.csr_matrix | None = None,
-    *,
-    epsilon: float = 0.05,
-    lambda_time: float = 1.0,
-    lambda_knn: float = 0.0,
-    tol: float = 1e-6,
-    max_iter: int = 500,
+    options: TransportOptions = TransportOptions(),
     device: str = "cpu",
 ) -> NDArray[np.float64]:
-    """Return the transport plan of one pair of windows, the one that :func:`compute_velocity` takes its cells along.
+    """Solve one pair again, as :func:`compute_velocity` did: the plan of row ``pair``, shape ``[n_source, n_target]``.
 
-    It keeps no plans: they would take more memory than all else. Called with its parameters, this solves one again.
-
-    Parameters
-    ----------
-    x, time, windows, graph
-        Cells and windows, as for :func:`compute_velocity`.
-    pair
-        Which row of ``windows.pairs``.
-    epsilon, lambda_time, lambda_knn, tol, max_iter, device
-        As for :func:`compute_velocity`.
-
-    Returns
-    -------
-    Mass from each source cell to each target cell, one in all, shape ``[n_source, n_target]``, in the order of
-    ``windows.cells``.
-
-    Raises
-    ------
-    TypeError
-        If the pair is not an integer.
-    ValueError
-        If there is no such pair, it has no difference in time, so that no velocity was taken from it, or a parameter
-        is out of range.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.velocity import pair_coupling
-    >>> plan = pair_coupling(vk.cells.x, vk.cells.time, vk.windows, 0)
-    >>> source, target = (vk.windows.cells(window) for window in vk.windows.pairs[0])
-    >>> plan.shape == (source.size, target.size), round(float(plan.sum()), 6)
-    (True, 1.0)
+    Its rows and columns are in the order of ``windows.cells``, its sum is one. No plan is kept: they are large.
     """
-    check_velocity_options(epsilon, lambda_time, lambda_knn, None, 0.0, tol, max_iter)
     if check_integer("pair", pair) >= windows.n_pairs:
         raise ValueError(f"Expected `pair` below the number of pairs, `{windows.n_pairs}`, found `{pair}`.")
     if not windows.dt[pair] > 0:
         raise ValueError(f"Expected a pair whose target is later, found `{windows.dt[pair]:g}` of time to it.")
-    costs = PairCosts(epsilon, lambda_time, lambda_knn, tol, max_iter)
-    return pair_plan(PairProblem.of(x, time, windows, graph, costs), pair, resolve_device(device))
+    return pair_plan(PairProblem.of(x, time, windows, graph, options), pair, resolve_device(device))
 
 
 def end_cells(
@@ -357,35 +232,6 @@ def end_cells(
     ahead = np.zeros(time.size)
     np.maximum.at(ahead, row, np.where(graph.data != 0, time[graph.indices] - time[row], 0.0))
     return np.asarray((gone == 0) & (come > 0) & (ahead <= END_SHARE * windows.dt.mean()))
-
-
-def check_velocity_options(
-    epsilon: float,
-    lambda_time: float,
-    lambda_knn: float,
-    reach: float | None,
-    relaxation: float | str,
-    tol: float,
-    max_iter: int,
-) -> None:
-    """Refuse options of :func:`compute_velocity` that are out of range.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is.
-    """
-    check_number("epsilon", epsilon, low=0, open_low=True)
-    check_number("lambda_time", lambda_time, low=0)
-    check_number("lambda_knn", lambda_knn, low=0)
-    if reach is not None:
-        check_number("reach", reach, low=0, open_low=True)
-    if isinstance(relaxation, str):
-        check_choice("relaxation", relaxation, ["auto"])
-    else:
-        check_number("relaxation", relaxation, low=0, high=1)
-    check_number("tol", tol, low=0, open_low=True)
-    check_integer("max_iter", max_iter, low=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,4 @@
-"""Windows: groups of cells that are near each other in the basis and in time, and the pairs between which cells move.
-
-Depends on manifold, numpy, scipy and scikit-learn; knows neither AnnData nor transport.
-"""
+"""Windows: groups of cells that are near each other in the basis and in time, and the pairs that cells move between."""
 
 from __future__ import annotations
 
@@ -16,11 +13,12 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
+from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.graph.residuals import residuals
 
-__all__ = ["Tail", "Windows", "build_windows", "cluster_cells"]
+__all__ = ["Tail", "WindowOptions", "Windows", "build_windows", "cluster_cells"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -40,6 +38,39 @@ LAG_WINDOWS = 1024
 USUAL_LAG = 0.05
 # Share of cells in no window from which on it is a warning.
 MANY = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions(Options):
+    """How windows are cut and paired, as :meth:`~cellrank_velot.OTVelocityKernel.compute_windows` explains."""
+
+    n_clusters: int | None = None
+    window_size: int | None = None
+    overlap: float = 0.5
+    min_window_size: int = 20
+    time_lag: float | Literal["auto"] | None = "auto"
+    overlap_clusters: int | None = None
+    tail: Tail = "force"
+    tail_threshold: int = 10
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        if self.n_clusters is not None:
+            check_integer("n_clusters", self.n_clusters, low=1)
+        check_number("overlap", self.overlap, low=0, high=1, open_high=True)
+        check_integer("min_window_size", self.min_window_size, low=2)
+        if self.window_size is not None:
+            check_integer("window_size", self.window_size, low=self.min_window_size)
+        if isinstance(self.time_lag, str):
+            check_choice("time_lag", self.time_lag, ["auto"])
+        elif self.time_lag is not None:
+            check_number("time_lag", self.time_lag, low=0, open_low=True)
+        if self.overlap_clusters is not None:
+            check_integer("overlap_clusters", self.overlap_clusters, low=1)
+        check_choice("tail", self.tail, Tail)
+        check_integer("tail_threshold", self.tail_threshold)
+        check_seed(self.random_state)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,107 +171,37 @@ class Windows(Stage):
 def build_windows(
     x: NDArray[np.float64],
     time: NDArray[np.float64],
+    options: WindowOptions = WindowOptions(),
     *,
     graph: sp.csr_matrix | None = None,
     labels: NDArray[np.int64] | None = None,
-    n_clusters: int | None = None,
-    window_size: int | None = None,
-    overlap: float = 0.5,
-    min_window_size: int = 20,
-    time_lag: float | Literal["auto"] | None = "auto",
-    overlap_clusters: int | None = None,
     components: NDArray[np.int64] | None = None,
-    tail: Tail = "force",
-    tail_threshold: int = 10,
-    random_state: int = 0,
 ) -> Windows:
     """Cut each neighbourhood of cells into overlapping windows of time, and pair each with a later one.
 
-    Neighbourhoods are spatial clusters that overlap: a cell belongs to its own and to the next nearest, so that flow
-    crosses borders. ``time_lag=None, overlap_clusters=1`` with VelOT's clusters and window size is its scheme.
-
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    time
-        Time of each cell, shape ``[n_cells]``.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``, which tells the noise for ``time_lag="auto"``; a fixed lag is
-        taken without.
-    labels
-        Cluster of each cell, shape ``[n_cells]``, codes from zero. KMeans in ``x`` where not given.
-    n_clusters
-        Number of clusters; where not given, one per 40 cells, 5 to 14, and one per 100 cells up to 30.
-    window_size
-        Cells per window; a quarter of the mean neighbourhood, at most 60, where not given. A smaller neighbourhood
-        takes half of its cells.
-    overlap
-        Fraction of a window shared with the next one, in ``[0, 1)``.
-    min_window_size
-        Smallest window. A neighbourhood of less than twice as many cells is skipped, and counted.
-    time_lag
-        Time from a window to its target. ``"auto"`` takes the shortest one, from 0.02 to 0.12 of the whole time, over
-        which windows typically move further than cells lie off the manifold, and no shorter than a window typically
-        spans: the displacement of cells between windows that are closer is mostly noise. Without a graph it takes
-        0.05. A neighbourhood that spans less than half of the lag has no pairs. ``None`` pairs consecutive windows.
-    overlap_clusters
-        Number of clusters that each cell belongs to, its own and those with the nearest centres; where not given, 3,
-        but at most half of the clusters, or neighbourhoods would be much the same.
-    components
-        Connected component of each cell in the neighbour graph, shape ``[n_cells]``; no window has cells of two; one
-        for all where not given.
-    tail
-        What happens to the last cells of a cluster where they don't fill a window: ``"force"`` takes a last full
-        window that ends with them, ``"drop"`` does so only for at least ``tail_threshold`` cells, ``"split"``
-        shares them between two last windows.
-    tail_threshold
-        Cells that are worth a window of their own under ``"drop"``, counted from where the next window would start,
-        as VelOT does: those that it shares with the last one are among them.
-    random_state
-        Seed of KMeans.
-
-    Returns
-    -------
-    The windows and their pairs.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is out of range or there are fewer cells than two windows.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.windows import build_windows
-    >>> x, time = vk.cells.x, vk.cells.time
-    >>> windows = build_windows(x, time, graph=vk.connectivities, window_size=40)
-    >>> windows.n_cells, windows.pairs.shape == (windows.n_pairs, 2)
-    (300, True)
-
-    VelOT's own scheme:
-
-    >>> scheme = {"time_lag": None, "overlap_clusters": 1}
-    >>> windows = build_windows(x, time, n_clusters=3, window_size=30, **scheme)
+    A neighbourhood is a cluster (of ``labels``, or of KMeans) with the nearest cells of other clusters. No window has
+    cells of two ``components`` of the graph. Without a graph, ``time_lag="auto"`` is 0.05 of the whole time.
     """
-    check_seed(random_state)
-    _check_options(x.shape[0], window_size, overlap, min_window_size, time_lag, overlap_clusters, tail, tail_threshold)
+    min_size = options.min_window_size
+    _check_sizes(x.shape[0], options)
     if labels is None:
-        labels = cluster_cells(x, n_clusters, random_state=random_state)
+        labels = cluster_cells(x, options.n_clusters, random_state=options.random_state)
     codes = np.unique(labels, return_inverse=True)[1]
-    groups = _neighborhoods(x, codes, overlap_clusters or min(3, (int(codes.max()) + 2) // 2))
+    groups = _neighborhoods(x, codes, options.overlap_clusters or min(3, (int(codes.max()) + 2) // 2))
     if components is not None:
         groups = [group[components[group] == part] for group in groups for part in np.unique(components[group])]
-    size = window_size or min(MAX_WINDOW_SIZE, sum(map(len, groups)) // len(groups) // 4)
+    size = options.window_size or min(MAX_WINDOW_SIZE, sum(map(len, groups)) // len(groups) // 4)
 
     neighborhoods = []
     for members in groups:
-        if members.size < 2 * min_window_size:
+        if members.size < 2 * min_size:
             continue
         ordered = members[np.argsort(time[members], kind="stable")]
-        local = max(min(size, ordered.size // 2), min_window_size)
-        starts = _starts(ordered.size, local, max(1, int(round(local * (1 - overlap), 6))), tail, tail_threshold)
+        local = max(min(size, ordered.size // 2), min_size)
+        step = max(1, int(round(local * (1 - options.overlap), 6)))
+        starts = _starts(ordered.size, local, step, options.tail, options.tail_threshold)
         neighborhoods.append((ordered, starts, local))
-    lag = _find_lag(x, time, neighborhoods, graph) if isinstance(time_lag, str) else time_lag
+    lag = _find_lag(x, time, neighborhoods, graph) if options.time_lag == "auto" else options.time_lag
 
     windows: list[NDArray[np.int64]] = []
     pairs: list[NDArray[np.int64]] = []
@@ -249,11 +210,11 @@ def build_windows(
         used = np.unique([source, target])
         pairs.append(len(windows) + np.searchsorted(used, np.column_stack([source, target])))
         windows += list(ordered[used[:, None] + np.arange(local)])
-    skipped = sum(members.size < 2 * min_window_size for members in groups)
+    skipped = sum(members.size < 2 * min_size for members in groups)
     if not windows:
         raise ValueError(
             f"Found no pair of windows: {skipped} of {len(groups)} clusters have fewer than two windows of "
-            f"`min_window_size={min_window_size}` cells, the others no two windows `time_lag={lag}` apart. "
+            f"`min_window_size={min_size}` cells, the others no two windows `time_lag={lag}` apart. "
             "Lower `n_clusters`, `min_window_size` or `time_lag`."
         )
     if skipped:
@@ -264,44 +225,23 @@ def build_windows(
             "Made no windows in %d of %d spatial clusters with fewer than %d cells; %d of %d cells are in no window",
             skipped,
             len(groups),
-            2 * min_window_size,
+            2 * min_size,
             n_without,
             len(time),
         )
     return _assemble(windows, np.concatenate(pairs), time, labels, skipped, lag)
 
 
-def _check_options(
-    n_cells: int,
-    window_size: int | None,
-    overlap: float,
-    min_window_size: int,
-    time_lag: float | str | None,
-    overlap_clusters: int | None,
-    tail: str,
-    tail_threshold: int,
-) -> None:
-    """Refuse options of :func:`build_windows` that are out of range, and too few cells."""
-    check_number("overlap", overlap, low=0, high=1, open_high=True)
-    check_integer("min_window_size", min_window_size, low=2)
-    if overlap_clusters is not None:
-        check_integer("overlap_clusters", overlap_clusters, low=1)
-    check_integer("tail_threshold", tail_threshold)
-    check_choice("tail", tail, Tail)
-    if isinstance(time_lag, str):
-        check_choice("time_lag", time_lag, ["auto"])
-    elif time_lag is not None:
-        check_number("time_lag", time_lag, low=0, open_low=True)
-    if n_cells < 2 * min_window_size:
+def _check_sizes(n_cells: int, options: WindowOptions) -> None:
+    if n_cells < 2 * options.min_window_size:
         raise ValueError(
-            f"Expected at least two windows of `min_window_size={min_window_size}` cells, found `{n_cells}` cells."
+            f"Expected at least two windows of `min_window_size={options.min_window_size}` cells, found `{n_cells}` "
+            "cells."
         )
-    if window_size is not None:
-        check_integer("window_size", window_size, low=min_window_size)
-        if window_size > n_cells:
-            raise ValueError(
-                f"Expected `window_size` of at most the number of cells, `{n_cells}`, found `{window_size}`."
-            )
+    if options.window_size is not None and options.window_size > n_cells:
+        raise ValueError(
+            f"Expected `window_size` of at most the number of cells, `{n_cells}`, found `{options.window_size}`."
+        )
 
 
 def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, random_state: int = 0) -> NDArray[np.int64]:
@@ -334,8 +274,6 @@ def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, rand
     if n_clusters is None:
         # Fewer would overlap so much that a neighbourhood holds several branches, each with a time of its own.
         n_clusters = min(max(5, min(14, x.shape[0] // 40), min(30, x.shape[0] // 100)), x.shape[0])
-    check_integer("n_clusters", n_clusters, low=1)
-    check_seed(random_state)
     if n_clusters > x.shape[0]:
         raise ValueError(f"Expected `n_clusters` of at most the number of cells, `{x.shape[0]}`, found `{n_clusters}`.")
     if x.shape[0] <= max(CLUSTER_CELLS, n_clusters):

@@ -22,9 +22,10 @@ from torch import nn
 
 import cellrank_velot as cv
 from cellrank_velot import datasets, metrics
-from cellrank_velot.field import fit_field
+from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.field.losses import fit_loss, smoothness_loss
 from cellrank_velot.field.network import build_network, draw_weights
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.sinkhorn import sinkhorn
 from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity
 
@@ -233,7 +234,7 @@ def fit(kernel: cv.OTVelocityKernel, transport: TransportVelocity | None = None,
     """Return the field of the package, everything not given at its default."""
     transport = transport or kernel.transport
     values = transport.velocity, transport.confidence, kernel.connectivities, transport.relaxation
-    return fit_field(kernel.cells.x, kernel.cells.time, *values, **options)
+    return fit_field(kernel.cells.x, kernel.cells.time, *values, options=FieldOptions(**options))
 
 
 def agreement(kernel: cv.OTVelocityKernel, lambda_smooth: float) -> tuple[float, float]:
@@ -282,7 +283,9 @@ def choices(kernel: cv.OTVelocityKernel) -> Iterator[tuple[str, str, Callable[[]
         lambda: fit(kernel, n_steps=1000, lambda_smooth=0.3)(x, at),
     )
 
-    current, forward = (compute_velocity(x, at, kernel.windows, graph, relaxation=share) for share in (0.0, 1.0))
+    current, forward = (
+        compute_velocity(x, at, kernel.windows, graph, TransportOptions(relaxation=share)) for share in (0.0, 1.0)
+    )
     loop, pairs = Loop(kernel), sample_couplings(kernel)
     yield "flow", "regression, relaxation=0", lambda: fit(kernel, current)(x, at)
     yield "flow", "regression, relaxation=0, 1000 steps", lambda: fit(kernel, current, n_steps=1000)(x, at)

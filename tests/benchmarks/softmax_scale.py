@@ -24,6 +24,7 @@ import cellrank_velot as cv
 from cellrank_velot import datasets, metrics
 from cellrank_velot.datasets.circuit import BIFURCATION, TREE, Circuit, Network, integrate
 from cellrank_velot.transitions.matrix import compute_transitions, effective_neighbors
+from cellrank_velot.transitions.options import TransitionOptions
 
 # Rule, and whether cells at an end mostly keep among themselves.
 RULES: tuple[tuple[Any, bool], ...] = (
@@ -121,7 +122,9 @@ def measure(seeds: int) -> Iterator[dict[str, Any]]:
             truth = None if circuit is None else true_fates(adata, circuit, fates)
             for rule, settle in RULES:
                 ends = kernel.ends if settle else None
-                result = compute_transitions(kernel.cells.x, velocity, graph, softmax_scale=rule, ends=ends)
+                result = compute_transitions(
+                    kernel.cells.x, velocity, graph, TransitionOptions(softmax_scale=rule), ends=ends
+                )
                 label = f"{rule}{', settle=True' if settle else ''}"
                 row = {"data": name, "rule": label, "scale": result.softmax_scale}
                 row["forward"] = metrics.step_forward_fraction(result.matrix, kernel.cells.time)

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from common import alternate, quiet
 
 from cellrank_velot.transitions.matrix import compute_transitions
+from cellrank_velot.transitions.options import TransitionOptions
 
 SAMPLES = (8, 16, 32, 64, 128)
 
@@ -38,7 +39,9 @@ def against_cellrank(adata: ad.AnnData) -> None:
         found = {}
 
         def ours(similarity: str = similarity, found: dict = found) -> None:
-            found["ours"] = compute_transitions(*inputs, similarity=similarity, softmax_scale="median").matrix
+            found["ours"] = compute_transitions(
+                *inputs, TransitionOptions(similarity=similarity, softmax_scale="median")
+            ).matrix
 
         def theirs(similarity: str = similarity, found: dict = found) -> None:
             kernel._params = {}  # or the second run would only look at its cache
@@ -60,7 +63,7 @@ def monte_carlo_cost(adata: ad.AnnData) -> None:
     for n_samples in SAMPLES:
 
         def sampled(n_samples: int = n_samples) -> None:
-            compute_transitions(*inputs, model="monte_carlo", velocity_std=std, n_samples=n_samples)
+            compute_transitions(*inputs, TransitionOptions(model="monte_carlo", n_samples=n_samples), velocity_std=std)
 
         a, b, ratio = alternate(lambda: compute_transitions(*inputs), sampled)
         print(f"{n_samples} samples: deterministic {a:.2f} s, Monte Carlo {b:.2f} s, {ratio:.1f} times")
@@ -79,7 +82,13 @@ def monte_carlo_error(adata: ad.AnnData, n_rows: int = 300, n_plain: int = 2000)
         def plain(n: int, seed: int, std: np.ndarray = std) -> sp.csr_matrix:
             rng = np.random.default_rng(seed)
             drawn = (velocity + std * rng.normal(size=std.shape) for _ in range(n))
-            return sum(compute_transitions(x, v, graph, softmax_scale=usual.softmax_scale).matrix for v in drawn) / n
+            return (
+                sum(
+                    compute_transitions(x, v, graph, TransitionOptions(softmax_scale=usual.softmax_scale)).matrix
+                    for v in drawn
+                )
+                / n
+            )
 
         reference = plain(n_plain, seed=0)[:n_rows]
 
@@ -88,7 +97,9 @@ def monte_carlo_error(adata: ad.AnnData, n_rows: int = 300, n_plain: int = 2000)
 
         print(f"error of the velocity {relative:g} times its length: deterministic {error(usual.matrix):.4f}")
         for n in SAMPLES:
-            found = compute_transitions(x, velocity, graph, model="monte_carlo", velocity_std=std, n_samples=n).matrix
+            found = compute_transitions(
+                x, velocity, graph, TransitionOptions(model="monte_carlo", n_samples=n), velocity_std=std
+            ).matrix
             print(f"  {n} samples: {error(found):.4f}, plain samples {error(plain(n, seed=1)):.4f}")
         print(f"  {n_plain} other plain samples: {error(plain(n_plain, seed=1)):.4f}")
 

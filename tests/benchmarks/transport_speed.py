@@ -6,8 +6,9 @@ import numpy as np
 import ot
 from common import alternate, bifurcation, quiet
 
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity
-from cellrank_velot.transport.windows import Windows, build_windows
+from cellrank_velot.transport.windows import WindowOptions, Windows, build_windows
 
 EPSILON, TOL, MAX_ITER = 0.05, 1e-6, 500
 
@@ -33,10 +34,12 @@ def main() -> None:
     x, time = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["pseudotime"].to_numpy(dtype=float)
     time = (time - time.min()) / np.ptp(time)
     for name, options in (("default", {}), ("VelOT's", {"time_lag": None, "overlap_clusters": 1})):
-        windows = build_windows(x, time, **options)
+        windows = build_windows(x, time, WindowOptions(**options))
         kwargs = {"epsilon": EPSILON, "tol": TOL, "max_iter": MAX_ITER, "reach": None, "relaxation": 1.0}
         ours, theirs, ratio = alternate(
-            lambda windows=windows, kwargs=kwargs: compute_velocity(x, time, windows, **kwargs),
+            lambda windows=windows, kwargs=kwargs: compute_velocity(
+                x, time, windows, options=TransportOptions(**kwargs)
+            ),
             lambda windows=windows: one_by_one(x, time, windows),
         )
         print(

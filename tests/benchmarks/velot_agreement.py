@@ -13,8 +13,9 @@ import numpy as np
 import velot
 from common import bifurcation, pancreas, quiet
 
+from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity
-from cellrank_velot.transport.windows import Windows, build_windows
+from cellrank_velot.transport.windows import WindowOptions, Windows, build_windows
 
 
 def main() -> None:
@@ -34,15 +35,15 @@ def main() -> None:
             time,
             Windows.from_pairs(pairs, time),
             adata.obsp["connectivities"].tocsr(),
-            lambda_knn=1.0,
-            reach=None,
-            relaxation=1.0,
+            TransportOptions(lambda_knn=1.0, reach=None, relaxation=1.0),
         )
         known = np.linalg.norm(theirs, axis=1) > 0
         a, b = theirs[known], ours.velocity[known]
         cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         n_clusters = max(5, min(30, len(x) // 100))
-        rebuilt = build_windows(x, time, n_clusters=n_clusters, time_lag=None, overlap_clusters=1, random_state=42)
+        rebuilt = build_windows(
+            x, time, WindowOptions(n_clusters=n_clusters, time_lag=None, overlap_clusters=1, random_state=42)
+        )
         print(
             f"{name}: {len(pairs)} pairs ({n_self} self-pairs of VelOT left out, our own windows: {rebuilt.n_pairs}), "
             f"{known.sum()} cells with a velocity in VelOT, {ours.n_forward.astype(bool).sum()} here; "

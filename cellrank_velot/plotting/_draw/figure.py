@@ -68,7 +68,8 @@ class FigureOptions(TypedDict, total=False):
     Parameters
     ----------
     title
-        Title of the plot; none where not given.
+        Title of the plot, or of the figure where the plot has several panels. By default that which the plot describes,
+        or none.
     figsize
         Width and height of the figure in inches.
     dpi

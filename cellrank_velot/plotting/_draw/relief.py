@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Options
-from cellrank_velot._utils.validation import check_choice, check_integer, check_known
+from cellrank_velot._utils.validation import check_choice, check_integer
+from cellrank_velot.cells import read_plane
 from cellrank_velot.landscape import Landscape
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK
 from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
@@ -224,8 +225,7 @@ def _lowest_passes(landscape: Landscape) -> pd.DataFrame:
 def _cells_of(data: AnnData | HasAnnData, landscape: Landscape) -> list[FloatArray]:
     """Return the positions of the cells of each time, or of some of them."""
     adata = adata_of(data)
-    check_known("adata.obsm", landscape.basis, adata.obsm.keys())
-    x = np.asarray(adata.obsm[landscape.basis], dtype=np.float64)[:, list(landscape.dims)]
+    x = read_plane(adata, landscape.basis, landscape.dims)
     order = np.random.default_rng(0).permutation(len(x))
     if np.isnan(landscape.times[0]):
         return [x[order[:MAX_CELLS]]]
