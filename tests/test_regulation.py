@@ -570,6 +570,15 @@ def test_kernel_refuses_genes_without_a_weight(kernel):
     assert kernel.compute_regulation("asked").names.tolist() == ["gene_5", "gene_6"]
 
 
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_kernel_refuses_genes_of_one_name(kernel):
+    kernel.adata.var_names = ["gene_1", *kernel.adata.var_names[1:]]
+    for options in ({}, {"decoder": torch.sinh}):
+        with pytest.raises(ValueError, match=r"genes of different names.*var_names_make_unique"):
+            kernel.compute_regulation(["gene_1"], **options)
+    assert kernel.compute_regulation(["gene_2", "gene_3"]).names.tolist() == ["gene_2", "gene_3"]
+
+
 def test_kernel_says_which_step_is_missing(adata, kernel):
     with pytest.raises(RuntimeError, match="fit_field"):
         OTVelocityKernel(adata).compute_regulation()
