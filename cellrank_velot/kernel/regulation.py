@@ -15,6 +15,7 @@ from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.field import VelocityField
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_network
 from cellrank_velot.regulation import (
     Decoder,
     Regulation,
@@ -271,20 +272,20 @@ class Regulations(Parts):
     def plot_regulation(
         self, regulation: Regulation | None = None, kind: RegulationKind = "heatmap", **kwargs: Any
     ) -> Any:
-        """Draw effects of genes on one another; the last computed where not given.
+        """Draw the effects of genes on one another.
 
         Parameters
         ----------
         regulation
-            What :meth:`compute_regulation` returned.
+            What :meth:`compute_regulation` returned. The last result where not given.
         kind
-            ``"heatmap"`` or ``"network"``.
+            ``"heatmap"`` for a table of effects, ``"network"`` for arrows between genes.
         **kwargs
             Passed on to :func:`cellrank_velot.pl.regulation_heatmap` or :func:`cellrank_velot.pl.regulation_network`.
 
         Returns
         -------
-        The Axes where ``show=False``, a list of them for several groups; nothing otherwise.
+        The Axes where ``show=False``, a list of them for several groups. Nothing otherwise.
 
         Raises
         ------
@@ -297,13 +298,11 @@ class Regulations(Parts):
         >>> ax = vk.plot_regulation(show=False)
         >>> vk.plot_regulation(regulation, kind="network", min_stability=0, save="network.png")
         """
-        from cellrank_velot.plotting import regulation as plots
-
         check_choice("kind", kind, RegulationKind)
         regulation = self.regulation if regulation is None else regulation
         if regulation is None:
             raise RuntimeError("Compute the regulation first, as `.compute_regulation()`.")
-        draw = plots.regulation_heatmap if kind == "heatmap" else plots.regulation_network
+        draw = regulation_heatmap if kind == "heatmap" else regulation_network
         return draw(regulation, **kwargs)
 
     # -------------------------------------------------------------------------------------------------- private
