@@ -16,15 +16,12 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
 from cellrank_velot.cells import read_clusters
-from cellrank_velot.cells import read_embedding as positions
 from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES, palette, palette_of, scale_of
 from cellrank_velot.plotting._draw.figure import color_bar
-from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, suffix_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of
 from cellrank_velot.plotting._draw.legends import BELOW, MAX_ROWS, RIGHT, dot
 
 __all__ = [
-    "HasAnnData",
-    "adata_of",
     "area_of",
     "colors_by_name",
     "dot_size",
@@ -33,8 +30,6 @@ __all__ = [
     "draw_colored",
     "draw_legend",
     "draw_values",
-    "positions",
-    "suffix_of",
 ]
 
 FloatArray = NDArray[np.float64]

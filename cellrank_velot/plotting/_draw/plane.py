@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from cellrank_velot.cells import basis_name, find_basis, read_plane
 from cellrank_velot.plotting._draw.colors import BACKGROUND
-from cellrank_velot.plotting._draw.embedding import adata_of, area_of, dot_size, draw_cells
+from cellrank_velot.plotting._draw.embedding import area_of, dot_size, draw_cells
+from cellrank_velot.plotting._draw.kernel import adata_of
 from cellrank_velot.plotting._draw.paths import Place
 
 __all__ = ["Plane", "plane_of"]

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_integer
-from cellrank_velot.cells import read_plane
+from cellrank_velot.cells import basis_name, read_plane
 from cellrank_velot.landscape import Landscape
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK
-from cellrank_velot.plotting._draw.embedding import HasAnnData, adata_of, colors_by_name
+from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import color_bar
-from cellrank_velot.plotting._draw.kernel import time_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, time_of
 from cellrank_velot.plotting._draw.legends import dot, sections
 
 __all__ = ["Kind", "ReliefOptions", "Scene", "chosen_times", "is_3d", "scene_of"]
@@ -136,8 +136,7 @@ class Scene:
         ax.scatter(*x[seen].T, z[seen] + LIFT * self.top, depthshade=False, **look)
 
     def _dress(self, ax: Any) -> None:
-        name = self.landscape.basis.removeprefix("X_") or "dimension"
-        name = name.upper() if len(name) <= 4 else name
+        name = basis_name(self.landscape.basis) or "dimension"
         labels = [f"{name} {dim + 1}" for dim in self.landscape.dims]
         ax.set(xlabel=labels[0], ylabel=labels[1], xticks=[], yticks=[])
         seen = np.isfinite(np.fmin.reduce(self.landscape.potential, axis=0))
