@@ -120,6 +120,12 @@ def test_saves_under_figdir_and_leaves_no_figure_open(job, name, figdir):
     assert not plt.get_fignums()
 
 
+def test_a_plot_that_fails_leaves_no_figure_open(job):
+    with pytest.raises(KeyError, match="found 'nothing'"):
+        pl.velocity_stream(job.kernel, color="nothing", show=False)
+    assert not plt.get_fignums()
+
+
 def test_absolute_path_and_default_suffix(job, figdir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     pl.training(job.kernel, save=folder / "training")

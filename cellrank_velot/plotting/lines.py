@@ -109,11 +109,11 @@ def trajectories(
         Column of ``adata.obs`` whose colours the fates have. By default that of the kernel, or ``"clusters"``, where it
         has the names of the fates.
     velocity_basis
-        Key in ``adata.obsm`` of the basis that the trajectories were computed in. By default the one that they
-        know, that of the kernel, or ``"X_pca"``.
+        Key in ``adata.obsm`` of the basis that the trajectories were computed in. By default the one that they name,
+        that of the kernel, or ``"X_pca"``.
     smooth
-        Share of the points of a trajectory that its running mean is over, in ``[0, 1]``: places found by nearest cells
-        have kinks that the trajectory has not. 0 for none; none either where the lines are exact.
+        Share of the points of a trajectory that its running mean is over, in ``[0, 1]``. It removes kinks that come
+        from placing points by their nearest cells. 0 draws the points as they are, and so do lines that are exact.
     line_width
         Width of the lines in points.
     line_alpha
@@ -124,7 +124,7 @@ def trajectories(
         Whether to mark where trajectories end, by a shape that says how.
     arrows
         Number of arrows along each trajectory. They point the way that it was followed, backward ones back in time.
-        Of those that would lie on each other, one is drawn.
+        Of arrows that would lie on each other, one is drawn.
     cmap
         Colours of time.
     size

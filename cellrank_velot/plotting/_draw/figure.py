@@ -157,7 +157,12 @@ def drawing(
             projection=projection,
         )
         show, single = figure.get("show"), n_panels is None
-        yield Canvas(opened, panels, n_columns, ours, returned=show is False, single=single)
+        try:
+            yield Canvas(opened, panels, n_columns, ours, returned=show is False, single=single)
+        except BaseException:
+            if ours:
+                plt.close(opened)
+            raise
         if single or (asked is not None and len(panels) == 1):
             panels[0].set_title(title if asked is None else asked)
         elif asked or (title and asked is None and ours):
