@@ -15,12 +15,22 @@ from sklearn.neighbors import NearestNeighbors
 
 from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot._utils.device import single_thread
-from cellrank_velot.dynamics import Interpolated, Region, Status, Trajectories, compute_trajectories, simulate_flow
+from cellrank_velot._utils.options import Run
+from cellrank_velot.dynamics import (
+    NO_FATE,
+    FlowOptions,
+    Interpolated,
+    Status,
+    Trajectories,
+    TrajectoryOptions,
+    compute_trajectories,
+    simulate_flow,
+)
 from cellrank_velot.dynamics import region as region_module
-from cellrank_velot.dynamics.guide import drift_of, guided, noisy
-from cellrank_velot.dynamics.motion import LOOK_EVERY, Limits, move
-from cellrank_velot.dynamics.paths import NO_FATE
-from cellrank_velot.dynamics.region import Companions
+from cellrank_velot.dynamics.drift import confined, diffusing, drift_of
+from cellrank_velot.dynamics.motion import LOOK_EVERY, Motion, move
+from cellrank_velot.dynamics.options import MotionOptions
+from cellrank_velot.dynamics.region import NearestCells, Region
 from cellrank_velot.dynamics.solvers import OdeStep, SdeStep
 from cellrank_velot.field import fit_field
 from cellrank_velot.storage import pack as storage
@@ -28,7 +38,7 @@ from cellrank_velot.storage import pack as storage
 METHODS = ("euler", "rk4", "dopri5")
 ORDERS = {"euler": 1, "rk4": 4, "dopri5": 5}
 LOOSE = 1e9  # a tolerance that every step meets
-MAX_DISTANCE = Limits(n_steps=1, step_size=1.0).max_distance
+MAX_DISTANCE = MotionOptions().max_distance
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,20 @@ class Known:
 
     def on(self, _device):
         return self.formula
+
+
+def trajectories(
+    field, x, time, starts, *, clusters=None, target_cluster=None, current=None, device="auto", **options
+) -> Trajectories:
+    where = {"clusters": clusters, "target_cluster": target_cluster, "current": current, "run": Run(device=device)}
+    return compute_trajectories(field, x, time, starts, TrajectoryOptions(**options), **where)
+
+
+def let_flow(
+    field, x, time, starts, *, clusters=None, terminal_clusters=None, device="auto", **options
+) -> Trajectories:
+    where = {"clusters": clusters, "terminal_clusters": terminal_clusters, "run": Run(device=device)}
+    return simulate_flow(field, x, time, starts, FlowOptions(**options), **where)
 
 
 @pytest.fixture(autouse=True)
@@ -392,10 +416,10 @@ def test_what_is_no_number_is_outside():
     assert (ratio[:6] > 1e6).all()
     assert not np.isnan(ratio).any()
     assert ratio[6] < 2
-    companions = Companions(region, 0.1)
+    near = NearestCells(region, 0.1)
     ids = torch.arange(7)
     for _ in range(2):
-        assert companions.of(tensor(points), ids).shape == (7, 15)
+        assert near.of(tensor(points), ids).shape == (7, 15)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
@@ -460,9 +484,9 @@ def test_surroundings_agree_with_a_loop():
         np.testing.assert_allclose(covariance[i], deviations[i], atol=1e-4)
 
 
-def test_companions_that_are_always_searched_are_the_nearest():
+def test_neighbors_that_are_always_searched_are_the_nearest():
     region, points = Region.of(sheet()), tensor(sheet(40, seed=1))
-    fresh, lazy = Companions(region, 0.0), Companions(region, 0.5)
+    fresh, lazy = NearestCells(region, 0.0), NearestCells(region, 0.5)
     ids = torch.arange(40)
     for shift in (0.0, 0.01, 0.3):
         at = points + shift
@@ -519,7 +543,8 @@ def test_a_particle_returns_by_the_factor_that_is_documented(confine: float, spe
     line = np.stack([np.arange(0, 20, 0.1), np.zeros(200)], axis=1)
     region = Region.of(line)
     assert region.typical_spacing == pytest.approx(0.3, rel=0.01)
-    drift = guided(drift_of(constant(speed, 0.0), None, 1, "cpu"), Companions(region, 0.0), confine, "start")
+    options = MotionOptions(confine=confine, time_from="start")
+    drift = confined(drift_of(constant(speed, 0.0), None, 1, "cpu"), NearestCells(region, 0.0), options)
     start = np.array([[8.0, 0.2], [8.0, -0.4]])
     n_spacings = 3
     found = follow(OdeStep(drift), start, 60, n_spacings * region.typical_spacing / speed / 60)
@@ -529,9 +554,10 @@ def test_a_particle_returns_by_the_factor_that_is_documented(confine: float, spe
 
 def test_confinement_is_switched_off_by_zero():
     plain = drift_of(constant(1.0, 0.0), None, 1, "cpu")
-    companions = Companions(Region.of(sheet()), 0.1)
-    assert guided(plain, companions, 0.0, "start") is plain
-    asked = guided(plain, companions, 0.0, "cells")(tensor([[5.0, 1.0]]), torch.zeros(1), torch.tensor([0]))
+    near = NearestCells(Region.of(sheet()), 0.1)
+    assert confined(plain, near, MotionOptions(confine=0.0, time_from="start")) is plain
+    options = MotionOptions(confine=0.0, time_from="cells")
+    asked = confined(plain, near, options)(tensor([[5.0, 1.0]]), torch.zeros(1), torch.tensor([0]))
     np.testing.assert_array_equal(asked, [[1.0, 0.0]])
 
 
@@ -540,11 +566,12 @@ def test_the_field_is_asked_at_the_time_of_the_cells_around(time_from: str, low:
     cells = sheet()
     seen = []
     field = Known(lambda x, time: (seen.append(time), torch.ones_like(x))[1])
-    companions = Companions(Region.of(cells, cells[:, 0] / 10), 0.0)
+    near = NearestCells(Region.of(cells, cells[:, 0] / 10), 0.0)
     args = tensor([[5.0, 1.0]]), torch.zeros(1, dtype=torch.float64), torch.tensor([0])
     drift = drift_of(field, None, 1, "cpu")
-    guided(drift, companions, 0.5, time_from)(*args)
-    noisy(drift, companions, 0.5, 0.5, time_from, 0.01)(*args)
+    options = FlowOptions(confine=0.5, diffusion=0.5, time_from=time_from, step_size=0.01)
+    confined(drift, near, options)(*args)
+    diffusing(drift, near, options)(*args)
     assert all(low <= float(time) <= high for time in seen)
 
 
@@ -558,8 +585,9 @@ def band(n: int = 1500, length: float = 30.0, n_dims: int = 2, seed: int = 0) ->
 @pytest.mark.parametrize("diffusion", [0.5, 2.0])
 def test_noise_keeps_the_spread_of_the_cells(diffusion: float):
     cells, speed, dt = band(), 10.0, 0.005
-    companions = Companions(Region.of(cells), 0.25)
-    coefficients = noisy(drift_of(constant(speed, 0.0), None, 1, "cpu"), companions, diffusion, 0.0, "start", dt)
+    near = NearestCells(Region.of(cells), 0.25)
+    options = FlowOptions(diffusion=diffusion, confine=0.0, time_from="start", step_size=dt)
+    coefficients = diffusing(drift_of(constant(speed, 0.0), None, 1, "cpu"), near, options)
     start = np.resize(cells[cells[:, 0] < 3], (300, 2))
     found = follow(SdeStep(coefficients, 15, generator()), start, 240, dt)
     assert found[:, 0].mean() == pytest.approx(start[:, 0].mean() + 12, abs=2)
@@ -576,8 +604,9 @@ def test_noise_keeps_the_spread_of_the_cells(diffusion: float):
 
 def test_noise_runs_along_the_data():
     flat = np.concatenate([sheet(1000, (10.0, 4.0)), np.zeros((1000, 1))], axis=1)
-    companions = Companions(Region.of(flat), 0.1)
-    coefficients = noisy(drift_of(constant(2.0, 0.0, 0.0), None, 1, "cpu"), companions, 1.0, 0.0, "start", 0.005)
+    near = NearestCells(Region.of(flat), 0.1)
+    options = FlowOptions(diffusion=1.0, confine=0.0, time_from="start", step_size=0.005)
+    coefficients = diffusing(drift_of(constant(2.0, 0.0, 0.0), None, 1, "cpu"), near, options)
     found = follow(SdeStep(coefficients, 15, generator()), np.tile([3.0, 2.0, 0.0], (200, 1)), 100, 0.005)
     assert found[:, 1].std() > 0.1
     np.testing.assert_allclose(found[:, 2], 0, atol=1e-5)
@@ -585,10 +614,11 @@ def test_noise_runs_along_the_data():
 
 def test_noise_scales_with_the_speed():
     cells = sheet(1000, (10.0, 10.0))
-    companions = Companions(Region.of(cells), 0.0)
+    near = NearestCells(Region.of(cells), 0.0)
     x, ids, time = tensor(np.tile([[5.0, 5.0]], (3, 1))), torch.arange(3), torch.zeros(3)
     field = Known(lambda x, _time: tensor([[0.0, 0.0], [1.0, 0.0], [4.0, 0.0]]))
-    _, spread = noisy(drift_of(field, None, 1, "cpu"), companions, 0.5, 0.0, "start", 1e-3)(x, time, ids)
+    options = FlowOptions(diffusion=0.5, confine=0.0, time_from="start", step_size=1e-3)
+    _, spread = diffusing(drift_of(field, None, 1, "cpu"), near, options)(x, time, ids)
     size = spread(torch.ones((3, 15)) * torch.randn((1, 15), generator=generator())).norm(dim=1)
     assert float(size[0]) == 0
     assert float(size[2] / size[1]) == pytest.approx(2, rel=3e-3)  # the variance goes with the speed
@@ -602,7 +632,7 @@ def test_the_way_back_keeps_to_the_data_where_the_current_is_known():
     starts = np.flatnonzero(cells[:, 0] > 9)
     options = {"direction": "backward", "confine": 0.0, "time_from": "start", "n_steps": 600}
     paths = {
-        name: compute_trajectories(field, cells, cells[:, 0] / 10, starts, current=given, **options)
+        name: trajectories(field, cells, cells[:, 0] / 10, starts, current=given, **options)
         for name, given in (("with", current), ("without", None))
     }
     assert (paths["with"].ends[:, 0] < 0.6).mean() > 0.9  # came to the other end
@@ -615,26 +645,16 @@ def test_the_way_back_keeps_to_the_data_where_the_current_is_known():
 THIRDS = np.array(["a", "b", "c"])
 
 
-def run(field: Known, cells: np.ndarray, start, **options) -> Trajectories:
-    """Move particles by Euler's method, with three clusters along the first dimension."""
-    labels = np.digitize(cells[:, 0], [4.0, 6.0])
-    region = Region.of(cells, cells[:, 0] / 10, labels)
-    rest = {name: options.pop(name) for name in ("sign", "time_from", "targets", "time") if name in options}
+def run(
+    field: Known, cells: np.ndarray, start, *, time=0.0, sign=1, targets=None, min_speed=0.0, **options
+) -> Trajectories:
+    """Move particles by Euler's method, with three clusters along the first dimension; speeds in units of the basis."""
+    region = Region.of(cells, cells[:, 0] / 10, np.digitize(cells[:, 0], [4.0, 6.0]))
     start = np.atleast_2d(np.asarray(start, dtype=float))
-    sign, time_from = rest.pop("sign", 1), rest.pop("time_from", "start")
+    options = MotionOptions(**{"n_steps": 300, "step_size": 0.01, "time_from": "start", **options})
+    motion = Motion(NearestCells(region, 0.0), options, min_speed, THIRDS, targets, sign)
     step = OdeStep(drift_of(field, None, sign, "cpu"), "euler")
-    return move(
-        step,
-        start,
-        np.broadcast_to(rest.pop("time", 0.0), len(start)),
-        Companions(region, 0.0),
-        Limits(**{"n_steps": 300, "step_size": 0.01, **options}),
-        sign=sign,
-        time_from=time_from,
-        start_ix=np.arange(len(start)),
-        clusters=THIRDS,
-        **rest,
-    )
+    return move(motion, step, start, np.broadcast_to(time, len(start)), np.arange(len(start)))
 
 
 @pytest.fixture(scope="module")
@@ -802,11 +822,9 @@ def test_one_that_is_no_longer_anywhere_has_left_the_data(cells: np.ndarray, bad
     starts = np.concatenate([np.flatnonzero(cells[:, 0] < 1), np.flatnonzero((cells[:, 0] > 4) & (cells[:, 0] < 5))])
     options = {"min_speed": 0.0, "n_steps": 80, "max_distance": 3.0}
     if method == "noisy":
-        paths = simulate_flow(field, cells, cells[:, 0] / 10, starts, n_particles=30, **options)
+        paths = let_flow(field, cells, cells[:, 0] / 10, starts, n_particles=30, **options)
     else:
-        paths = compute_trajectories(
-            field, cells, cells[:, 0] / 10, starts, n_trajectories=30, method=method, **options
-        )
+        paths = trajectories(field, cells, cells[:, 0] / 10, starts, n_trajectories=30, method=method, **options)
     assert np.isfinite(paths.x).all()
     assert np.isfinite(paths.time).all()
     left = paths.status == Status.LEFT_DATA
@@ -843,12 +861,12 @@ class Strip:
     def compute(self, starts=None, **options) -> Trajectories:
         starts = np.flatnonzero(self.clusters == "a") if starts is None else starts
         field = options.pop("field", self.field)
-        return compute_trajectories(field, self.x, self.time, starts, **{"clusters": self.clusters, **options})
+        return trajectories(field, self.x, self.time, starts, **{"clusters": self.clusters, **options})
 
     def flow(self, starts=None, **options) -> Trajectories:
         starts = np.flatnonzero(self.clusters == "a") if starts is None else starts
         field = options.pop("field", self.field)
-        return simulate_flow(field, self.x, self.time, starts, **{"clusters": self.clusters, **options})
+        return let_flow(field, self.x, self.time, starts, **{"clusters": self.clusters, **options})
 
 
 @pytest.fixture(scope="module")
@@ -1063,7 +1081,7 @@ def test_paths_of_a_known_field_are_its_solution(method: str, time_from: str):
     factor = 2.0 if time_from == "path" else 1.0  # the rotation speeds up with time
     field = Known(lambda x, t: (1 + (factor - 1) * t.unsqueeze(1)) * (x @ tensor([[0.0, 2.0], [-2.0, 0.0]])))
     starts = np.flatnonzero((np.linalg.norm(cells, axis=1) > 1) & (np.linalg.norm(cells, axis=1) < 2))
-    paths = compute_trajectories(
+    paths = trajectories(
         field, cells, time, starts, method=method, time_from=time_from, confine=0.0, n_steps=150, rtol=1e-7, atol=1e-9,
         max_distance=5.0,
     )  # fmt: skip
@@ -1082,9 +1100,7 @@ def test_rotated_cells_have_rotated_paths(planted):
     starts = np.flatnonzero(planted.time < 0.2)
     options = {"clusters": planted.labels, "n_steps": 200, "n_trajectories": 15}
     plain, turned = (
-        compute_trajectories(
-            Interpolated(planted.x @ q, planted.velocity @ q), planted.x @ q, planted.time, starts, **options
-        )
+        trajectories(Interpolated(planted.x @ q, planted.velocity @ q), planted.x @ q, planted.time, starts, **options)
         for q in (np.eye(5), turn)
     )
     np.testing.assert_array_equal(turned.start_ix, plain.start_ix)
@@ -1099,10 +1115,10 @@ def test_rotated_cells_have_rotated_paths(planted):
 def test_the_planted_stem_leads_to_either_fate_and_back(planted):
     names = np.array(["stem", "left", "right"])[planted.labels]
     field = Interpolated(planted.x, planted.velocity)
-    forward = compute_trajectories(field, planted.x, planted.time, np.flatnonzero(planted.time < 0.2), clusters=names)
+    forward = trajectories(field, planted.x, planted.time, np.flatnonzero(planted.time < 0.2), clusters=names)
     ended = forward.to_frame()["end_cluster"]
     assert (ended != "stem").all()
-    backward = compute_trajectories(
+    backward = trajectories(
         field, planted.x, planted.time, np.flatnonzero(planted.time > 0.9), clusters=names, direction="backward"
     ).to_frame()
     assert (backward["end_cluster"] == "stem").all()
@@ -1160,7 +1176,7 @@ def test_particles_are_spread_evenly_over_the_starts(strip: Strip):
 @pytest.mark.parametrize("n_dims", [2, 10])
 def test_noise_on_the_start_has_the_length_that_is_documented(noise_scale: float, n_dims: int):
     cells = np.random.default_rng(0).normal(size=(500, n_dims))
-    flow = simulate_flow(
+    flow = let_flow(
         constant(*np.ones(n_dims)), cells, np.zeros(500), [3, 8], noise_scale=noise_scale, n_particles=4000, n_steps=1
     )
     moved = flow.starts - cells[flow.start_ix]
@@ -1232,7 +1248,7 @@ def on_cells(simulated, starts, **options) -> Trajectories:
     kernel, clusters = simulated
     ix = np.flatnonzero(np.isin(clusters, starts))
     cells = kernel.cells
-    return compute_trajectories(
+    return trajectories(
         kernel.field,
         cells.x,
         cells.time,

@@ -13,10 +13,10 @@ import pytest
 import torch
 from anndata import AnnData
 
-from cellrank_velot.dynamics import Region, Status, Trajectories
-from cellrank_velot.dynamics.motion import Limits, move
-from cellrank_velot.dynamics.paths import NO_FATE
-from cellrank_velot.dynamics.region import Companions
+from cellrank_velot.dynamics import NO_FATE, Status, Trajectories
+from cellrank_velot.dynamics.motion import Motion, move
+from cellrank_velot.dynamics.options import MotionOptions
+from cellrank_velot.dynamics.region import NearestCells, Region
 from cellrank_velot.dynamics.solvers import OdeStep
 from cellrank_velot.storage import pack as storage
 
@@ -379,18 +379,12 @@ def drifting(n_particles: int, n_steps: int, save_every: int) -> Trajectories:
     """Let particles drift slowly through a large region, all to the last step."""
     x = np.random.default_rng(0).normal(size=(400, 8))
     step = OdeStep(lambda x, _time, _ids: torch.full_like(x, 0.1), "euler")
-    limits = Limits(n_steps=n_steps, step_size=1e-3, max_distance=100.0, save_every=save_every)
-    start_ix = np.arange(n_particles) % 400
-    return move(
-        step,
-        x[start_ix],
-        np.zeros(n_particles),
-        Companions(Region.of(x), 0.1),
-        limits,
-        time_from="start",
-        start_ix=start_ix,
-        clusters=np.empty(0, np.str_),
+    options = MotionOptions(
+        n_steps=n_steps, step_size=1e-3, max_distance=100.0, save_every=save_every, time_from="start"
     )
+    start_ix = np.arange(n_particles) % 400
+    motion = Motion(NearestCells(Region.of(x), 0.1), options)
+    return move(motion, step, x[start_ix], np.zeros(n_particles), start_ix)
 
 
 @pytest.mark.parametrize(("n_steps", "save_every", "n_points"), [(30, 1, 31), (30, 10, 4), (30, 7, 6), (30, 31, 2)])

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from public_names import with_methods
 
+from cellrank_velot._utils.options import Options
+
 ELSEWHERE = re.compile(r"\s*(See|As in|As for|Like that of|Likewise)\b", re.IGNORECASE)
 
 
@@ -59,6 +61,11 @@ def faults(value: Any) -> list[str]:
     said = described(found.get("Parameters", []) + found.get("Other Parameters", []))
     if is_dataclass(value):
         said |= described(found.get("Attributes", []))
+    if inspect.isclass(value) and issubclass(value, Options):
+        # Options of a public method: their docstring names the method, whose help describes them.
+        methods = re.findall(r":meth:`~?cellrank_velot\.(.+?)`", value.__doc__)
+        for method in methods:
+            said |= described(sections(PUBLIC[method].__doc__)["Parameters"])
     names = parameters(value)
     missing = [name for name in names if not said.get(name)]
     elsewhere = [name for name in names if ELSEWHERE.match(said.get(name, ""))]

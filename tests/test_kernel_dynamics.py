@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.dynamics import Status, compute_trajectories
+from cellrank_velot.dynamics import Status, TrajectoryOptions, compute_trajectories
 from cellrank_velot.embedding.projection import project_by_linear_map, project_by_transitions
 from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.storage import pack as storage
@@ -38,9 +38,8 @@ def test_is_a_thin_call_of_the_function(kernel):
     cells, clusters = kernel.cells, kernel.adata.obs["clusters"]
     by_kernel = kernel.compute_trajectories(start_cluster="Progenitor", n_trajectories=5, random_state=3, **QUIET)
     starts = np.flatnonzero(clusters == "Progenitor")
-    by_function = compute_trajectories(
-        kernel.field, cells.x, cells.time, starts, clusters=clusters, n_trajectories=5, random_state=3
-    )
+    options = TrajectoryOptions(n_trajectories=5, random_state=3)
+    by_function = compute_trajectories(kernel.field, cells.x, cells.time, starts, options, clusters=clusters)
     assert same(by_kernel, replace(by_function, basis="X_pca"))
 
 

@@ -11,13 +11,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import false_discovery_control
 
 from cellrank_velot import OTVelocityKernel
-from cellrank_velot.dynamics import simulate_flow
+from cellrank_velot.dynamics import FlowOptions, simulate_flow
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.perturbation import (
     Change,
     FateShift,
     FlowFates,
     PerturbedField,
+    ShiftOptions,
     Variants,
     compute_fate_shift,
     compute_perturbation,
@@ -28,6 +29,7 @@ from cellrank_velot.perturbation import (
 from cellrank_velot.perturbation.flow import whitened
 
 QUIET = {"show_progress_bar": False}
+FEW = ShiftOptions(n_particles=120)
 
 
 # ---------------------------------------------------------------------------------------- a fork, whose genes are known
@@ -86,20 +88,20 @@ def expression(planted):
 @pytest.fixture(scope="module")
 def fates(planted):
     clusters = np.array(["stem", "left", "right"])[planted.labels]
-    return FlowFates(
-        Fork(), planted.x, planted.time, clusters, ["left", "right"], n_steps=130, step_size=0.01, diffusion=0.5
-    )
+    options = FlowOptions(n_steps=130, step_size=0.01, diffusion=0.5)
+    return FlowFates(Fork(), planted.x, planted.time, clusters, ["left", "right"], options)
 
 
-def shift_of(planted, genes, expression, fates, gene, change, *, n_null=0, **kwargs):
+def shift_of(planted, genes, expression, fates, gene, change, *, n_null=0, groups=None, **options):
     perturbation = compute_perturbation(expression[:, [gene]], genes[:, [gene]], {f"gene_{gene}": change})
     null, names = None, None
     if n_null:
         others = np.setdiff1d(np.arange(42), [0, 1])
         null, drawn = draw_matched(perturbation, expression[:, others], genes[:, others], n_null=n_null)
         names = others[drawn].astype(str)
-    options = {"n_particles": 120, "null": null, "null_genes": names, **kwargs}
-    return compute_fate_shift(perturbation, fates, planted.time < 0.2, fates.lineages, **options)
+    options = ShiftOptions(**{"n_particles": 120, **options})
+    where = {"groups": groups, "null": null, "null_genes": names}
+    return compute_fate_shift(perturbation, fates, planted.time < 0.2, fates.lineages, options, **where)
 
 
 def test_a_gene_that_pushes_to_a_fate_is_found(planted, genes, expression, fates):
@@ -132,7 +134,7 @@ def test_a_pulse_does_less_than_a_lasting_change(planted, genes, expression, fat
     perturbation = compute_perturbation(expression[:, [0]], genes[:, [0]], {"a": 0.0})
     starts = planted.time < 0.2
     clamp, pulse = (
-        compute_fate_shift(replace(perturbation, effect=effect), fates, starts, fates.lineages, n_particles=120)
+        compute_fate_shift(replace(perturbation, effect=effect), fates, starts, fates.lineages, FEW)
         for effect in ("clamp", "pulse")
     )
     assert clamp.delta[0, 1] < pulse.delta[0, 1] < -0.05
@@ -142,7 +144,7 @@ def test_only_perturbed_cells_are_displaced(planted, genes, expression, fates):
     late = planted.time > 0.9
     perturbation = compute_perturbation(expression[:, [0]], genes[:, [0]], {"a": 0.0}, cells=late)
     assert not perturbation.dx[~late].any()
-    shift = compute_fate_shift(perturbation, fates, planted.time < 0.2, fates.lineages, n_particles=60)
+    shift = compute_fate_shift(perturbation, fates, planted.time < 0.2, fates.lineages, ShiftOptions(n_particles=60))
     assert shift.changed[0] < 0.05  # fates are decided before
 
 
@@ -291,7 +293,7 @@ def test_heads_are_perturbed_as_far_as_they_tell_what_cells_do(planted):
     assert field.has_heads
     assert field.diffusion == 0.3
     assert_allclose(field.growth(x, 0.0), x[:, 1] + 0.7, rtol=1e-4)
-    assert_allclose(field.drift(x, 0.0), field(x, 0.0) - x)
+    assert_allclose(field.drift(x, 0.0), field(x, 0.0) - x, rtol=1e-5, atol=1e-6)
     assert_allclose(field.score(x, 0.0), -x)
     together = field.heads_on("cpu")(torch.tensor(x), torch.zeros(9))
     for found, alone in zip(together, (field(x, 0.0), field.growth(x, 0.0), -x), strict=True):
@@ -356,19 +358,16 @@ def test_unperturbed_fates_are_those_of_the_flow(planted, fates):
         planted.x,
         planted.time,
         starts,
+        replace(fates.options, n_particles=400),
         clusters=clusters,
         terminal_clusters=["left", "right"],
-        n_steps=130,
-        step_size=0.01,
-        diffusion=0.5,
-        n_particles=400,
     )
     share = (codes[0] == 1).sum() / (codes[0] >= 0).sum()
     assert share == pytest.approx(flow.fates().loc["right", "probability"], abs=0.1)
 
 
 def test_without_noise_it_is_an_ordinary_equation(planted, genes, expression, fates):
-    still = replace(fates, diffusion=0.0)
+    still = replace(fates, options=replace(fates.options, diffusion=0.0))
     shift = shift_of(planted, genes, expression, still, 0, ("scale", 0.8))
     assert shift.delta[0, 1] < -0.05
 
@@ -396,7 +395,7 @@ def test_one_by_one_passes_on_what_is_perturbed(planted):
 
 
 # ---------------------------------------------------------------------------------------------------------------- shift
-def shift_from(codes, weights=None, **kwargs) -> FateShift:
+def shift_from(codes, weights=None) -> FateShift:
     """Shift of three cells' particles whose fates are given, by perturbation."""
     perturbation = compute_perturbation(np.ones((3, 1)), np.ones((2, 1)), {"a": 0.0})
     codes = np.asarray(codes)
@@ -409,7 +408,9 @@ def shift_from(codes, weights=None, **kwargs) -> FateShift:
         return codes, weights
 
     starts = np.ones(3, dtype=bool)
-    return compute_fate_shift(perturbation, fates, starts, ["A", "B"], null=null, n_particles=codes.shape[1], **kwargs)
+    return compute_fate_shift(
+        perturbation, fates, starts, ["A", "B"], ShiftOptions(n_particles=codes.shape[1]), null=null
+    )
 
 
 def test_shares_are_of_those_with_a_fate():
@@ -474,9 +475,15 @@ def test_particles_without_any_fate_have_no_share():
     assert "no particle" in repr(shift)
 
 
-def test_shift_refuses_what_makes_no_sense(planted, genes, expression, fates):
-    with pytest.raises(ValueError, match="`level` to be in"):
-        shift_of(planted, genes, expression, fates, 0, 0.0, level=1.0)
+def test_shift_refuses_what_makes_no_sense(genes, expression, fates):
+    for options, match in (
+        ({"level": 1.0}, "`level` to be in"),
+        ({"n_particles": 0}, "`n_particles` to be at least `1`"),
+        ({"n_null": -1}, "`n_null` to be at least `0`"),
+        ({"random_state": -1}, "`random_state` to be at least `0`"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ShiftOptions(**options)
     perturbation = compute_perturbation(expression[:, [0]], genes[:, [0]], {"a": 0.0})
     with pytest.raises(ValueError, match="cells to start from, found none"):
         compute_fate_shift(perturbation, fates, np.zeros(240, dtype=bool), fates.lineages)

@@ -17,7 +17,7 @@ from sklearn.neighbors import kneighbors_graph
 import cellrank_velot
 from cellrank_velot import OTVelocityKernel, datasets, write_h5ad
 from cellrank_velot import plotting as pl
-from cellrank_velot.dynamics import compute_trajectories
+from cellrank_velot.dynamics import TrajectoryOptions, compute_trajectories
 from cellrank_velot.embedding.projection import project_by_transitions
 from cellrank_velot.plotting._draw.colors import BACKGROUND, palette, palette_of
 from cellrank_velot.plotting.fates import fate_probabilities
@@ -43,8 +43,9 @@ def job() -> SimpleNamespace:
     estimator.compute_macrostates(n_states=2, n_cells=10, cluster_key="clusters")
     estimator.set_terminal_states(list(estimator.macrostates.cat.categories), n_cells=10)
     estimator.compute_fate_probabilities(use_petsc=False, show_progress_bar=False)
-    cells, options = kernel.cells, {"clusters": adata.obs["clusters"], "n_steps": 30, "save_every": 5}
-    paths = compute_trajectories(kernel.field, cells.x, cells.time, range(5), **options)
+    cells, options = kernel.cells, TrajectoryOptions(n_steps=30, save_every=5)
+    clusters = adata.obs["clusters"]
+    paths = compute_trajectories(kernel.field, cells.x, cells.time, range(5), options, clusters=clusters)
     return SimpleNamespace(adata=adata, kernel=kernel, estimator=estimator, paths=paths)
 
 

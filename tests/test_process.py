@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.dynamics import ProcessPaths, fate_table, labels_near, simulate_process
+from cellrank_velot.dynamics import ProcessPaths, SimulationOptions, fate_table, labels_near, simulate_process
 from cellrank_velot.field import VelocityField
 
 N = 20_000
@@ -46,6 +46,10 @@ class OrnsteinUhlenbeck:
 FIELD = OrnsteinUhlenbeck()
 
 
+def follow(field, x, time, until, *, start_ix=None, **options) -> ProcessPaths:
+    return simulate_process(field, x, time, until, SimulationOptions(**options), start_ix=start_ix)
+
+
 def start(time: float, n: int = N, seed: int = 0) -> np.ndarray:
     mean, variance = FIELD.law(time)
     return mean + np.sqrt(variance) * np.random.default_rng(seed).normal(size=(n, 1))
@@ -61,7 +65,7 @@ def assert_law(x: np.ndarray, time: float) -> None:
 # ----------------------------------------------------------------------------------------------- closed forms
 @pytest.mark.parametrize("noise", [True, False])
 def test_forward_has_the_law_of_the_process(noise: bool):
-    paths = simulate_process(FIELD, start(0.0), 0.0, 1.5, noise=noise, n_saved=2)
+    paths = follow(FIELD, start(0.0), 0.0, 1.5, noise=noise, n_saved=2)
     assert paths.direction == "forward"
     assert paths.x.shape == (3, N, 1)
     for x, time in zip(paths.x, (0.0, 0.75, 1.5), strict=True):
@@ -71,15 +75,15 @@ def test_forward_has_the_law_of_the_process(noise: bool):
 
 @pytest.mark.parametrize("noise", [True, False])
 def test_backward_recovers_the_law_of_the_start(noise: bool):
-    paths = simulate_process(FIELD, start(1.5), 1.5, 0.0, noise=noise, n_saved=2)
+    paths = follow(FIELD, start(1.5), 1.5, 0.0, noise=noise, n_saved=2)
     assert paths.direction == "backward"
     for x, time in zip(paths.x, (1.5, 0.75, 0.0), strict=True):
         assert_law(x, time)
 
 
 def test_forward_and_backward_have_one_joint_law():
-    forward = simulate_process(FIELD, start(0.0), 0.0, 1.0, random_state=1)
-    backward = simulate_process(FIELD, start(1.0, seed=3), 1.0, 0.0, random_state=2)
+    forward = follow(FIELD, start(0.0), 0.0, 1.0, random_state=1)
+    backward = follow(FIELD, start(1.0, seed=3), 1.0, 0.0, random_state=2)
     covariance = FIELD.variance0 * np.exp(-FIELD.rate)
     for paths in (forward, backward):
         assert np.cov(paths.x[0, :, 0], paths.ends[:, 0])[0, 1] == pytest.approx(covariance, abs=0.015)
@@ -87,12 +91,12 @@ def test_forward_and_backward_have_one_joint_law():
 
 def test_noise_spreads_what_the_flow_keeps_apart():
     x = np.zeros((N, 1))
-    free = simulate_process(FIELD, x, 0.0, 0.5).ends
+    free = follow(FIELD, x, 0.0, 0.5).ends
     decay = np.exp(-0.5 * FIELD.rate)
     expected = FIELD.diffusion**2 / (2 * FIELD.rate) * (1 - decay**2)
     assert free.var() == pytest.approx(expected, rel=0.05)
     assert free.mean() == pytest.approx(FIELD.centre * (1 - decay), abs=0.02)
-    assert simulate_process(FIELD, x, 0.0, 0.5, noise=False).ends.std() < 1e-12
+    assert follow(FIELD, x, 0.0, 0.5, noise=False).ends.std() < 1e-12
 
 
 def test_error_falls_with_the_number_of_steps():
@@ -102,9 +106,7 @@ def test_error_falls_with_the_number_of_steps():
     assert v1 == pytest.approx(rest + (v0 - rest) * decay**2)
     x = m0 + np.sqrt(v0) * np.array([[-2.0], [0.0], [1.0]])
     exact = m1 + np.sqrt(v1) * np.array([[-2.0], [0.0], [1.0]])
-    off = [
-        np.abs(simulate_process(FIELD, x, 0.0, 1.5, noise=False, n_steps=n).ends - exact).max() for n in (20, 40, 80)
-    ]
+    off = [np.abs(follow(FIELD, x, 0.0, 1.5, noise=False, n_steps=n).ends - exact).max() for n in (20, 40, 80)]
     assert off[2] < 0.02
     assert 1.7 < off[0] / off[1] < 4.5
     assert 1.7 < off[1] / off[2] < 4.5
@@ -114,7 +116,7 @@ def test_error_falls_with_the_number_of_steps():
 @pytest.mark.parametrize(("since", "until"), [(0.5, 2.0), (2.0, 0.5)])
 def test_growth_weights_are_exact_for_constant_and_linear_growth(since: float, until: float):
     field = OrnsteinUhlenbeck(growth=0.3, acceleration=-0.8)
-    paths = simulate_process(field, np.zeros((5, 1)), since, until, n_steps=7, n_saved=7)
+    paths = follow(field, np.zeros((5, 1)), since, until, n_steps=7, n_saved=7)
     integral = 0.3 * (paths.time - since) - 0.4 * (paths.time**2 - since**2)
     np.testing.assert_allclose(paths.log_weight, integral, atol=1e-12)
     np.testing.assert_allclose(paths.weights, np.exp(integral[-1]))
@@ -123,12 +125,12 @@ def test_growth_weights_are_exact_for_constant_and_linear_growth(since: float, u
 
 @pytest.mark.parametrize("since", [0.0, 1 / 7, 7.1])
 def test_the_end_is_exactly_where_it_was_asked_for(since: float):
-    assert (simulate_process(FIELD, np.zeros((3, 1)), since, 0.1 + 0.2, n_steps=97).time[-1] == 0.1 + 0.2).all()
+    assert (follow(FIELD, np.zeros((3, 1)), since, 0.1 + 0.2, n_steps=97).time[-1] == 0.1 + 0.2).all()
 
 
 def test_particles_may_start_at_their_own_times():
     times = np.array([0.0, 0.5, 1.0, 1.0])
-    paths = simulate_process(OrnsteinUhlenbeck(growth=1.0), np.zeros((4, 1)), times, 1.0, n_saved=4)
+    paths = follow(OrnsteinUhlenbeck(growth=1.0), np.zeros((4, 1)), times, 1.0, n_saved=4)
     np.testing.assert_allclose(paths.time[-1], 1.0)
     np.testing.assert_allclose(paths.log_weight[-1], 1 - times, atol=1e-12)
     np.testing.assert_array_equal(paths.x[:, 2:], 0, err_msg="whoever is there already stays")
@@ -137,13 +139,13 @@ def test_particles_may_start_at_their_own_times():
 
 def test_seeds_and_what_is_kept():
     x = start(0.0, 50)
-    first, again, other = (simulate_process(FIELD, x, 0.0, 1.0, random_state=s, n_saved=5) for s in (1, 1, 2))
+    first, again, other = (follow(FIELD, x, 0.0, 1.0, random_state=s, n_saved=5) for s in (1, 1, 2))
     np.testing.assert_array_equal(first.x, again.x)
     assert (first.ends != other.ends).all()
     assert first.x.shape == (6, 50, 1)
     np.testing.assert_array_equal(first.start_ix, np.arange(50))
     np.testing.assert_array_equal(first.x[0], x)
-    last = simulate_process(FIELD, x, 0.0, 1.0, random_state=1, start_ix=np.arange(50)[::-1])
+    last = follow(FIELD, x, 0.0, 1.0, random_state=1, start_ix=np.arange(50)[::-1])
     np.testing.assert_array_equal(last.ends, first.ends)
     assert last.start_ix[0] == 49
     assert last.n_particles == 50
@@ -163,12 +165,12 @@ def test_seeds_and_what_is_kept():
 )
 def test_options_out_of_range_are_refused(x, time, until, options: dict, error: type[Exception], match: str):
     with pytest.raises(error, match=match):
-        simulate_process(FIELD, x, time, until, **options)
+        follow(FIELD, x, time, until, **options)
 
 
 def test_particles_that_leave_all_bounds_are_said():
     with pytest.raises(FloatingPointError, match="Particles left all bounds"):
-        simulate_process(OrnsteinUhlenbeck(rate=-1e6), np.ones((2, 1)), 0.0, 1e3, n_steps=100)
+        follow(OrnsteinUhlenbeck(rate=-1e6), np.ones((2, 1)), 0.0, 1e3, n_steps=100)
 
 
 # --------------------------------------------------------------------------------------------------- tables
@@ -258,6 +260,6 @@ def test_a_velocity_field_serves():
     constant = np.array([1.0, 0.0, 0.7, 0.0, 0.0], dtype=np.float32)
     weights = {"0.weight": np.zeros((5, 3), dtype=np.float32), "0.bias": constant}
     field = VelocityField(weights, np.zeros(2), 1.0, 0.0, 1.0, 2.0, True, {}, 0, diffusion=0.1, growth_scale=3.0)
-    paths = simulate_process(field, np.zeros((4, 2)), 0.0, 2.0, noise=False)
+    paths = follow(field, np.zeros((4, 2)), 0.0, 2.0, noise=False)
     np.testing.assert_allclose(paths.ends, np.tile([4.0, 0.0], (4, 1)), rtol=1e-5)
     np.testing.assert_allclose(paths.log_weight[-1], 0.7 * 3 * 2, rtol=1e-5)

@@ -23,7 +23,13 @@ class Options:
 
     @classmethod
     def split(cls, values: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """Return the options that are among some values, and the other values."""
+        """Return the options that are among some values, and the other values.
+
+        Parameters
+        ----------
+        values
+            Values by name.
+        """
         names = {field.name for field in fields(cls)}
         own = {name: value for name, value in values.items() if name in names}
         return cls(**own), {name: value for name, value in values.items() if name not in names}

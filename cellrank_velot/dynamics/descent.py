@@ -1,7 +1,4 @@
-"""Tables of fates and ancestors from particles of a process, with intervals.
-
-Depends on numpy, pandas and scikit-learn.
-"""
+"""Tables of fates and ancestors from particles of a process, with intervals."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ class ProcessFates:
     table
         Shares, cells or groups as rows and clusters as columns; rows sum to one.
     low, high
-        Ends of the 95 % intervals, of the same shape. They hold the chance of the particles, not the error of the
+        Ends of the 95 % intervals, of the same shape. They cover the chance of the particles, not the error of the
         field.
     growth
         Descendants per cell of each row; one for ancestors.
@@ -44,8 +41,6 @@ class ProcessFates:
     True
     >>> bool((fates.growth.index == fates.table.index).all())
     True
-    >>> fates.to_frame().columns.tolist()
-    ['from', 'to', 'share', 'low', 'high']
     """
 
     table: pd.DataFrame
@@ -54,7 +49,18 @@ class ProcessFates:
     growth: pd.Series
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each share, with ``low`` and ``high``."""
+        """Return a table with one row for each share.
+
+        Returns
+        -------
+        The row (``from``), the cluster (``to``), the ``share``, and the ends of its interval, ``low`` and ``high``.
+
+        Examples
+        --------
+        >>> fates = sk.fate_probabilities(group_by="clusters", n_particles=5)
+        >>> fates.to_frame().columns.tolist()
+        ['from', 'to', 'share', 'low', 'high']
+        """
         columns = {"share": self.table, "low": self.low, "high": self.high}
         names = ["from", "to"]
         return (
@@ -73,7 +79,7 @@ def labels_near(
     n_labels: int,
     n_neighbors: int = 15,
 ) -> NDArray[np.float64]:
-    """Return the shares of each label among the cells nearest to positions, shape ``[n_positions, n_labels]``.
+    """Return the shares of each label among the cells nearest to positions.
 
     Parameters
     ----------
@@ -86,7 +92,11 @@ def labels_near(
     n_labels
         Number of labels.
     n_neighbors
-        Number of nearest cells.
+        Number of nearest cells; all cells where there are fewer.
+
+    Returns
+    -------
+    The shares, shape ``[n_positions, n_labels]``. Rows sum to one, or to zero where no cell nearby has a label.
 
     Examples
     --------
@@ -120,11 +130,11 @@ def fate_table(
     weights
         Weight of each particle, shape ``[n_particles]``.
     groups
-        Group of each particle.
+        Group of each particle, of length ``n_particles``.
     names
-        Names of the clusters.
+        Names of the clusters, of length ``n_clusters``.
     wanted
-        Clusters to keep; the rest is summed as ``"rest"``. All that occur where not given.
+        Clusters to keep; the others are summed as ``"rest"``. All that occur where not given.
     random_state
         Seed of the bootstrap.
 
@@ -152,7 +162,7 @@ def fate_table(
     codes, rows = pd.factorize(pd.Index(groups))
     rng = np.random.default_rng(check_seed(random_state))
     found = [_mean_by(frame.to_numpy(), weights, codes, rows.size)]
-    # A particle counts as often as a Poisson draw says, which is a bootstrap without its bookkeeping.
+    # Poisson numbers of each particle are a bootstrap without its bookkeeping.
     found += [
         _mean_by(frame.to_numpy(), weights * rng.poisson(1.0, weights.size), codes, rows.size)
         for _ in range(N_BOOTSTRAPS)

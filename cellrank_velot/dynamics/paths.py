@@ -1,7 +1,4 @@
-"""The result of motion: paths of particles, how each of them ended, and the shares of their fates.
-
-Depends on numpy, pandas and scipy.
-"""
+"""The result of motion: paths of particles, how each of them ended, and the shares of their fates."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ class Status(IntEnum):
 
     @property
     def message(self) -> str:
-        """What happened, for people."""
+        """How the trajectory ended, in words."""
         return _MESSAGES[self]
 
 
@@ -61,7 +58,7 @@ _MESSAGES = {
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Trajectories(Stage):
-    """Paths of particles through the velocity field, one after the other.
+    """Paths of particles through the velocity field.
 
     Attributes
     ----------
@@ -96,11 +93,13 @@ class Trajectories(Stage):
     >>> paths = vk.compute_trajectories(
     ...     start_cluster="Progenitor", n_trajectories=5, n_steps=50
     ... )
-    >>> len(paths), len(paths.paths), paths.ends.shape
-    (5, 5, (5, 20))
-    >>> table = paths.to_frame()  # a row for each trajectory
-    >>> paths.select([0, 2]).points_to_frame()["id"].unique().tolist()
-    [0, 2]
+    >>> len(paths), paths.n_dims, paths.starts.shape, paths.ends.shape
+    (5, 20, (5, 20), (5, 20))
+    >>> first, times = paths.paths[0], paths.times[0]  # points and times of the first one
+    >>> bool(len(first) == len(times) == paths.lengths[0])
+    True
+    >>> set(paths.statuses)
+    {'ran out of steps'}
     """
 
     ids: NDArray[np.int64]
@@ -118,7 +117,7 @@ class Trajectories(Stage):
     basis: str = ""
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together."""
+        """Check that the arrays fit together."""
         # A file returns names as objects.
         object.__setattr__(self, "clusters", np.asarray(self.clusters, dtype=np.str_).reshape(-1))
         Stage.__post_init__(self)
@@ -136,11 +135,10 @@ class Trajectories(Stage):
         return int(self.ids.size)
 
     def __repr__(self) -> str:
-        """How many there are, how they ended, and where most of them did."""
         counts = Counter(self.statuses)
         names = Counter(str(self.clusters[code]) for code in self.end_cluster if code >= 0)
-        told = [", ".join(f"{name}: {n}" for name, n in found.most_common(4)) for found in (counts, names)]
-        return f"Trajectories[n={len(self)}{''.join(f'; {text}' for text in told if text)}]"
+        most = [", ".join(f"{name}: {n}" for name, n in found.most_common(4)) for found in (counts, names)]
+        return f"Trajectories[n={len(self)}{''.join(f'; {text}' for text in most if text)}]"
 
     @property
     def n_dims(self) -> int:
@@ -154,12 +152,12 @@ class Trajectories(Stage):
 
     @property
     def paths(self) -> list[NDArray[np.float64]]:
-        """Points of each trajectory, of shape ``[n, n_dims]`` each."""
+        """Points of each trajectory, each of shape ``[n_points, n_dims]``."""
         return [self.x[start:end] for start, end in pairwise(self.offsets)]
 
     @property
     def times(self) -> list[NDArray[np.float64]]:
-        """Times of the points of each trajectory."""
+        """Times of the points of each trajectory, each of shape ``[n_points]``."""
         return [self.time[start:end] for start, end in pairwise(self.offsets)]
 
     @property
@@ -183,12 +181,23 @@ class Trajectories(Stage):
         Parameters
         ----------
         ids
-            Numbers of trajectories, or a mask of shape ``[n_trajectories]``.
+            Numbers of trajectories, as in :attr:`ids`, or a mask of shape ``[n_trajectories]``.
+
+        Returns
+        -------
+        These trajectories, under the same numbers.
 
         Raises
         ------
         KeyError
-            If there is no trajectory of that number.
+            If there is no trajectory of that number, or the mask has another shape.
+
+        Examples
+        --------
+        >>> paths = vk.compute_trajectories(n_trajectories=5, n_steps=10)
+        >>> paths.select([0, 2]).ids.tolist()
+        [0, 2]
+        >>> stalled = paths.select(paths.status == dynamics.Status.STALLED)
         """
         chosen = np.asarray(ids)
         if chosen.dtype == bool:
@@ -222,6 +231,12 @@ class Trajectories(Stage):
         -------
         Direction, status, cell and cluster of the start, cluster of the end, times of both, number of points and length
         of the path in units of the basis, by id.
+
+        Examples
+        --------
+        >>> paths = vk.compute_trajectories(n_trajectories=5, n_steps=10)
+        >>> paths.to_frame().columns[:3].tolist()
+        ['direction', 'status', 'start_ix']
         """
         steps = np.linalg.norm(np.diff(self.x, axis=0), axis=1)
         travelled = np.concatenate([[0.0], np.cumsum(steps)])
@@ -241,7 +256,18 @@ class Trajectories(Stage):
         )
 
     def points_to_frame(self) -> pd.DataFrame:
-        """Return a table with one row for each point: id, number of the point in its path, time and position."""
+        """Return a table with one row for each point.
+
+        Returns
+        -------
+        Id of the trajectory, number of the point in it, time, and position in the basis, ``dim_1`` and so on.
+
+        Examples
+        --------
+        >>> paths = vk.compute_trajectories(n_trajectories=5, n_steps=10)
+        >>> paths.points_to_frame().columns[:4].tolist()
+        ['id', 'point', 'time', 'dim_1']
+        """
         frame = pd.DataFrame(self.x, columns=[f"dim_{i + 1}" for i in range(self.n_dims)])
         frame.insert(0, "id", np.repeat(self.ids, self.lengths))
         frame.insert(1, "point", np.arange(self.x.shape[0]) - np.repeat(self.offsets[:-1], self.lengths))
@@ -254,14 +280,17 @@ class Trajectories(Stage):
         Parameters
         ----------
         terminal_clusters
-            Clusters to count as fates; the targets where not given, or where there were none, all in which one ends.
+            Clusters to count as fates. Where not given, the clusters to arrive at; without these, all clusters in which
+            a particle ended.
         level
-            Level of the confidence interval, Wilson's for a share: that of a sample of particles, given the field.
+            Level of Wilson's confidence interval of a share. It covers the chance of the particles, not the error of
+            the field.
 
         Returns
         -------
-        By fate the number of particles, their share of all, and their share of those that came to a fate with its
-        interval, ``low`` and ``high``. Those without a fate are the last row, ``"none"``.
+        By fate the number of particles (``n_particles``), their ``share`` of all, and their share of those that came to
+        a fate (``probability``) with its interval, ``low`` and ``high``. The last row, ``"none"``, counts those without
+        a fate.
 
         Raises
         ------
@@ -269,6 +298,15 @@ class Trajectories(Stage):
             If a cluster is unknown.
         ValueError
             If ``level`` is not between 0 and 1.
+
+        Examples
+        --------
+        >>> flow = vk.simulate_flow(
+        ...     terminal_clusters=["Fate A", "Fate B"], n_particles=20, n_steps=10
+        ... )
+        >>> fates = flow.fates(level=0.9)
+        >>> int(fates["n_particles"].sum()), fates.index.tolist()
+        (20, ['Fate A', 'Fate B', 'none'])
         """
         check_number("level", level, low=0, high=1, open_low=True, open_high=True)
         ended = np.bincount(self.end_cluster[self.end_cluster >= 0], minlength=self.clusters.size)
@@ -284,12 +322,30 @@ class Trajectories(Stage):
         return pd.DataFrame(rows, columns=columns, index=pd.Index([*chosen, NO_FATE], name="fate"))
 
     def fate_names(self, terminal_clusters: str | Sequence[str] | None = None) -> list[str]:
-        """Return the names of the clusters that count as fates, each once; see :meth:`fates`.
+        """Return the names of the clusters that count as fates, each once.
+
+        Parameters
+        ----------
+        terminal_clusters
+            Clusters to count as fates. Where not given, the clusters to arrive at; without these, all clusters in which
+            a particle ended.
+
+        Returns
+        -------
+        The names, in the order given.
 
         Raises
         ------
         KeyError
             If a cluster is unknown.
+
+        Examples
+        --------
+        >>> flow = vk.simulate_flow(
+        ...     terminal_clusters=["Fate B", "Fate A"], n_particles=5, n_steps=5
+        ... )
+        >>> flow.fate_names(), flow.fate_names("Fate B")
+        (['Fate A', 'Fate B'], ['Fate B'])
         """
         if terminal_clusters is None:
             codes = self.targets if self.targets.size else np.unique(self.end_cluster[self.end_cluster >= 0])

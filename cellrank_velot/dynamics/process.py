@@ -1,13 +1,10 @@
-"""The process of a time series, forward to descendants and backward to ancestors.
-
-Depends on numpy and torch.
-"""
+"""The process of a time series, forward to descendants and backward to ancestors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,12 +12,11 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.stage import Stage
-from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
+from cellrank_velot._utils.validation import check_integer, check_seed
 
-__all__ = ["ProcessField", "ProcessPaths", "simulate_process"]
-
-Way = Literal["forward", "backward"]
+__all__ = ["ProcessField", "ProcessPaths", "SimulationOptions", "simulate_process"]
 
 
 class ProcessField(Protocol):
@@ -28,12 +24,51 @@ class ProcessField(Protocol):
 
     @property
     def diffusion(self) -> float:
-        """Diffusion, in basis per root time."""
+        """Diffusion, in units of the basis per root of the unit of time."""
 
     def heads_on(
         self, device: torch.device | str
     ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Return velocity, growth and score as a function of positions ``[n, n_dims]`` and times ``[n]``."""
+        """Return velocity, growth and score as a function of positions ``[n, n_dims]`` and times ``[n]``.
+
+        Parameters
+        ----------
+        device
+            Torch device that the tensors are on.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationOptions(Options):
+    """Options of a simulated process.
+
+    Attributes
+    ----------
+    noise
+        Whether to follow the process. Otherwise particles follow the velocity, which moves the population alike.
+    n_steps
+        Number of steps.
+    n_saved
+        Number of points kept after the start, evenly spread; the last step is one of them.
+    random_state
+        Seed of the noise.
+
+    Examples
+    --------
+    >>> dynamics.SimulationOptions(n_saved=10).n_steps
+    100
+    """
+
+    noise: bool = True
+    n_steps: int = 100
+    n_saved: int = 1
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        check_integer("n_steps", self.n_steps, low=1)
+        check_integer("n_saved", self.n_saved, low=1)
+        check_seed(self.random_state)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +83,8 @@ class ProcessPaths(Stage):
         Times, shape ``[n_points, n_particles]``.
     log_weight
         Logarithm of the size of the population that a particle stands for, relative to its start, shape ``[n_points,
-        n_particles]``. Forward that is the number of its descendants. Backward, particles stand for the ancestors of
-        cells as they are, all alike, and with these weights for all cells of their time.
+        n_particles]``. Forward it is the number of the descendants. Backward, each particle stands for one cell, and
+        the weights make them stand for all cells of their time.
     start_ix
         Cell that each particle starts from, shape ``[n_particles]``.
     direction
@@ -58,8 +93,8 @@ class ProcessPaths(Stage):
     Examples
     --------
     >>> paths = sk.simulate_process("Progenitor A", n_particles=20, n_saved=10)
-    >>> paths.ends.shape, paths.weights.shape
-    ((20, 10), (20,))
+    >>> paths.n_particles, paths.ends.shape, paths.weights.shape
+    (20, (20, 10), (20,))
     >>> paths.time.round(6)[[0, -1], 0].tolist()
     [0.0, 3.0]
     """
@@ -91,14 +126,10 @@ def simulate_process(
     x: NDArray[np.float64],
     time: NDArray[np.float64] | float,
     until: float,
+    options: SimulationOptions = SimulationOptions(),
     *,
     start_ix: NDArray[np.int64] | None = None,
-    noise: bool = True,
-    n_steps: int = 100,
-    n_saved: int = 1,
-    random_state: int = 0,
-    device: str = "auto",
-    show_progress_bar: bool = False,
+    run: Run = Run(),
 ) -> ProcessPaths:
     r"""Let particles follow the process, or its reversal, from their times to another.
 
@@ -115,24 +146,16 @@ def simulate_process(
     x
         Where the particles start, shape ``[n_particles, n_dims]``.
     time
-        When, shape ``[n_particles]``, or one for all.
+        When they start, shape ``[n_particles]``, or one time for all.
     until
         Time at which they end: later for descendants, earlier for ancestors.
+    options
+        Noise, steps, points to keep and seed.
     start_ix
         Cell that each starts from, kept with the paths, shape ``[n_particles]``; the number of the particle where not
         given.
-    noise
-        Whether to follow the process. Otherwise particles follow the velocity, which moves the population alike.
-    n_steps
-        Number of steps.
-    n_saved
-        Number of points kept after the start, evenly spread; the last step is one of them.
-    random_state
-        Seed.
-    device
-        Torch device, or ``"auto"``.
-    show_progress_bar
-        Whether to show a progress bar.
+    run
+        Device, and whether to show a progress bar.
 
     Returns
     -------
@@ -141,45 +164,49 @@ def simulate_process(
     Raises
     ------
     ValueError
-        If an option is out of range, or some particles start before and others after the end.
+        If there are no particles, or some start before and others after the end.
     FloatingPointError
         If particles leave all bounds.
 
     Examples
     --------
     >>> x, time = sk.cells.x[:10], sk.cells.time[:10]
-    >>> paths = dynamics.simulate_process(sk.field, x, time, until=3.0, n_saved=5)
+    >>> options = dynamics.SimulationOptions(n_saved=5)
+    >>> paths = dynamics.simulate_process(sk.field, x, time, 3.0, options)
     >>> paths.x.shape
     (6, 10, 10)
     >>> bool((paths.weights > 0).all())  # each stands for so many descendants
     True
     """
     times = np.array(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))
-    direction = _check_options(x, times, until, n_steps, n_saved, random_state)
-    sign = 1.0 if direction == "forward" else -1.0
-    where = resolve_device(device)
-    generator = torch.Generator(where).manual_seed(int(np.random.default_rng(random_state).integers(2**31)))
+    if x.ndim != 2 or x.shape[0] == 0:
+        raise ValueError(f"Expected `x` of shape `[n_particles, n_dims]` with particles, found `{x.shape}`.")
+    if not np.isfinite(until) or ((times < until).any() and (times > until).any()):
+        raise ValueError(f"Expected `until` after all starts or before all of them, found `{until}`.")
+    sign = 1.0 if (times <= until).all() else -1.0
+    where, n_steps = resolve_device(run.device), options.n_steps
+    generator = torch.Generator(where).manual_seed(int(np.random.default_rng(options.random_state).integers(2**31)))
     heads = field.heads_on(where)
-    sigma = field.diffusion if noise else 0.0
+    sigma = field.diffusion if options.noise else 0.0
     position = torch.tensor(x, dtype=torch.float64, device=where)
     start = clock = torch.tensor(times, device=where)
     step = (until - start).abs() / n_steps
     log_weight = torch.zeros_like(clock)
-    keep = set(np.linspace(0, n_steps, n_saved + 1).round().astype(int)[1:].tolist())
+    keep = set(np.linspace(0, n_steps, options.n_saved + 1).round().astype(int)[1:].tolist())
     kept = [(position, clock, log_weight)]
     with (
         torch.no_grad(),
         single_thread(where),
-        tqdm(total=n_steps, desc="process", unit="step", disable=not show_progress_bar) as bar,
+        tqdm(total=n_steps, desc="process", unit="step", disable=not run.show_progress_bar) as bar,
     ):
         for number in range(1, n_steps + 1):
-            # Half-way in time, so that the error of a step does not add up where the field changes with it.
+            # At the middle of the step, which is more accurate where the field changes with time.
             velocity, growth, score = heads(position, clock + sign * step / 2)
             increment = torch.randn(position.shape, generator=generator, dtype=torch.float64, device=where)
             drift = sign * velocity + sigma**2 / 2 * score
             position = position + drift * step[:, None] + sigma * step.sqrt()[:, None] * increment
             log_weight = log_weight + sign * growth * step
-            # From the end, so that it comes to it exactly: a sum of steps does not.
+            # Counted from the end, so that the last time is exact: a sum of steps is not.
             clock = until - (until - start) * (1 - number / n_steps)
             if number in keep:
                 kept.append((position, clock, log_weight))
@@ -192,19 +219,5 @@ def simulate_process(
         time=clocks,
         log_weight=log_weights,
         start_ix=np.arange(x.shape[0]) if start_ix is None else np.asarray(start_ix, dtype=np.int64),
-        direction=direction,
+        direction="forward" if sign > 0 else "backward",
     )
-
-
-def _check_options(
-    x: NDArray[np.float64], times: NDArray[np.float64], until: float, n_steps: int, n_saved: int, random_state: int
-) -> Way:
-    """Refuse options that are out of range; return the direction."""
-    check_integer("n_steps", n_steps, low=1)
-    check_integer("n_saved", n_saved, low=1)
-    check_seed(random_state)
-    if x.ndim != 2 or x.shape[0] == 0:
-        raise ValueError(f"Expected `x` of shape `[n_particles, n_dims]` with particles, found `{x.shape}`.")
-    if not np.isfinite(until) or ((times < until).any() and (times > until).any()):
-        raise ValueError(f"Expected `until` after all starts or before all of them, found `{until}`.")
-    return check_choice("direction", "forward" if (times <= until).all() else "backward", Way)  # type: ignore[return-value]

@@ -1,20 +1,18 @@
-"""One step of many particles: an ordinary differential equation by torchdiffeq, a stochastic one by Euler-Maruyama.
-
-Depends on torch and torchdiffeq.
-"""
+"""One step of many particles: an ordinary differential equation by torchdiffeq, a stochastic one by Euler-Maruyama."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torchdiffeq import odeint
 
-__all__ = ["Coefficients", "Drift", "Method", "OdeStep", "SdeStep", "Step"]
+from cellrank_velot.dynamics.options import Method
 
-Method = Literal["euler", "rk4", "dopri5"]
+__all__ = ["Coefficients", "Drift", "OdeStep", "SdeStep", "Spread", "Step"]
+
 # Velocity [n, n_dims] at positions [n, n_dims] and times [n] of particles with numbers [n].
 Drift = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 # Drift [n, n_dims], and the linear map of increments of a Wiener process [n, n_noise] to displacements [n, n_dims].
@@ -28,36 +26,15 @@ class Step(Protocol):
     def __call__(
         self, x: torch.Tensor, time: torch.Tensor, ids: torch.Tensor, dt: torch.Tensor, clock: int
     ) -> torch.Tensor:
-        """Return the next positions.
+        """Return the next positions of particles at ``x [n, n_dims]`` with times, numbers and lengths of step ``[n]``.
 
-        Parameters
-        ----------
-        x
-            Positions of shape ``[n, n_dims]``.
-        time
-            Time of each particle, shape ``[n]``.
-        ids
-            Number of each particle, shape ``[n]``.
-        dt
-            Length of the step of each particle, positive, shape ``[n]``.
-        clock
-            ``1`` or ``-1`` where the time of a particle rises or falls as it moves, ``0`` where it stands still.
+        ``clock`` is 1 or -1 where their time rises or falls along the way, and 0 where it stands still.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class OdeStep:
-    r"""A step along :math:`dx / ds = b(x, t)`.
-
-    Attributes
-    ----------
-    drift
-        The function :math:`b`.
-    method
-        ``"euler"``, ``"rk4"``, or ``"dopri5"``, which takes as many smaller steps as its tolerances ask for.
-    rtol, atol
-        Relative and absolute tolerance of ``"dopri5"``, of the root mean square over all particles.
-    """
+    """A step along ``dx / ds = drift(x, t)``; only ``"dopri5"`` uses the tolerances, on the mean over all particles."""
 
     drift: Drift
     method: Method = "rk4"
@@ -74,7 +51,7 @@ class OdeStep:
         # All particles share the parameter s in [0, 1], so that steps of different length go through one solver.
         def rate(s: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             change = length * self.drift(y, time + clock * s * dt, ids)
-            # One velocity that is no number would stop a solver that adapts its steps, for all particles.
+            # One velocity of NaN would stop a solver that adapts its steps, for all particles.
             broken = ~change.isfinite().all(dim=1)
             lost.logical_or_(broken)
             return change.masked_fill(broken.unsqueeze(1), 0.0)
@@ -87,17 +64,7 @@ class OdeStep:
 
 @dataclass(frozen=True, eq=False)
 class SdeStep:
-    r"""A step of :math:`dx = b(x, t) \, ds + S(x, t) \, dW` by Euler and Maruyama.
-
-    Attributes
-    ----------
-    coefficients
-        The functions :math:`b` and :math:`S`.
-    n_noise
-        Number of independent noises of each particle.
-    generator
-        Source of the noise.
-    """
+    """A step of ``dx = drift(x, t) ds + spread(x, t) dW`` by Euler and Maruyama, with ``n_noise`` noises a particle."""
 
     coefficients: Coefficients
     n_noise: int

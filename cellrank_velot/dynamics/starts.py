@@ -1,7 +1,4 @@
-"""Which cells particles start from, and which clusters they go to: checked, and as numbers.
-
-Depends on numpy and pandas.
-"""
+"""Cells to start from and clusters to arrive at: checked, and as numbers."""
 
 from __future__ import annotations
 
@@ -18,15 +15,7 @@ __all__ = ["check_starts", "codes_of", "target_codes"]
 
 
 def check_starts(starts: NDArray[np.int64] | Sequence[int], n_cells: int) -> NDArray[np.int64]:
-    """Return the cells to start from, each once.
-
-    Raises
-    ------
-    TypeError
-        If they are no whole numbers.
-    ValueError
-        If there are none, or one is not among the cells.
-    """
+    """Return the cells to start from, each once."""
     found: NDArray[np.int64] = np.unique(np.asarray(starts))
     if found.size == 0:
         raise ValueError("Expected cells to start from, found none.")
@@ -38,13 +27,7 @@ def check_starts(starts: NDArray[np.int64] | Sequence[int], n_cells: int) -> NDA
 
 
 def codes_of(clusters: Sequence[Any] | None, n_cells: int) -> tuple[NDArray[np.int64] | None, NDArray[np.str_]]:
-    """Return the clusters as numbers, ``-1`` for none, and their names.
-
-    Raises
-    ------
-    ValueError
-        If there is not one for each cell.
-    """
+    """Return the cluster of each cell as a number, ``-1`` for none, and the names of the clusters."""
     if clusters is None:
         return None, np.empty(0, dtype=np.str_)
     values = pd.Categorical(clusters)
@@ -54,15 +37,7 @@ def codes_of(clusters: Sequence[Any] | None, n_cells: int) -> tuple[NDArray[np.i
 
 
 def target_codes(target: str | Sequence[str] | None, names: NDArray[np.str_]) -> NDArray[np.int64] | None:
-    """Return the numbers of the clusters to arrive at.
-
-    Raises
-    ------
-    KeyError
-        If one is unknown.
-    ValueError
-        If there are no clusters, or no target is left.
-    """
+    """Return the numbers of the clusters to arrive at."""
     if target is None:
         return None
     if names.size == 0:

@@ -1,50 +1,50 @@
-"""What the field makes of cells: trajectories, flow, and velocities in an embedding.
-
-Thin calls of :mod:`cellrank_velot.dynamics` and :mod:`cellrank_velot.embedding.projection`.
-"""
+"""What the field makes of cells: trajectories, flow, and velocities in an embedding, as methods of the kernel."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.device import resolve_device
-from cellrank_velot._utils.validation import check_choice, check_known
-from cellrank_velot.cells.read import find_basis
-from cellrank_velot.cells.select import (
+from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.validation import check_choice
+from cellrank_velot.cells import (
     CellSelector,
+    CellStates,
     Interval,
     cells_in_box,
     cells_in_cluster,
     cells_in_time,
+    find_basis,
+    find_cluster_key,
+    read_clusters,
+    read_embedding,
     select_cells,
 )
 from cellrank_velot.dynamics import (
     Direction,
     Field,
+    FlowOptions,
     Interpolated,
     Method,
     Rescaled,
     TimeFrom,
     Trajectories,
+    TrajectoryOptions,
     compute_trajectories,
     simulate_flow,
 )
-from cellrank_velot.dynamics.flow import check_flow_options
-from cellrank_velot.dynamics.motion import check_motion_options
-from cellrank_velot.dynamics.trajectories import check_trajectory_options
 from cellrank_velot.embedding.projection import Weighting, project_by_linear_map, project_by_transitions
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.storage import pack as storage
 
-__all__ = ["Dynamics", "Projection"]
+__all__ = ["Dynamics", "Projection", "clusters_for", "first_tenth", "starts_for"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -64,31 +64,32 @@ class Dynamics(Parts):
         start_time: Interval | None = None,
         cluster_key: str | None = None,
         direction: Direction | None = None,
-        n_trajectories: int = 20,
-        n_steps: int = 400,
-        step_size: float = 0.005,
-        method: Method = "rk4",
-        rtol: float = 1e-4,
-        atol: float = 1e-6,
+        n_trajectories: int = TrajectoryOptions.n_trajectories,
+        n_steps: int = TrajectoryOptions.n_steps,
+        step_size: float = TrajectoryOptions.step_size,
+        method: Method = TrajectoryOptions.method,
+        rtol: float = TrajectoryOptions.rtol,
+        atol: float = TrajectoryOptions.atol,
         time_from: TimeFrom | None = None,
         use_network: bool = True,
         smooth: bool = True,
-        confine: float = 0.7,
-        max_distance: float = 2.5,
-        min_speed: float = 0.1,
-        n_neighbors: int = 15,
-        max_attempts_factor: int = 10,
-        save_every: int = 1,
-        random_state: int = 0,
+        confine: float = TrajectoryOptions.confine,
+        max_distance: float = TrajectoryOptions.max_distance,
+        min_speed: float = TrajectoryOptions.min_speed,
+        n_neighbors: int = TrajectoryOptions.n_neighbors,
+        max_attempts_factor: int = TrajectoryOptions.max_attempts_factor,
+        save_every: int = TrajectoryOptions.save_every,
+        random_state: int = TrajectoryOptions.random_state,
         device: str = "auto",
         key_added: str | None = "velot_trajectories",
         show_progress_bar: bool = True,
     ) -> Trajectories:
         """Follow cells along the velocity, forward or backward in time.
 
-        Each trajectory ends with a status: it *arrived* at the target, *stalled at a sink*, *left the data*, *ran out
-        of steps*, or, with ``time_from="path"``, *came to the end of time*. Runs the steps before that were not run; a
-        transition matrix that was not made with the field stays.
+        Each trajectory ends with a status. It *arrived* at the target; it *stalled at a sink*, slower than
+        ``min_speed``; it *left the data*, and its path ends where it was last among them; it *ran out of steps*; or,
+        with ``time_from="path"``, it *came to the end of time*. Runs the steps before that were not run; a transition
+        matrix that was not made with the field stays.
 
         Parameters
         ----------
@@ -98,29 +99,64 @@ class Dynamics(Parts):
         start_cluster
             Cluster, or several, that the starts are in; any where not given.
         target_cluster
-            Cluster, or several, to arrive at: only trajectories that come to one are kept. As many as
-            ``n_trajectories * max_attempts_factor`` starts are tried; a message says how many arrived. All
-            trajectories are kept where not given.
+            Cluster, or several, to arrive at: only trajectories that come to one are kept, and each ends at its last
+            point before it leaves it. A message says how many arrived. All are kept where not given.
         start_time
             From which time to which time the starts are, of the kernel's time; ``None`` for no bound.
             Cells must meet all conditions that are given.
         cluster_key
             Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
         direction
-            ``"forward"``, ``"backward"`` or ``"both"`` in time; that of the kernel where not given.
+            ``"forward"`` or ``"backward"`` in time, or ``"both"`` for two trajectories from each start; that of the
+            kernel where not given.
+        n_trajectories
+            Number of trajectories, in each direction.
+        n_steps
+            Largest number of steps.
+        step_size
+            Time of one step, as a share of the whole time. It must be short enough for particles to take several steps
+            between one cell and the next.
+        method
+            Solver: ``"euler"``, ``"rk4"``, or ``"dopri5"``, which takes as many steps within ``step_size`` as its
+            tolerances demand.
+        rtol, atol
+            Relative and absolute tolerance of ``"dopri5"``.
+        time_from
+            Time that goes into the field: ``"cells"``, the mean time of the cells around; ``"path"``, which moves on
+            from the time of the start to the end of time; or ``"start"``, which stays that of the start. In pseudotime
+            ``"cells"``, else ``"path"``, where not given.
         use_network
-            Whether to ask the field; the mean velocity of the nearest cells is taken otherwise.
+            Whether to follow the field. Otherwise particles follow the mean velocity of the nearest cells.
         smooth
             With ``use_network=False``, whether that is the velocity of the field at the cells or of transport.
-        n_trajectories, n_steps, step_size, method, rtol, atol, time_from, confine, max_distance, min_speed, \
-n_neighbors, max_attempts_factor, save_every, random_state, device, show_progress_bar
-            See :func:`cellrank_velot.dynamics.compute_trajectories`.
+        confine
+            How fast a particle returns to the data: while it moves by the spacing of the cells, its distance from the
+            mean of the cells around it falls by the factor ``exp(-confine)``. With 0 it follows the velocity alone,
+            whose errors add up along a path until it leaves the data.
+        max_distance
+            Distance from the data at which a particle has left them, in units of the spacing of the cells nearby. A
+            cell lies at about 1.
+        min_speed
+            Speed below which a particle has stalled, as a share of the mean speed of the cells. It is measured on the
+            way by half of the spacing of the cells, so that a particle in a small circle has stalled, too.
+        n_neighbors
+            Number of nearest cells, five at least, that attract a particle, give its time and vote on its cluster.
+        max_attempts_factor
+            With a target, up to this many times ``n_trajectories`` starts are tried.
+        save_every
+            Number of steps from one point kept to the next.
+        random_state
+            Seed of the choice of starts.
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
         key_added
             Key in ``adata.uns`` to write the trajectories to; ``None`` writes nothing.
+        show_progress_bar
+            Whether to show a progress bar.
 
         Returns
         -------
-        The trajectories.
+        The trajectories, at most ``n_trajectories`` in each direction.
 
         Raises
         ------
@@ -132,7 +168,10 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
         Examples
         --------
         >>> paths = vk.compute_trajectories(
-        ...     start_cluster="Progenitor", target_cluster="Fate A", n_trajectories=2, step_size=0.03
+        ...     start_cluster="Progenitor",
+        ...     target_cluster="Fate A",
+        ...     n_trajectories=2,
+        ...     step_size=0.03,
         ... )
         >>> len(paths), set(paths.statuses)
         (2, {'arrived'})
@@ -141,31 +180,15 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
         >>> bool((back.direction == -1).all())
         True
         """
-        direction = self._direction(direction)
-        time_from = time_from or ("path" if self.cells.is_series else "cells")
-        check_trajectory_options(direction, n_trajectories, method, rtol, atol, max_attempts_factor)
-        check_motion_options(
-            n_steps, step_size, save_every, time_from, confine, max_distance, min_speed, n_neighbors, random_state
-        )
-        clusters, cluster_key = self._clusters_for(cluster_key, start_cluster, target_cluster)
-        starts = self._starts(start_ixs, cluster_key, start_cluster, start_time)
-        field, current = self._motion(direction, use_network, smooth, device, show_progress_bar)
-        paths = compute_trajectories(
-            field,
-            self.cells.x,
-            self.cells.unit_time,
-            np.flatnonzero(starts),
-            clusters=clusters,
-            target_cluster=target_cluster,
-            current=current,
-            direction=direction,
+        options = TrajectoryOptions(
+            direction=self._direction(direction),
             n_trajectories=n_trajectories,
             n_steps=n_steps,
             step_size=step_size,
             method=method,
             rtol=rtol,
             atol=atol,
-            time_from=time_from,
+            time_from=self._time_from(time_from),
             confine=confine,
             max_distance=max_distance,
             min_speed=min_speed,
@@ -173,13 +196,23 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
             max_attempts_factor=max_attempts_factor,
             save_every=save_every,
             random_state=random_state,
-            device=device,
-            show_progress_bar=show_progress_bar,
         )
-        paths = self._finished(paths)
-        if key_added is not None:
-            storage.write_trajectories(self.adata, key_added, paths)
-        return paths
+        run = Run(device=device, show_progress_bar=show_progress_bar)
+        clusters, cluster_key = clusters_for(self, cluster_key, start_cluster, target_cluster)
+        starts = starts_for(self, start_ixs, cluster_key, start_cluster, start_time)
+        field, current = self._velocity_to_follow(options.direction, use_network, smooth, run)
+        paths = compute_trajectories(
+            field,
+            self.cells.x,
+            self.cells.unit_time,
+            np.flatnonzero(starts),
+            options,
+            clusters=clusters,
+            target_cluster=target_cluster,
+            current=current,
+            run=run,
+        )
+        return self._kept(paths, key_added)
 
     @all_or_nothing(writes=True)
     def simulate_flow(
@@ -194,20 +227,20 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
         basis: str = "umap",
         cluster_key: str | None = None,
         direction: Direction | None = None,
-        n_particles: int = 200,
-        n_steps: int = 300,
-        step_size: float = 0.005,
-        diffusion: float = 1.0,
-        noise_scale: float = 0.0,
+        n_particles: int = FlowOptions.n_particles,
+        n_steps: int = FlowOptions.n_steps,
+        step_size: float = FlowOptions.step_size,
+        diffusion: float = FlowOptions.diffusion,
+        noise_scale: float = FlowOptions.noise_scale,
         time_from: TimeFrom | None = None,
         use_network: bool = True,
         smooth: bool = True,
-        confine: float = 0.7,
-        max_distance: float = 2.5,
-        min_speed: float = 0.1,
-        n_neighbors: int = 15,
-        save_every: int = 1,
-        random_state: int = 0,
+        confine: float = FlowOptions.confine,
+        max_distance: float = FlowOptions.max_distance,
+        min_speed: float = FlowOptions.min_speed,
+        n_neighbors: int = FlowOptions.n_neighbors,
+        save_every: int = FlowOptions.save_every,
+        random_state: int = FlowOptions.random_state,
         device: str = "auto",
         key_added: str | None = "velot_flow",
         show_progress_bar: bool = True,
@@ -218,22 +251,68 @@ n_neighbors, max_attempts_factor, save_every, random_state, device, show_progres
 
         Parameters
         ----------
-        start_ixs, source_cluster, source_time
-            Cells that particles start from, as for :meth:`compute_trajectories`. Where nothing is given, nor a box, the
-            cells of the first tenth of time; backward, of the last.
+        start_ixs
+            Cells that particles start from: positions, names or a mask, or CellRank's selector such as
+            ``{"clusters": "Ngn3 low EP"}``. Where no cells, cluster, time or box are given, those of the first tenth of
+            time; backward, of the last.
+        source_cluster
+            Cluster, or several, that the starts are in; any where not given.
         terminal_clusters
-            Fates: a particle that comes to one ends there. Without them its fate is the cluster where it ends.
+            Fates: a particle that comes to one ends there, at its last point before it leaves it. Without them its
+            fate is the cluster where it ends.
+        source_time
+            From which time to which time the starts are, of the kernel's time; ``None`` for no bound.
+            Cells must meet all conditions that are given.
         source_x_lim, source_y_lim
             Box in the embedding that particles start from; ``None`` for no bound.
         basis
             Key in ``adata.obsm`` of the embedding of the box, with or without ``X_``.
-        cluster_key, direction, use_network, smooth
-            As for :meth:`compute_trajectories`.
-        n_particles, n_steps, step_size, diffusion, noise_scale, time_from, confine, max_distance, min_speed, \
-n_neighbors, save_every, random_state, device, show_progress_bar
-            See :func:`cellrank_velot.dynamics.simulate_flow`.
+        cluster_key
+            Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
+        direction
+            ``"forward"`` or ``"backward"`` in time, or ``"both"``; that of the kernel where not given.
+        n_particles
+            Number of particles, in each direction, spread over the starts evenly. Memory grows with ``n_particles *
+            n_steps / save_every``.
+        n_steps
+            Largest number of steps.
+        step_size
+            Time of one step, as a share of the whole time.
+        diffusion
+            Strength of the noise: 0 for none, up to 0.5 mild, from 1 on strong. At 1, a particle has forgotten where
+            among the cells around it was by the time that it has moved by their spacing.
+        noise_scale
+            Noise on the starts: its root mean squared length, as a share of the spacing of the cells.
+        time_from
+            Time that goes into the field: ``"cells"``, the mean time of the cells around; ``"path"``, which moves on
+            from the time of the start to the end of time; or ``"start"``, which stays that of the start. In pseudotime
+            ``"cells"``, else ``"path"``, where not given.
+        use_network
+            Whether to follow the field. Otherwise particles follow the mean velocity of the nearest cells.
+        smooth
+            With ``use_network=False``, whether that is the velocity of the field at the cells or of transport.
+        confine
+            How fast a particle returns to the data: while it moves by the spacing of the cells, its distance from the
+            mean of the cells around it falls by the factor ``exp(-confine)``. Only what exceeds ``diffusion`` counts,
+            which draws particles back, too.
+        max_distance
+            Distance from the data at which a particle has left them, in units of the spacing of the cells nearby. A
+            cell lies at about 1.
+        min_speed
+            Speed below which a particle has stalled, as a share of the mean speed of the cells. It is measured on the
+            way by half of the spacing of the cells.
+        n_neighbors
+            Number of nearest cells, five at least, that attract a particle, give its time and vote on its cluster.
+        save_every
+            Number of steps from one point kept to the next.
+        random_state
+            Seed of starts and noise.
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
         key_added
             Key in ``adata.uns`` to write the paths to; ``None`` writes nothing.
+        show_progress_bar
+            Whether to show a progress bar.
 
         Returns
         -------
@@ -255,51 +334,42 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         >>> flow.fates().index.tolist()
         ['Fate A', 'Fate B', 'none']
         """
-        direction = self._direction(direction)
-        time_from = time_from or ("path" if self.cells.is_series else "cells")
-        check_flow_options(direction, n_particles, diffusion, noise_scale)
-        check_motion_options(
-            n_steps, step_size, save_every, time_from, confine, max_distance, min_speed, n_neighbors, random_state
-        )
-        clusters, cluster_key = self._clusters_for(cluster_key, source_cluster, terminal_clusters)
-        boxed = (*source_x_lim, *source_y_lim) != (None,) * 4
-        if start_ixs is None and source_cluster is None and source_time is None and not boxed:
-            first, last = self.cells.time_range
-            tenth = (last - first) / 10
-            source_time = (last - tenth, None) if direction == "backward" else (None, first + tenth)
-        starts = self._starts(start_ixs, cluster_key, source_cluster, source_time)
-        if boxed:
-            embedding = np.asarray(self.adata.obsm[find_basis(self.adata, basis)], dtype=np.float64)
-            starts &= cells_in_box(embedding, source_x_lim, source_y_lim)
-        field, current = self._motion(direction, use_network, smooth, device, show_progress_bar)
-        paths = simulate_flow(
-            field,
-            self.cells.x,
-            self.cells.unit_time,
-            np.flatnonzero(starts),
-            clusters=clusters,
-            terminal_clusters=terminal_clusters,
-            current=current,
-            direction=direction,
+        options = FlowOptions(
+            direction=self._direction(direction),
             n_particles=n_particles,
             n_steps=n_steps,
             step_size=step_size,
             diffusion=diffusion,
             noise_scale=noise_scale,
-            time_from=time_from,
+            time_from=self._time_from(time_from),
             confine=confine,
             max_distance=max_distance,
             min_speed=min_speed,
             n_neighbors=n_neighbors,
             save_every=save_every,
             random_state=random_state,
-            device=device,
-            show_progress_bar=show_progress_bar,
         )
-        paths = self._finished(paths)
-        if key_added is not None:
-            storage.write_trajectories(self.adata, key_added, paths)
-        return paths
+        run = Run(device=device, show_progress_bar=show_progress_bar)
+        clusters, cluster_key = clusters_for(self, cluster_key, source_cluster, terminal_clusters)
+        boxed = (*source_x_lim, *source_y_lim) != (None,) * 4
+        if start_ixs is None and source_cluster is None and source_time is None and not boxed:
+            source_time = first_tenth(self.cells, backward=options.direction == "backward")
+        starts = starts_for(self, start_ixs, cluster_key, source_cluster, source_time)
+        if boxed:
+            starts &= cells_in_box(read_embedding(self.adata, basis)[0], source_x_lim, source_y_lim)
+        field, current = self._velocity_to_follow(options.direction, use_network, smooth, run)
+        paths = simulate_flow(
+            field,
+            self.cells.x,
+            self.cells.unit_time,
+            np.flatnonzero(starts),
+            options,
+            clusters=clusters,
+            terminal_clusters=terminal_clusters,
+            current=current,
+            run=run,
+        )
+        return self._kept(paths, key_added)
 
     @all_or_nothing(writes=True)
     def project_velocity(
@@ -313,16 +383,16 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         ridge: float = 0.2,
         key_added: str | None = None,
     ) -> NDArray[np.float64]:
-        """Project the velocity to an embedding, where scVelo's plots find it.
+        """Project the velocity to an embedding, and write it where scVelo's plots look for it.
 
         Parameters
         ----------
         basis
             Key in ``adata.obsm`` of an embedding, with or without ``X_``.
         method
-            ``"transitions"`` for the expected step of the transition matrix, see
-            :func:`cellrank_velot.embedding.projection.project_by_transitions`, or ``"linear_map"`` for the local linear
-            map from the basis, see :func:`cellrank_velot.embedding.projection.project_by_linear_map`.
+            ``"transitions"`` for the mean direction to the neighbours by the transition matrix, less their mean
+            direction without it :cite:`bergen:20`. ``"linear_map"`` for the linear map that takes the displacements to
+            the neighbours from the basis to the embedding.
         weighting
             With ``"transitions"``, weights of the neighbours: ``"none"``, ``"distance"`` in the embedding, or
             ``"confidence"`` in their velocities.
@@ -331,7 +401,7 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         n_neighbors
             With ``"linear_map"``, number of nearest cells; those of the neighbour graph where not given.
         ridge
-            With ``"linear_map"``, how much the map is held back where neighbours tell little.
+            With ``"linear_map"``, penalty on large maps, as the ratio of noise to signal in the displacements.
         key_added
             Key in ``adata.obsm`` to write to; ``"velocity_{basis}"`` where not given.
 
@@ -387,79 +457,93 @@ n_neighbors, save_every, random_state, device, show_progress_bar
         return velocity
 
     # -------------------------------------------------------------------------------------------------- private
-    def _finished(self, paths: Trajectories) -> Trajectories:
-        """Return the paths with their basis, and in the kernel's time."""
+    def _kept(self, paths: Trajectories, key_added: str | None) -> Trajectories:
+        """Return the paths with their basis and in the kernel's time, and write them to AnnData."""
         if self.cells.is_series:
             first, last = self.cells.time_range
             paths = replace(paths, time=first + (last - first) * paths.time)
-        return replace(paths, basis=self.basis)
+        paths = replace(paths, basis=self.basis)
+        if key_added is not None:
+            storage.write_trajectories(self.adata, key_added, paths)
+        return paths
 
     def _direction(self, direction: Direction | None) -> Direction:
         if direction is None:
             return "backward" if self.backward else "forward"
-        check_choice("direction", direction, Direction)
         return direction
 
-    def _clusters_for(
-        self, cluster_key: str | None, *asked: str | Sequence[str] | None
-    ) -> tuple[pd.Series | None, str | None]:
-        """Return the clusters and their key, and complain where they are asked for and there are none."""
-        key = cluster_key or self.cluster_key or ("clusters" if "clusters" in self.adata.obs else None)
-        if key is None:
-            if any(name is not None for name in asked):
-                raise KeyError(
-                    "Expected the `cluster_key` of the clusters asked for, found none; `adata.obs` has the keys "
-                    f"{sorted(map(str, self.adata.obs.columns))}."
-                )
-            return None, None
-        check_known("adata.obs", key, self.adata.obs.columns)
-        for names in asked:
-            if names is not None:
-                cells_in_cluster(self.adata, key, names)
-        return self.adata.obs[key].astype("category"), key
+    def _time_from(self, time_from: TimeFrom | None) -> TimeFrom:
+        return time_from or ("path" if self.cells.is_series else "cells")
 
-    def _starts(
-        self,
-        start_ixs: CellSelector | None,
-        cluster_key: str | None,
-        cluster: str | Sequence[str] | None,
-        time: Interval | None,
-    ) -> NDArray[np.bool_]:
-        """Return the cells that meet all conditions."""
-        starts = select_cells(self.adata, start_ixs)
-        if cluster is not None and cluster_key is not None:
-            starts &= cells_in_cluster(self.adata, cluster_key, cluster)
-        if time is not None:
-            starts &= cells_in_time(self.cells.time, "time", time)
-        if not starts.any():
-            raise ValueError("Expected cells that meet all conditions on the start, found none.")
-        return starts
-
-    def _motion(
-        self, direction: Direction, use_network: bool, smooth: bool, device: str, show_progress_bar: bool
+    def _velocity_to_follow(
+        self, direction: Direction, use_network: bool, smooth: bool, run: Run
     ) -> tuple[Field, Field | None]:
-        """Return the velocity to follow and the part of it that changes its sign, after the steps that are missing."""
-        resolve_device(device)
-        needs_field = use_network or smooth
-        if needs_field and self.field is None:
-            self.fit_field(device=device, show_progress_bar=show_progress_bar)
-        if not needs_field and self.transport is None:
-            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
-        back = direction != "forward"
-        x, time = self.cells.x, self.cells.time
-        if not needs_field:
-            transport = self._needed("transport", "compute_velocity")
-            return self._unit(Interpolated(x, transport.velocity)), self._unit(
-                Interpolated(x, transport.velocity - transport.relaxation)
-            )
-        field = self._needed("field", "fit_field")
-        current = self.current_field(device=device, show_progress_bar=show_progress_bar) if back else None
-        if use_network:
-            return self._unit(field), None if current is None else self._unit(current)
-        return self._unit(Interpolated(x, field(x, time))), (
-            None if current is None else self._unit(Interpolated(x, current(x, time)))
-        )
+        """Return the velocity and, for the way back, the part of it that changes its sign. Run steps that are missing.
 
-    def _unit(self, field: Field) -> Field:
-        """Return a field in units of the whole time, which paths are computed in."""
-        return Rescaled(field, *self.cells.time_range) if self.cells.is_series else field
+        A time series has both per whole time, which paths are computed in.
+        """
+        x, time = self.cells.x, self.cells.time
+        field: Field
+        current: Field | None = None
+        where: dict[str, Any] = {"device": run.device, "show_progress_bar": run.show_progress_bar}
+        if use_network or smooth:
+            if self.field is None:
+                self.fit_field(**where)
+            fitted = self._needed("field", "fit_field")
+            back = self.current_field(**where) if direction != "forward" else None
+            field = fitted if use_network else Interpolated(x, fitted(x, time))
+            if back is not None:
+                current = back if use_network else Interpolated(x, back(x, time))
+        else:
+            if self.transport is None:
+                self.compute_velocity(**where)
+            transport = self._needed("transport", "compute_velocity")
+            field = Interpolated(x, transport.velocity)
+            current = Interpolated(x, transport.velocity - transport.relaxation)
+        if not self.cells.is_series:
+            return field, current
+        ends = self.cells.time_range
+        return Rescaled(field, *ends), None if current is None else Rescaled(current, *ends)
+
+
+def first_tenth(cells: CellStates, *, backward: bool = False) -> Interval:
+    """Return the first tenth of time, or the last."""
+    first, last = cells.time_range
+    tenth = (last - first) / 10
+    return (last - tenth, None) if backward else (None, first + tenth)
+
+
+def clusters_for(
+    kernel: Parts, cluster_key: str | None, *names: str | Sequence[str] | None
+) -> tuple[pd.Series | None, str | None]:
+    """Return the clusters and their key, none where there are none, and refuse names that are no clusters."""
+    named = [name for name in names if name is not None]
+    key = find_cluster_key(kernel.adata, cluster_key, kernel.cluster_key)
+    if key is None:
+        if named:
+            raise KeyError(
+                "Expected the `cluster_key` of the clusters asked for, found none; `adata.obs` has the keys "
+                f"{sorted(map(str, kernel.adata.obs.columns))}."
+            )
+        return None, None
+    for name in named:
+        cells_in_cluster(kernel.adata, key, name)
+    return read_clusters(kernel.adata, key), key
+
+
+def starts_for(
+    kernel: Parts,
+    start_ixs: CellSelector | None,
+    cluster_key: str | None,
+    cluster: str | Sequence[str] | None,
+    time: Interval | None,
+) -> NDArray[np.bool_]:
+    """Return the cells that meet all conditions, shape ``[n_cells]``."""
+    starts = select_cells(kernel.adata, start_ixs)
+    if cluster is not None and cluster_key is not None:
+        starts &= cells_in_cluster(kernel.adata, cluster_key, cluster)
+    if time is not None:
+        starts &= cells_in_time(kernel.cells.time, "time", time)
+    if not starts.any():
+        raise ValueError("Expected cells that meet all conditions on the start, found none.")
+    return starts

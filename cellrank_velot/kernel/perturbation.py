@@ -1,14 +1,11 @@
-"""In-silico perturbation as methods of the kernel: genes are changed, cells are displaced, and fates may shift.
-
-Thin calls of :mod:`cellrank_velot.perturbation`; reads expression and loadings from AnnData.
-"""
+"""In-silico perturbation as methods of the kernel: genes are changed, cells are displaced, and fates may shift."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -16,16 +13,14 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.device import resolve_device
-from cellrank_velot._utils.validation import check_integer, check_known
-from cellrank_velot.cells.read import read_loadings
-from cellrank_velot.cells.select import CellSelector, Interval, select_cells
-from cellrank_velot.dynamics import TimeFrom, labels_near, simulate_process
-from cellrank_velot.dynamics.flow import check_flow_options
-from cellrank_velot.dynamics.motion import check_motion_options
+from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.validation import check_known
+from cellrank_velot.cells import CellSelector, Interval, read_loadings, select_cells
+from cellrank_velot.dynamics import FlowOptions, SimulationOptions, TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel.dynamics import clusters_for, first_tenth, starts_for
 from cellrank_velot.perturbation import (
     Effect,
     Fates,
@@ -33,6 +28,7 @@ from cellrank_velot.perturbation import (
     FlowFates,
     Perturbation,
     PerturbedField,
+    ShiftOptions,
     Variants,
     compute_fate_shift,
     compute_perturbation,
@@ -47,26 +43,13 @@ logger = logging.getLogger("cellrank_velot")
 
 # Cells in which loadings are checked against expression, and the error of displacements that may pass.
 N_CHECKED, MAX_ERROR = 200, 0.05
-# Distance from the data, see :meth:`Region.look`, beyond which the field knows nothing, and the share of cells there
-# that is worth a warning.
+# Distance from the data beyond which the field is a guess, see Region.look, and the share of cells there that is worth
+# a warning.
 FAR, MANY = 2.5, 0.1
 
 
 class Perturbations(Parts):
-    """Methods of the kernel that change genes and see what becomes of the cells."""
-
-    if TYPE_CHECKING:  # of :class:`cellrank_velot.kernel.dynamics.Dynamics`
-
-        def _clusters_for(
-            self, cluster_key: str | None, *asked: str | Sequence[str] | None
-        ) -> tuple[pd.Series | None, str | None]: ...
-        def _starts(
-            self,
-            start_ixs: CellSelector | None,
-            cluster_key: str | None,
-            cluster: str | Sequence[str] | None,
-            time: Interval | None,
-        ) -> NDArray[np.bool_]: ...
+    """Methods of the kernel that change genes and compare what becomes of the cells."""
 
     @all_or_nothing()
     def perturb(
@@ -80,12 +63,14 @@ class Perturbations(Parts):
     ) -> Perturbation:
         """Change genes in cells, through the loadings of the PCA.
 
-        The field sees a cell as its place in the PCA: a gene counts as far as it has a weight there, and a change that
-        is small beside the spread of the cells does little. Other genes that a gene regulates are not changed here;
-        they follow along the way, as far as the field has learned it. It learns from cells that were not perturbed:
-        what goes together in them is taken for what follows from each other. A gene that only marks a fate shifts it as
-        much as one that decides it, and either way: on a simulated fork whose genes are known, the knock-out of the
-        deciding gene takes its fate away, and that of one of its targets, which decides nothing, seems to add to it.
+        The field knows a cell by its place in the PCA: a gene counts as far as it has a weight there, and a change that
+        is small beside the spread of the cells does little. Only the given genes are changed. The genes that they
+        regulate follow along the way, as far as the field has learned it.
+
+        The field learns from cells that were not perturbed, and takes correlation for cause. A gene that only marks a
+        fate shifts it as much as one that decides it, and in either direction. On a simulated fork whose genes are
+        known, the knock-out of the deciding gene takes its fate away; that of one of its targets, which decides
+        nothing, seems to add to it.
 
         Parameters
         ----------
@@ -96,12 +81,12 @@ class Perturbations(Parts):
             Cells that are perturbed: positions or names, a mask, or CellRank's selector such as
             ``{"clusters": "Ngn3 high EP"}``; all where not given.
         effect
-            ``"clamp"``, a change that lasts: all along its way, a cell has the velocity of cells that are displaced as
-            the cells around it are, see :class:`cellrank_velot.perturbation.PerturbedField`. ``"pulse"``, a change
-            that is made once: cells start displaced, and nothing keeps them from coming back. A knock-out lasts.
+            ``"clamp"`` for a change that lasts, such as a knock-out: all along its way, a cell has the velocity at its
+            place plus the mean displacement of the cells around. ``"pulse"`` for a change that is made once: cells
+            start displaced, and may come back.
         layer
             Layer of the expression, ``adata.X`` where not given. It must be what the PCA was computed from, such as
-            log-normalised values, which is checked; before they were scaled, if they were.
+            log-normalised values, before they were scaled, if they were. A warning says so where it is not.
         gene_scale
             Column of ``adata.var`` that the PCA's values were divided by, such as ``"std"`` after scanpy's ``scale``;
             genes were not scaled where not given.
@@ -155,40 +140,47 @@ class Perturbations(Parts):
         source_time: Interval | None = None,
         cluster_key: str | None = None,
         group_key: str | None = None,
-        n_particles: int = 300,
-        n_null: int = 20,
+        n_particles: int = ShiftOptions.n_particles,
+        n_null: int = ShiftOptions.n_null,
         null_genes: Sequence[str] | None = None,
-        level: float = 0.95,
-        n_steps: int = 300,
-        step_size: float = 0.005,
-        diffusion: float = 1.0,
-        time_from: TimeFrom = "cells",
-        confine: float = 0.7,
-        max_distance: float = 2.5,
-        min_speed: float = 0.1,
-        n_neighbors: int = 15,
-        random_state: int = 0,
+        level: float = ShiftOptions.level,
+        n_steps: int = FlowOptions.n_steps,
+        step_size: float = FlowOptions.step_size,
+        diffusion: float = FlowOptions.diffusion,
+        time_from: TimeFrom = FlowOptions.time_from,
+        confine: float = FlowOptions.confine,
+        max_distance: float = FlowOptions.max_distance,
+        min_speed: float = FlowOptions.min_speed,
+        n_neighbors: int = FlowOptions.n_neighbors,
+        random_state: int = ShiftOptions.random_state,
         device: str = "auto",
         show_progress_bar: bool = True,
     ) -> FateShift:
-        """Compare where perturbed and unperturbed cells come to, and where they do when other genes are changed.
+        """Compare where cells come to with and without a perturbation, and when other genes are changed.
 
-        Perturbed and unperturbed particles start together and feel the same noise, so that the difference of their
-        fates is that of the perturbation. Whether the gene matters more than any other, moved as far, is told by
-        ``n_null`` genes that are drawn at random, see :func:`cellrank_velot.perturbation.draw_matched`. With 20 no
-        p-value is below 0.048, and none is after adjustment for many fates: take 200 to report one.
-        Always forward in time. With experimental time, particles follow the process to the last time point, and of the
-        options of :func:`cellrank_velot.dynamics.simulate_flow` only ``n_neighbors`` and ``device`` count.
+        Perturbed and unperturbed particles start together and feel the same noise, so that their fates differ by the
+        perturbation alone. Always forward in time. With experimental time, particles follow the process to the last
+        time point.
+
+        Does the gene matter more than others? ``n_null`` genes are drawn at random from those whose change moves cells
+        about as far, and their change is scaled to reach exactly as far. The p-value is the share of them that shift a
+        fate as much. With 20 genes it is at least 0.048, and no fate of many is significant after adjustment: take 200
+        to report one.
 
         Parameters
         ----------
         perturbation
             Result of :meth:`perturb`, or changes for it.
-        start_ixs, source_cluster, source_time
-            Cells that particles start from, as for :meth:`simulate_flow`; those of the first tenth of time where
-            nothing is given.
+        start_ixs
+            Cells that particles start from: positions, names or a mask, or CellRank's selector such as
+            ``{"clusters": "Ngn3 low EP"}``. Without cells, cluster and time, those of the first tenth of time.
+        source_cluster
+            Cluster, or several, that the starts are in; any where not given.
         terminal_clusters
             Fates; all clusters where not given.
+        source_time
+            From which time to which time the starts are, of the kernel's time; ``None`` for no bound.
+            Cells must meet all conditions that are given.
         cluster_key
             Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
         group_key
@@ -201,10 +193,30 @@ class Perturbations(Parts):
             Genes to draw these from; all with a weight in the PCA where not given.
         level
             Level of the intervals.
-        n_steps, step_size, diffusion, time_from, confine, max_distance, min_speed, n_neighbors, device
-            See :func:`cellrank_velot.dynamics.simulate_flow`.
+        n_steps
+            In pseudotime, largest number of steps.
+        step_size
+            In pseudotime, time of one step.
+        diffusion
+            In pseudotime, strength of the noise: 0 for none, up to 0.5 mild, from 1 on strong.
+        time_from
+            In pseudotime, time that goes into the field: ``"cells"``, the mean time of the cells around; ``"path"``,
+            which moves on from the time of the start; or ``"start"``, which stays that of the start.
+        confine
+            In pseudotime, how fast a particle returns to the data: while it moves by the spacing of the cells, its
+            distance from the mean of the cells around it falls by the factor ``exp(-confine)``. Only what exceeds
+            ``diffusion`` counts.
+        max_distance
+            In pseudotime, distance from the data at which a particle has left them, in units of the spacing of the
+            cells nearby. A cell lies at about 1.
+        min_speed
+            In pseudotime, speed below which a particle has stalled, as a share of the mean speed of the cells.
+        n_neighbors
+            Number of nearest cells, five at least in pseudotime, that vote on the cluster of a particle.
         random_state
             Seed of starts, noise and other genes.
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
         show_progress_bar
             Whether to show a progress bar.
 
@@ -230,45 +242,30 @@ class Perturbations(Parts):
         True
         >>> table = shift.to_frame()  # shares before and after, intervals and p-values
         """
-        check_flow_options("forward", n_particles, diffusion, 0.0)
-        check_motion_options(
-            n_steps, step_size, 1, time_from, confine, max_distance, min_speed, n_neighbors, random_state
+        options = ShiftOptions(n_particles=n_particles, n_null=n_null, level=level, random_state=random_state)
+        flow = FlowOptions(
+            n_steps=n_steps,
+            step_size=step_size,
+            diffusion=diffusion,
+            time_from=time_from,
+            confine=confine,
+            max_distance=max_distance,
+            min_speed=min_speed,
+            n_neighbors=n_neighbors,
         )
-        check_integer("n_null", n_null)
-        clusters, key = self._clusters_for(cluster_key, source_cluster, terminal_clusters)
+        run = Run(device=device, show_progress_bar=show_progress_bar)
+        clusters, key = clusters_for(self, cluster_key, source_cluster, terminal_clusters)
         if clusters is None:
             raise KeyError("Expected the `cluster_key` of the clusters that are fates, found none.")
         if start_ixs is None and source_cluster is None and source_time is None:
-            first, last = self.cells.time_range
-            source_time = (None, first + (last - first) / 10)
-        starts = self._starts(start_ixs, key, source_cluster, source_time)
+            source_time = first_tenth(self.cells)
+        starts = starts_for(self, start_ixs, key, source_cluster, source_time)
         groups = None if group_key is None else self._groups(group_key, starts)
         perturbation = self._perturbation(perturbation)
-        null, drawn = self._null(perturbation, n_null, null_genes, random_state)
-        options = {
-            "n_steps": n_steps,
-            "step_size": step_size,
-            "diffusion": diffusion,
-            "time_from": time_from,
-            "confine": confine,
-            "max_distance": max_distance,
-            "min_speed": min_speed,
-            "n_neighbors": n_neighbors,
-            "device": device,
-            "show_progress_bar": show_progress_bar,
-        }
-        fates, lineages = self._fates(clusters, terminal_clusters, **options)
+        null, drawn = self._null(perturbation, null_genes, options)
+        fates, lineages = self._fates(clusters, terminal_clusters, flow, run)
         shift = compute_fate_shift(
-            perturbation,
-            fates,
-            starts,
-            lineages,
-            groups=groups,
-            null=null,
-            null_genes=drawn,
-            n_particles=n_particles,
-            level=level,
-            random_state=random_state,
+            perturbation, fates, starts, lineages, options, groups=groups, null=null, null_genes=drawn
         )
         _report(shift)
         return shift
@@ -279,19 +276,18 @@ class Perturbations(Parts):
     ) -> Self:
         """Return a copy of the kernel whose transition matrix is that of perturbed cells.
 
-        Its field is :class:`cellrank_velot.perturbation.PerturbedField`, with which all that asks the field goes on:
-        transitions, trajectories and flow. The softmax keeps the scale of this kernel, so that the two matrices differ
-        by the perturbation alone.
+        Its field is the perturbed one, and all that follows the field uses it: transitions, trajectories and flow. The
+        softmax keeps the scale of this kernel, so that the two matrices differ by the perturbation alone.
 
         Parameters
         ----------
         perturbation
             Result of :meth:`perturb` that lasts, or changes for it.
         push
-            Rate at which cells are drawn to the changed state itself, per unit of time; the velocity of cells in that
-            state alone where it is 0.
+            Rate at which cells are drawn to the changed state itself, per unit of time. With 0, they have the velocity
+            of cells in that state.
         **kwargs
-            Options of :meth:`compute_transition_matrix`; those of this kernel where it has a matrix.
+            Options of :meth:`compute_transition_matrix`; those of this kernel where not given.
 
         Returns
         -------
@@ -324,15 +320,16 @@ class Perturbations(Parts):
         return found
 
     # -------------------------------------------------------------------------------------------------- private
-    def _fates(self, clusters: Any, terminal_clusters: Any, **options: Any) -> tuple[Fates, list[str]]:
+    def _fates(
+        self, clusters: pd.Series, terminal_clusters: str | Sequence[str] | None, options: FlowOptions, run: Run
+    ) -> tuple[Fates, list[str]]:
         """Return what simulates fates, and their names."""
-        resolve_device(options["device"])
         if self.field is None:
-            self.fit_field(device=options["device"], show_progress_bar=options["show_progress_bar"])
+            self.fit_field(device=run.device, show_progress_bar=run.show_progress_bar)
         field = self._needed("field", "fit_field")
         if self.cells.is_series:
-            return self._fates_of_series(field, clusters, terminal_clusters, options["n_neighbors"], options["device"])
-        fates = FlowFates(field, self.cells.x, self.cells.time, clusters, terminal_clusters, **options)
+            return self._fates_of_series(field, clusters, terminal_clusters, options.n_neighbors, run.device)
+        fates = FlowFates(field, self.cells.x, self.cells.time, clusters, terminal_clusters, options, run)
         return fates, fates.lineages
 
     def _fates_of_series(
@@ -348,14 +345,15 @@ class Perturbations(Parts):
         at_end = np.flatnonzero(time == last)
         labels = clusters.cat.codes.to_numpy()[at_end].astype(np.int64)
 
-        def run(
+        def follow(
             moving: Any, positions: NDArray[np.float64], start_ix: NDArray[np.int64], seed: int
         ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-            paths = simulate_process(moving, positions, time[start_ix], last, random_state=seed, device=device)
+            options, run = SimulationOptions(random_state=seed), Run(device=device)
+            paths = simulate_process(moving, positions, time[start_ix], last, options, run=run)
             shares = labels_near(paths.ends, x[at_end], labels, len(names), n_neighbors)
             return fate[shares.argmax(axis=1)], paths.weights
 
-        return one_by_one(run, field, x), lineages
+        return one_by_one(follow, field, x), lineages
 
     def _perturbation(self, given: Perturbation | Mapping[str, Any]) -> Perturbation:
         if not isinstance(given, Perturbation):
@@ -368,10 +366,10 @@ class Perturbations(Parts):
         return given
 
     def _null(
-        self, perturbation: Perturbation, n_null: int, pool: Sequence[str] | None, random_state: int
+        self, perturbation: Perturbation, pool: Sequence[str] | None, options: ShiftOptions
     ) -> tuple[Variants | None, NDArray[np.str_] | None]:
         """Return other perturbations and the names of their genes."""
-        if n_null == 0:
+        if options.n_null == 0:
             return None, None
         names = np.asarray(self.adata.var_names, dtype=np.str_)
         candidates = (np.asarray(self.adata.varm["PCs"]) != 0).any(axis=1) & ~np.isin(names, perturbation.genes)
@@ -383,9 +381,9 @@ class Perturbations(Parts):
             perturbation,
             self._values(perturbation.layer or None)[:, at],
             np.asarray(self.adata.varm["PCs"], dtype=np.float64)[at].T,
-            n_null=n_null,
+            n_null=options.n_null,
             scale=self._scale(perturbation.gene_scale or None, at),
-            random_state=random_state,
+            random_state=options.random_state,
         )
         return null, names[at][drawn]
 
@@ -440,7 +438,7 @@ class Perturbations(Parts):
         return np.asarray(scale)
 
     def _warn_about_values(self, layer: str | None, gene_scale: str | None) -> None:
-        """Say where the PCA was not computed from these values: some cells tell, through their differences."""
+        """Warn where the PCA was not computed from these values, judged by some cells."""
         weights = np.asarray(self.adata.varm["PCs"], dtype=np.float64)
         used = np.flatnonzero((weights != 0).any(axis=1))
         n_cells = self.cells.n_cells
@@ -474,7 +472,7 @@ class Perturbations(Parts):
             )
 
     def _matrix_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of the transition matrix of this kernel, as far as its parameters tell them."""
+        """Return the options of this kernel's transition matrix, as far as its parameters hold them."""
         params = dict(self.params)  # type: ignore[attr-defined]  # of CellRank
         params["backward_mode"] = params.pop("bwd_mode", None)
         if params.get("smooth", given.get("smooth", True)) is False:
@@ -500,7 +498,7 @@ def _report(shift: FateShift) -> None:
         )
     if shift.changed.max() < 0.01:
         logger.warning(
-            "%s changes the fate of %.1f %% of the particles at most: less than can be told. Genes of little weight "
+            "%s changes the fate of %.1f %% of the particles at most: too few to measure. Genes of little weight "
             "in the PCA do little",
             *(shift.name, 100 * shift.changed.max()),
         )

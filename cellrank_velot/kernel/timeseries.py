@@ -15,11 +15,18 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_seed, first_names
 from cellrank_velot.cells.select import CellSelector, select_cells
 from cellrank_velot.cells.time_points import next_time
-from cellrank_velot.dynamics.descent import ProcessFates, fate_table, labels_near
-from cellrank_velot.dynamics.process import ProcessPaths, simulate_process
+from cellrank_velot.dynamics import (
+    ProcessFates,
+    ProcessPaths,
+    SimulationOptions,
+    fate_table,
+    labels_near,
+    simulate_process,
+)
 from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
 from cellrank_velot.timeseries.couplings import SnapshotCouplings
@@ -400,11 +407,13 @@ class TimeSeries(Parts):
 
     def _process(self, starts: NDArray[np.int64], until: float, options: Mapping[str, Any]) -> ProcessPaths:
         """Let particles follow the process from cells, which may repeat."""
+        how, where = SimulationOptions.split(options)
+        run = Run(**where)
         if self.field is None:
-            self.fit_field(show_progress_bar=bool(options.get("show_progress_bar", False)))
+            self.fit_field(show_progress_bar=run.show_progress_bar)
         field = self._needed("field", "fit_field")
         x, time = self.cells.x[starts], self.cells.time[starts]
-        return simulate_process(field, x, time, until, start_ix=starts, **options)
+        return simulate_process(field, x, time, until, how, start_ix=starts, run=run)
 
     def _starting(
         self, cells: CellSelector | str | Sequence[str] | None, cluster_key: str | None, time: float

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
 from cellrank_velot.cells.time_points import check_snapshots
-from cellrank_velot.dynamics.process import simulate_process
+from cellrank_velot.dynamics import SimulationOptions, simulate_process
 from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.timeseries.couplings import CouplingOptions, SnapshotCouplings, couple_snapshots
 from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
@@ -183,7 +183,7 @@ def _by_field(task: _Task, options: dict[str, Any], field_options: dict[str, Any
     starts = np.flatnonzero(task.time == task.ends[0])
     starts = task.rng.permutation(starts)[: 2 * task.n_cells]
     # The flow has less chance in it than the process, and moves the population alike.
-    paths = simulate_process(field, task.x[starts], task.ends[0], task.point, noise=False)
+    paths = simulate_process(field, task.x[starts], task.ends[0], task.point, SimulationOptions(noise=False))
     return Population(paths.ends, paths.weights * task.mass[task.before] / starts.size, task.point, starts)
 
 

@@ -1,7 +1,4 @@
-"""Changes of gene expression, and the displacement in the basis that they are.
-
-Depends on numpy only.
-"""
+"""Changes of gene expression, and the displacement of cells in the basis that follows from them."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ FloatArray = NDArray[np.float64]
 Kind = Literal["set", "scale", "add"]
 Effect = Literal["clamp", "pulse"]
 
-_TOLD: dict[str, str] = {"set": "{gene} = {value:g}", "scale": "{gene} × {value:g}", "add": "{gene} {value:+g}"}
+_WORDS: dict[str, str] = {"set": "{gene} = {value:g}", "scale": "{gene} × {value:g}", "add": "{gene} {value:+g}"}
 
 
 @dataclass(frozen=True)
@@ -34,15 +31,15 @@ class Change:
     kind
         ``"set"`` to a value, ``"scale"`` by a factor, or ``"add"`` a difference; no expression falls below zero.
     value
-        The value, factor or difference, of the values that the PCA was computed from: twice a log-normalised value is
-        more than twice the molecules.
+        The value, factor or difference, in the units of the values that the PCA was computed from: twice a
+        log-normalised value is more than twice the molecules.
 
     Examples
     --------
     >>> from cellrank_velot.perturbation import Change
     >>> Change("scale", 0.5).of(np.array([2.0, 4.0])).tolist()
     [-1.0, -2.0]
-    >>> Change("set", 0.0).told("Pax4")
+    >>> Change("set", 0.0).describe("Pax4")
     'Pax4 = 0'
     """
 
@@ -57,33 +54,13 @@ class Change:
             return np.asarray((self.value - 1.0) * expression)
         return np.asarray(np.maximum(expression + self.value, 0.0) - expression if self.value < 0 else self.value)
 
-    def told(self, gene: str) -> str:
-        """Return it in words, such as ``"Pax4 = 0"``."""
-        return _TOLD[self.kind].format(gene=gene, value=self.value)
+    def describe(self, gene: str) -> str:
+        """Return the change of a gene in words, such as ``"Pax4 = 0"``."""
+        return _WORDS[self.kind].format(gene=gene, value=self.value)
 
 
 def parse_changes(changes: Mapping[str, Any]) -> dict[str, Change]:
-    """Return what is asked for each gene.
-
-    Parameters
-    ----------
-    changes
-        By gene a number, which its expression is set to (0 is a knock-out), ``("scale", factor)`` or
-        ``("add", difference)``.
-
-    Raises
-    ------
-    TypeError
-        If this is not a dictionary, or a change none of these.
-    ValueError
-        If there is none, a change is out of range, or changes nothing.
-
-    Examples
-    --------
-    >>> from cellrank_velot.perturbation import parse_changes
-    >>> parse_changes({"Pax4": 0.0, "Arx": ("scale", 2.0)})
-    {'Pax4': Change(kind='set', value=0.0), 'Arx': Change(kind='scale', value=2.0)}
-    """
+    """Return what is asked for each gene: a number to set it to, ``("scale", factor)`` or ``("add", difference)``."""
     if not isinstance(changes, Mapping):
         raise TypeError(f"Expected changes as `{{gene: value}}`, found `{type(changes).__name__}`.")
     if not changes:
@@ -108,17 +85,19 @@ def _parsed(gene: str, change: Any) -> Change:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Perturbation(Stage):
-    r"""Genes that are changed in cells, and where that takes these cells in the basis.
+    r"""Genes that are changed in cells, and the displacement of these cells in the basis.
 
     The displacement of a cell is :math:`\delta x = \sum_g \delta_g L_g` with the change :math:`\delta_g` of each gene
-    and its row :math:`L_g` of the loadings.
+    and its row :math:`L_g` of the loadings. The centring of the PCA does not matter to it.
 
     Attributes
     ----------
     genes
         Names of the genes, shape ``[n_genes]``.
-    kinds, values
-        What is done to each, see :class:`Change`, shape ``[n_genes]``.
+    kinds
+        ``"set"``, ``"scale"`` or ``"add"`` for each gene, shape ``[n_genes]``.
+    values
+        Value, factor or difference for each gene, shape ``[n_genes]``.
     amounts
         Change of each gene in each cell, 0 in cells that are not perturbed, over the scale of the gene where the PCA
         was computed from scaled genes; shape ``[n_cells, n_genes]``.
@@ -128,14 +107,18 @@ class Perturbation(Stage):
         Which cells are perturbed, shape ``[n_cells]``.
     effect
         ``"clamp"`` for a change that lasts, ``"pulse"`` for one that is made once.
-    layer, gene_scale
-        Where expression and scale were read; empty for ``adata.X`` and for genes that were not scaled.
+    layer
+        Layer of the expression; empty for ``adata.X``.
+    gene_scale
+        Column of ``adata.var`` with the scales of genes; empty for genes that were not scaled.
 
     Examples
     --------
     >>> knockout = vk.perturb({"FateA": 0.0}, cells={"clusters": "Progenitor"})
     >>> knockout.name, knockout.effect, knockout.dx.shape
     ('FateA = 0', 'clamp', (300, 20))
+    >>> knockout.changes["FateA"].value
+    0.0
     >>> bool((knockout.dx[~knockout.cells] == 0).all())
     True
     """
@@ -164,10 +147,9 @@ class Perturbation(Stage):
     @property
     def name(self) -> str:
         """What is done, in words."""
-        return ", ".join(change.told(gene) for gene, change in self.changes.items())
+        return ", ".join(change.describe(gene) for gene, change in self.changes.items())
 
     def __repr__(self) -> str:
-        """Say what is done to how many cells."""
         length = np.linalg.norm(self.dx[self.cells], axis=1).mean()
         return f"Perturbation[{self.name}; {self.effect}; {int(self.cells.sum())} cells, mean length {length:.3g}]"
 
@@ -183,43 +165,9 @@ def compute_perturbation(
     layer: str = "",
     gene_scale: str = "",
 ) -> Perturbation:
-    """Take changes of genes to a displacement of cells in the basis.
+    """Return the perturbation of genes with expression ``[n_cells, n_genes]`` and loadings ``[n_dims, n_genes]``.
 
-    Centring, as that of a PCA, does not matter to a displacement.
-
-    Parameters
-    ----------
-    expression
-        Values of the genes that are changed, which the PCA was computed from, shape ``[n_cells, n_genes]``.
-    loadings
-        Their loadings, shape ``[n_dims, n_genes]``.
-    changes
-        What is done to each gene, in the order of the columns; see :func:`parse_changes`.
-    cells
-        Which cells are perturbed, shape ``[n_cells]``; all where not given.
-    scale
-        What the PCA divided each gene by, shape ``[n_genes]``; nothing where not given.
-    effect
-        Whether the change lasts (``"clamp"``) or is made once (``"pulse"``), see :class:`PerturbedField`.
-    layer, gene_scale
-        Where values and scale are from, to be kept.
-
-    Returns
-    -------
-    The perturbation, with the change of each gene in each cell.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a change is not valid, a shape does not fit, a gene has no weight, or the expression of a gene does not
-        change in any of the cells.
-
-    Examples
-    --------
-    >>> from cellrank_velot.perturbation import compute_perturbation
-    >>> expression, loadings = np.array([[1.0], [3.0]]), np.array([[0.5], [0.0]])
-    >>> compute_perturbation(expression, loadings, {"Pax4": 0.0}).dx.tolist()
-    [[-0.5, 0.0], [-1.5, 0.0]]
+    ``cells [n_cells]`` are perturbed, all where not given. ``scale [n_genes]`` is what the PCA divided genes by.
     """
     asked = parse_changes(changes)
     check_choice("effect", effect, Effect)
@@ -262,6 +210,6 @@ def _check_gene(gene: str, change: Change, delta: FloatArray, expression: FloatA
         )
     if not delta.any():
         raise ValueError(
-            f"Expected `{change.told(gene)}` to change its expression, found that it is `{expression.mean():g}` in "
+            f"Expected `{change.describe(gene)}` to change its expression, found that it is `{expression.mean():g}` in "
             f"all `{expression.size}` cells already, and detected in `{(expression > 0).sum()}`."
         )

@@ -1,7 +1,4 @@
-"""The velocity of perturbed cells, as a field that stands where the velocity field does.
-
-Depends on the field, the region of the dynamics, numpy and torch.
-"""
+"""The velocity of perturbed cells, as a field that can take the place of the velocity field."""
 
 from __future__ import annotations
 
@@ -30,15 +27,15 @@ Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class PerturbedField(Stage):
     r"""Velocity of cells in which genes are held changed.
 
-    :math:`v'(x, t) = v(x + D(x), t) + \rho D(x)`, with the displacement :math:`D` of the cells around :math:`x`, a
-    weighted mean over the nearest ones, as the zero of a single cell is mostly a molecule missed. The rest of the
-    cell is at :math:`x`, and moves as cells move whose genes are as it would be with the change. To first order the
-    change of the velocity is the Jacobian times the displacement, as in dynamo :cite:`qiu:22`, and it adds up along
-    the way. The push :math:`\rho D` draws cells towards the changed state itself, which CellOracle
-    :cite:`kamimoto:23` makes its transitions from, after it has spread over a network of genes; the default is none.
+    :math:`v'(x, t) = v(x + D(x), t) + \rho D(x)`. The displacement :math:`D` is a weighted mean over the cells nearest
+    to :math:`x`, as the zero of a single cell is mostly a molecule missed. The cell stays at :math:`x`, and moves as
+    cells move whose genes are as its own would be with the change. To first order the change of the velocity is the
+    Jacobian times the displacement, as in dynamo :cite:`qiu:22`; it adds up along the way. The push :math:`\rho D`
+    draws cells to the changed state itself. CellOracle :cite:`kamimoto:23` makes its transitions from such a push,
+    after the change has spread over a network of genes; by default there is none.
 
-    Of a field with heads, growth is that at :math:`x + D`, too; score and noise are those at :math:`x`, as they tell
-    where cells are and not what they do.
+    For a field with growth, score and noise, growth is that at :math:`x + D`, too. Score and noise are those at
+    :math:`x`, as they describe where cells are and not what they do.
 
     Attributes
     ----------
@@ -77,7 +74,7 @@ class PerturbedField(Stage):
         return cls(field, x, perturbation.amounts, perturbation.directions, push)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, the unperturbed field as a dictionary, too, as a file needs it."""
+        """Return the fields by name, the unperturbed field as a dictionary."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return {**values, "field": self.field.to_dict() if isinstance(self.field, VelocityField) else self.field}
 
@@ -124,7 +121,7 @@ class PerturbedField(Stage):
         return evaluate
 
     def drift_on(self, device: torch.device | str) -> Function:
-        """Return the drift: the perturbed velocity, and what the score adds to it at the unperturbed place."""
+        """Return the drift: the perturbed velocity, plus the unperturbed drift less the unperturbed velocity."""
         perturbed, velocity, drift = self.on(device), self.field.on(device), self.field.drift_on(device)
         return lambda x, time: perturbed(x, time) + drift(x, time) - velocity(x, time)
 

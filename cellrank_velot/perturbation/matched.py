@@ -1,7 +1,4 @@
-"""Other genes of the same length: what a change of any gene would do, to compare a perturbation with.
-
-Depends on numpy and scipy.
-"""
+"""Other genes whose change moves cells as far: what a perturbation is compared with."""
 
 from __future__ import annotations
 
@@ -36,46 +33,15 @@ def draw_matched(
 ) -> tuple[Variants, NDArray[np.int64]]:
     r"""Draw genes that the same change moves as far as the genes perturbed.
 
+    ``expression [n_cells, n_candidates]`` and ``loadings [n_dims, n_candidates]`` are those of the genes to draw from,
+    and ``scale [n_candidates]`` is what the PCA divided them by. Returned are the drawn perturbations, and the columns
+    drawn, shape ``[n_null, n_genes]``.
+
     The length of a gene's displacement is :math:`\|L_g\|` times the mean of :math:`|\delta_g|` over the perturbed
     cells. Each gene of the perturbation is compared with genes drawn from those of the nearest length, and the change
-    of a drawn gene is scaled to the same length: what is left is where it points, and in which cells. Random
-    directions of the basis are not taken: most of their length lies in components that tell little about the cells,
-    and which the field hardly answers to, so that any gene would stand out.
-
-    Parameters
-    ----------
-    perturbation
-        What was done to which genes.
-    expression
-        Values of genes to draw from, without the perturbed ones, shape ``[n_cells, n_candidates]``, dense or sparse.
-    loadings
-        Their loadings, shape ``[n_dims, n_candidates]``.
-    n_null
-        How many to draw for each gene.
-    scale
-        What the PCA divided each by, shape ``[n_candidates]``; nothing where not given.
-    random_state
-        Seed.
-
-    Returns
-    -------
-    The drawn perturbations, and the columns drawn, shape ``[n_null, n_genes]``.
-
-    Raises
-    ------
-    ValueError
-        If there are too few genes to draw from.
-
-    Examples
-    --------
-    >>> from cellrank_velot.perturbation import draw_matched
-    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
-    >>> others = adata.var_names != "FateA"
-    >>> variants, drawn = draw_matched(
-    ...     half, adata[:, others].X, adata.varm["PCs"][others].T, n_null=5
-    ... )
-    >>> len(variants), drawn.shape
-    (5, (5, 1))
+    of a drawn gene is scaled to the same length: what differs is the direction, and the cells. Random directions of
+    the basis would not do: most of their length lies in components that the field hardly answers to, so that any gene
+    would stand out.
     """
     check_integer("n_null", n_null, low=1)
     check_seed(random_state)

@@ -1,7 +1,4 @@
-"""The shift of fates: shares of perturbed less those of unperturbed particles, and how other genes would shift them.
-
-Depends on numpy, pandas and scipy.
-"""
+"""The shift of fates: shares of perturbed less those of unperturbed particles, and how other genes would shift them."""
 
 from __future__ import annotations
 
@@ -12,15 +9,33 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, norm
 
+from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.stage import Stage
-from cellrank_velot._utils.validation import check_number, check_seed
+from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.perturbation.changes import Perturbation
 from cellrank_velot.perturbation.flow import Fates, Variants
 
-__all__ = ["FateShift", "compute_fate_shift"]
+__all__ = ["FateShift", "ShiftOptions", "compute_fate_shift"]
 
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftOptions(Options):
+    """Options of the comparison of fates, explained by :meth:`cellrank_velot.OTVelocityKernel.fate_shift`."""
+
+    n_particles: int = 300
+    n_null: int = 20
+    level: float = 0.95
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        check_integer("n_particles", self.n_particles, low=1)
+        check_integer("n_null", self.n_null)
+        check_number("level", self.level, low=0, high=1, open_low=True, open_high=True)
+        check_seed(self.random_state)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -31,16 +46,20 @@ class FateShift(Stage):
     ----------
     name
         What was done, in words.
-    groups, lineages
-        Names of the groups of starts and of the fates, shapes ``[n_groups]`` and ``[n_lineages]``.
+    groups
+        Names of the groups of starts, shape ``[n_groups]``.
+    lineages
+        Names of the fates, shape ``[n_lineages]``.
     before, after
-        Share of the particles with a fate that come to each, shape ``[n_groups, n_lineages]``.
+        Shares of the fates among the particles that come to one, without and with the perturbation, shape ``[n_groups,
+        n_lineages]``.
     low, high
-        Interval of the difference, of the same shape: that of a sample of particles, given the field.
+        Ends of the interval of the difference, of the same shape. It covers the chance of the particles, not the error
+        of the field.
     null
         Differences that other genes make, shape ``[n_null, n_groups, n_lineages]``.
     null_genes
-        Their names, shape ``[n_null, n_genes]``.
+        Names of these genes, shape ``[n_null, n_genes]``.
     no_fate
         Share of the particles without a fate before and after, shape ``[n_groups, 2]``.
     changed
@@ -56,8 +75,10 @@ class FateShift(Stage):
     >>> shift = vk.fate_shift(half, n_particles=20, n_null=2, n_steps=20)
     >>> shift.lineages.tolist()
     ['Progenitor', 'Transition', 'Fate A', 'Fate B']
-    >>> shift.delta.shape == shift.p_values.shape == (1, 4)
+    >>> shift.delta.shape == shift.p_values.shape == shift.p_adjusted.shape == (1, 4)
     True
+    >>> shift.n_null
+    2
     """
 
     name: str
@@ -81,24 +102,24 @@ class FateShift(Stage):
 
     @property
     def n_null(self) -> int:
-        """Number of other perturbations to compare with."""
+        """Number of other perturbations that this one is compared with."""
         return int(self.null.shape[0])
 
     @property
     def p_values(self) -> FloatArray:
-        """Share of perturbations that shift a fate as far, this one among them :cite:`phipson:10`; NaN without others.
+        """Share of perturbations that shift a fate as far, this one among them :cite:`phipson:10`; shape of ``delta``.
 
-        None is below ``1 / (1 + n_null)``.
+        NaN without other perturbations, else at least ``1 / (1 + n_null)``.
         """
         if self.n_null == 0:
             return np.full_like(self.before, np.nan)
-        # Differences of shares that are equal may differ by rounding; where no particle came to a fate, who knows.
+        # Equal differences may differ by rounding. Those of no particles (NaN) count as far, as nothing is known.
         as_far = ~(np.abs(self.null) < np.abs(self.delta) - 1e-12)
         return np.where(np.isnan(self.delta), np.nan, (1 + as_far.sum(axis=0)) / (1 + self.n_null))
 
     @property
     def p_adjusted(self) -> FloatArray:
-        """P-values adjusted for all groups and lineages by the method of Benjamini and Hochberg, same shape."""
+        """P-values adjusted for all groups and lineages by the method of Benjamini and Hochberg, shape of ``delta``."""
         p = self.p_values
         known = np.isfinite(p)
         adjusted = np.full_like(p, np.nan)
@@ -107,7 +128,29 @@ class FateShift(Stage):
         return adjusted
 
     def null_interval(self, level: float | None = None) -> tuple[FloatArray, FloatArray]:
-        """Return the interval that holds the differences of other genes, each of shape ``[n_groups, n_lineages]``."""
+        """Return the interval of the differences that other genes make.
+
+        Parameters
+        ----------
+        level
+            Share of these differences inside the interval; that of the shift where not given.
+
+        Returns
+        -------
+        Its two ends, each of shape ``[n_groups, n_lineages]``; NaN without other genes.
+
+        Raises
+        ------
+        ValueError
+            If ``level`` is not above 0, or above 1.
+
+        Examples
+        --------
+        >>> shift = vk.fate_shift({"FateA": ("scale", 0.5)}, n_particles=20, n_null=2, n_steps=20)
+        >>> low, high = shift.null_interval(0.9)
+        >>> bool((low <= high).all())
+        True
+        """
         level = self.level if level is None else check_number("level", level, low=0, high=1, open_low=True)
         if self.n_null == 0:
             return np.full_like(self.before, np.nan), np.full_like(self.before, np.nan)
@@ -122,7 +165,14 @@ class FateShift(Stage):
         Returns
         -------
         Shares ``before`` and ``after``, their difference ``delta`` with its interval, ``low`` and ``high``, the
-        interval of other genes, ``null_low`` and ``null_high``, and the p-value, ``p_value`` and ``p_adjusted``.
+        interval of other genes, ``null_low`` and ``null_high``, the p-value, ``p_value`` and ``p_adjusted``, and the
+        number of other genes, ``n_null``.
+
+        Examples
+        --------
+        >>> shift = vk.fate_shift({"FateA": ("scale", 0.5)}, n_particles=20, n_null=0, n_steps=20)
+        >>> shift.to_frame()[["group", "lineage"]].iloc[0].tolist()
+        ['all', 'Progenitor']
         """
         null_low, null_high = self.null_interval()
         columns = {
@@ -143,7 +193,6 @@ class FateShift(Stage):
         return pd.DataFrame(index | {key: value.ravel() for key, value in columns.items()}).assign(n_null=self.n_null)
 
     def __repr__(self) -> str:
-        """Say what was done, and the largest shift."""
         if not np.isfinite(self.delta).any():
             return f"FateShift[{self.name}; no particle came to a fate]"
         group, lineage = np.unravel_index(np.nanargmax(np.abs(self.delta)), self.delta.shape)
@@ -157,64 +206,21 @@ def compute_fate_shift(
     fates: Fates,
     starts: NDArray[np.bool_],
     lineages: list[str],
+    options: ShiftOptions = ShiftOptions(),
     *,
     groups: NDArray[np.str_] | None = None,
     null: Variants | None = None,
     null_genes: NDArray[np.str_] | None = None,
-    n_particles: int = 300,
-    level: float = 0.95,
-    random_state: int = 0,
 ) -> FateShift:
-    """Compare the fates of perturbed and unperturbed particles, and of particles under other perturbations.
+    """Compare the fates of perturbed and unperturbed particles, and of particles under other perturbations, ``null``.
 
-    Parameters
-    ----------
-    perturbation
-        What is done.
-    fates
-        Simulates where particles come to.
-    starts
-        Cells that particles start from, shape ``[n_cells]``.
-    lineages
-        Names of the fates, in the order of the numbers that ``fates`` returns.
-    groups
-        Group of each cell, shape ``[n_cells]``, for which shares are counted apart; one group, ``"all"``, where not
-        given.
-    null, null_genes
-        Other perturbations and the names of their genes, see :func:`draw_matched`.
-    n_particles
-        Number of particles that start in each group, spread over its cells evenly.
-    level
-        Level of the interval.
-    random_state
-        Seed of the starts and of the noise.
-
-    Returns
-    -------
-    The shares before and after, with intervals, and those of the other perturbations.
-
-    Raises
-    ------
-    ValueError
-        If there are no starts or ``level`` is out of range.
-
-    Examples
-    --------
-    >>> from cellrank_velot.perturbation import FlowFates, compute_fate_shift
-    >>> clusters = adata.obs["clusters"].tolist()
-    >>> fates = FlowFates(vk.field, vk.cells.x, vk.cells.time, clusters, n_steps=20)
-    >>> half = vk.perturb({"FateA": ("scale", 0.5)})
-    >>> shift = compute_fate_shift(
-    ...     half, fates, vk.cells.time < 0.1, fates.lineages, n_particles=20
-    ... )
-    >>> shift.lineages.tolist()
-    ['Fate A', 'Fate B', 'Progenitor', 'Transition']
+    Particles start in the cells ``starts [n_cells]``, evenly in each of the ``groups [n_cells]``. ``lineages`` are the
+    names of the fates, in the order of the numbers that ``fates`` returns.
     """
-    check_number("level", level, low=0, high=1, open_low=True, open_high=True)
-    check_seed(random_state)
     if not starts.any():
         raise ValueError("Expected cells to start from, found none.")
-    rng = np.random.default_rng(random_state)
+    n_particles, level = options.n_particles, options.level
+    rng = np.random.default_rng(options.random_state)
     labels = np.full(starts.size, "all") if groups is None else np.asarray(groups, dtype=np.str_)
     names = np.array(list(dict.fromkeys(labels[starts])) if groups is None else np.unique(labels[starts]))
     start_ix = [np.resize(rng.permutation(np.flatnonzero(starts & (labels == name))), n_particles) for name in names]
@@ -244,7 +250,7 @@ def compute_fate_shift(
 
 
 def _with_controls(perturbation: Perturbation, null: Variants | None) -> Variants:
-    """Return no perturbation, the one asked for, and the others."""
+    """Return no perturbation, the given one, and the others."""
     amounts = np.stack([np.zeros_like(perturbation.amounts), perturbation.amounts])
     directions = np.stack([perturbation.directions] * 2)
     if null is not None:

@@ -24,7 +24,7 @@ from common import DATA, pancreas, quiet, table
 
 import cellrank_velot as cv
 from cellrank_velot import datasets
-from cellrank_velot.dynamics import Status, compute_trajectories, simulate_flow
+from cellrank_velot.dynamics import FlowOptions, Status, TrajectoryOptions, compute_trajectories, simulate_flow
 
 PAGE = Path(__file__).parents[2] / "docs" / "dynamics.md"
 HORMONES = ["Alpha", "Beta", "Delta", "Epsilon"]
@@ -122,9 +122,8 @@ def ends() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     for name in HORMONES:
         starts = np.flatnonzero(clusters == name)
         with_current = kernel.compute_trajectories(start_cluster=name, direction="backward", **options)
-        turned = compute_trajectories(
-            kernel.field, cells.x, cells.time, starts, clusters=clusters, direction="backward", n_trajectories=200
-        )
+        back = TrajectoryOptions(direction="backward", n_trajectories=200)
+        turned = compute_trajectories(kernel.field, cells.x, cells.time, starts, back, clusters=clusters)
         rows.append({"from": name, "backward": "as here", **describe(with_current, origin)})
         rows.append({"from": name, "backward": "velocity turned around", **describe(turned, origin)})
     chances = []
@@ -168,18 +167,11 @@ def speed() -> pd.DataFrame:
         ):
             if what == "every step kept" and name != "pancreas":
                 continue
+            # Nobody ends early.
+            usual = {"n_particles": 10_000, "max_distance": 1e9, "min_speed": 0.0, "save_every": 10}
+            starts, flow = np.flatnonzero(cells.time < 0.1), FlowOptions(**{**usual, **options})
             start = time.perf_counter()
-            simulate_flow(
-                kernel.field,
-                cells.x,
-                cells.time,
-                np.flatnonzero(cells.time < 0.1),
-                n_particles=10_000,
-                # Nobody ends early.
-                max_distance=1e9,
-                min_speed=0.0,
-                **{"save_every": 10, **options},
-            )
+            simulate_flow(kernel.field, cells.x, cells.time, starts, flow)
             seconds = time.perf_counter() - start
             rows.append(
                 {
