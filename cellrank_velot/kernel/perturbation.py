@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells import CellSelector, Interval, read_loadings, select_cells
+from cellrank_velot.cells import CellSelector, Interval, read_clusters, read_loadings, read_pca, select_cells
 from cellrank_velot.dynamics import FlowOptions, SimulationOptions, TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.kernel._parts import Parts
@@ -372,7 +372,8 @@ class Perturbations(Parts):
         if options.n_null == 0:
             return None, None
         names = np.asarray(self.adata.var_names, dtype=np.str_)
-        candidates = (np.asarray(self.adata.varm["PCs"]) != 0).any(axis=1) & ~np.isin(names, perturbation.genes)
+        weights = read_pca(self.adata, self.cells.n_dims)
+        candidates = (weights != 0).any(axis=1) & ~np.isin(names, perturbation.genes)
         if pool is not None:
             self._known_genes([str(gene) for gene in pool])
             candidates &= np.isin(names, [str(gene) for gene in pool])
@@ -380,7 +381,7 @@ class Perturbations(Parts):
         null, drawn = draw_matched(
             perturbation,
             self._values(perturbation.layer or None)[:, at],
-            np.asarray(self.adata.varm["PCs"], dtype=np.float64)[at].T,
+            weights[at].T,
             n_null=options.n_null,
             scale=self._scale(perturbation.gene_scale or None, at),
             random_state=options.random_state,
@@ -388,8 +389,7 @@ class Perturbations(Parts):
         return null, names[at][drawn]
 
     def _groups(self, key: str, starts: NDArray[np.bool_]) -> NDArray[np.str_]:
-        check_known("adata.obs", key, self.adata.obs.columns)
-        values = self.adata.obs[key]
+        values = read_clusters(self.adata, key)
         if values[starts].isna().any():
             raise ValueError(f"Expected a group for each start in `adata.obs[{key!r}]`, found cells without one.")
         return np.asarray(values.astype(str), dtype=np.str_)
@@ -439,7 +439,7 @@ class Perturbations(Parts):
 
     def _warn_about_values(self, layer: str | None, gene_scale: str | None) -> None:
         """Warn where the PCA was not computed from these values, judged by some cells."""
-        weights = np.asarray(self.adata.varm["PCs"], dtype=np.float64)
+        weights = read_pca(self.adata, self.cells.n_dims)
         used = np.flatnonzero((weights != 0).any(axis=1))
         n_cells = self.cells.n_cells
         some = np.sort(np.random.default_rng(0).permutation(n_cells)[:N_CHECKED])
