@@ -20,11 +20,12 @@ from importlib.metadata import PackageNotFoundError, version
 from cellrank_velot import datasets, direction, dynamics, metrics
 from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
-from cellrank_velot.kernel import OTVelocityKernel
+from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel
 from cellrank_velot.search import gridsearch
 from cellrank_velot.storage import read_trajectories, write_h5ad
 
 __all__ = [
+    "OTTimeSeriesKernel",
     "OTVelocityKernel",
     "__version__",
     "datasets",

@@ -1,5 +1,6 @@
 """Ctrl-C and faults in the midst of a step: the kernel and its AnnData are as they were before the call."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,8 @@ from joblib import parallel_config
 from cellrank_velot import OTVelocityKernel
 from cellrank_velot._utils.parallel import run
 from cellrank_velot._utils.stage import Stage
-from cellrank_velot.field import matching, training, uncertainty
-from cellrank_velot.kernel import core, saving
+from cellrank_velot.field import FieldOptions, matching, training, uncertainty
+from cellrank_velot.kernel import base, pseudotime, saving
 from cellrank_velot.kernel import dynamics as kernel_dynamics
 from cellrank_velot.kernel import transitions as kernel_transitions
 from cellrank_velot.storage import pack as storage
@@ -79,12 +81,20 @@ class Stop:
         return self.function(*args, **kwargs)
 
 
+def briefly(value):
+    """Return options of training with few steps, and anything else as it is."""
+    return replace(value, n_steps=5) if isinstance(value, FieldOptions) else value
+
+
 @pytest.fixture(autouse=True)
 def little_training(monkeypatch) -> None:
     """Let training take no time."""
-    for module in (core, uncertainty):
-        fit = module.fit_field
-        monkeypatch.setattr(module, "fit_field", lambda *a, _fit=fit, **k: _fit(*a, **{**k, "n_steps": 5}))
+    for module in (base, pseudotime, uncertainty):
+
+        def fit(*args, _fit=module.fit_field, **kwargs):
+            return _fit(*map(briefly, args), **{name: briefly(value) for name, value in kwargs.items()})
+
+        monkeypatch.setattr(module, "fit_field", fit)
 
 
 def fresh(kernel: OTVelocityKernel) -> OTVelocityKernel:
@@ -93,7 +103,7 @@ def fresh(kernel: OTVelocityKernel) -> OTVelocityKernel:
 
 # Where it happens, after how many calls, and the method that is called; on an empty kernel or a computed one.
 PLACES = {
-    "windows": (core, "build_windows", 0, lambda k: k.compute_windows(min_window_size=8)),
+    "windows": (pseudotime, "build_windows", 0, lambda k: k.compute_windows(min_window_size=8)),
     "transport": (pairs, "_sum_task", 0, lambda k: k.compute_velocity(n_jobs=1, **QUIET)),
     "transport, at the sums": (pairs, "add_rows", 0, lambda k: k.compute_velocity(n_jobs=2, **QUIET)),
     "transport, at the end": (velocity, "_combine", 0, lambda k: k.compute_velocity(**QUIET)),
@@ -119,7 +129,7 @@ PLACES = {
         lambda k: k.simulate_flow(n_particles=3, n_steps=5, direction="backward", **QUIET),
     ),
     "projection": (kernel_dynamics, "project_by_transitions", 0, lambda k: k.project_velocity("umap")),
-    "writing": (storage, "fingerprint", 1, lambda k: k.write_to_adata()),
+    "writing": (storage, "fingerprint", 0, lambda k: k.write_to_adata()),
     "writing, columns": (saving.pd, "Categorical", 0, lambda k: k.write_to_adata("mine")),
 }
 
@@ -157,7 +167,7 @@ def test_failed_writing_leaves_the_kernel_written_before(computed, monkeypatch, 
     elif place == "_transport":
         monkeypatch.setattr(type(computed.transport), "confidence", property(lambda self: 1 / 0))
     else:
-        monkeypatch.setattr(storage, "sealed", lambda packed: 1 / 0)
+        monkeypatch.setattr(saving, "sealed", lambda packed: 1 / 0)
     with pytest.raises((ZeroDivisionError, AttributeError, TypeError)):
         computed.write_to_adata()
     assert state(computed) == before
@@ -298,5 +308,5 @@ def test_true_ctrl_c_in_a_process():
 
 
 def test_methods_keep_their_signatures():
-    assert "epsilon" in core.inspect.signature(OTVelocityKernel.compute_velocity).parameters
+    assert "epsilon" in inspect.signature(OTVelocityKernel.compute_velocity).parameters
     assert "optimal transport" in str(OTVelocityKernel.compute_velocity.__doc__)

@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 
 import cellrank_velot
 from cellrank_velot import OTVelocityKernel, gridsearch, metrics
-from cellrank_velot.kernel import core as kernel_module
+from cellrank_velot.kernel import base as base_module
+from cellrank_velot.kernel import pseudotime as kernel_module
 from cellrank_velot.kernel import transitions as matrix_module
 from cellrank_velot.metrics.table import SCORES
 from cellrank_velot.plotting import gridsearch_heatmap
@@ -89,8 +90,8 @@ def test_each_stage_is_computed_once(adata, calls, grid, expected, n_jobs):
 
 def test_kernel_is_made_once_unless_it_varies(adata, monkeypatch):
     made = []
-    read = kernel_module.read_cells
-    monkeypatch.setattr(kernel_module, "read_cells", lambda *a, **kw: made.append(kw["time_key"]) or read(*a, **kw))
+    read = base_module.read_cells
+    monkeypatch.setattr(base_module, "read_cells", lambda *a, **kw: made.append(kw["time_key"]) or read(*a, **kw))
     search(adata, {"epsilon": [0.05, 0.1]})
     assert made == ["dpt_pseudotime"]
     adata.obs["other_time"] = adata.obs["dpt_pseudotime"] ** 2
@@ -185,7 +186,8 @@ def test_qualified_name_takes_its_step_from_the_plain_one(adata, monkeypatch):
         original = getattr(kernel_module, name)
 
         def noted(*args, _name=name, _original=original, **kwargs):
-            seeds.setdefault(_name, []).append(kwargs["random_state"])
+            (seed,) = (value.random_state for value in args if hasattr(value, "random_state"))
+            seeds.setdefault(_name, []).append(seed)
             return _original(*args, **kwargs)
 
         monkeypatch.setattr(kernel_module, name, noted)

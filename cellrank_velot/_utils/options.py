@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
+
 from cellrank_velot._utils.device import resolve_device
 from cellrank_velot._utils.memory import bytes_of, jobs_within
 from cellrank_velot._utils.parallel import count_jobs
@@ -18,8 +20,9 @@ class Options:
     """Base of frozen dataclasses of options. A subclass checks its values in ``__post_init__``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the options by name, numbers as Python's own."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
     @classmethod
     def split(cls, values: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 
-__all__ = ["Stage", "frozen"]
+__all__ = ["Stage", "Stored", "frozen"]
+
+
+@dataclass(frozen=True, init=False)
+class Stored:
+    """What a field of a stage must be in a file, beside its type: ``x: Annotated[NDArray[np.float64], Stored("n")]``.
+
+    Attributes
+    ----------
+    shape
+        Sizes, by number or by name; one name stands for one number in all stages of a kernel.
+    low, high
+        Range, the ends included; the name of a size stands for the numbers below it.
+    gaps
+        Whether NaN and infinity are values, too.
+    """
+
+    shape: tuple[int | str, ...]
+    low: float
+    high: float | str
+    gaps: bool
+
+    def __init__(self, *shape: int | str, low: float = -np.inf, high: float | str = np.inf, gaps: bool = False) -> None:
+        for name, value in {"shape": shape, "low": low, "high": high, "gaps": gaps}.items():
+            object.__setattr__(self, name, value)
 
 
 class Stage:

@@ -1,10 +1,11 @@
-"""The kernel, which wires the stages together and to CellRank. No numerics here.
+"""The kernels, which wire the stages together and to CellRank. No numerics here.
 
-``core`` is the kernel itself and its stages; ``transitions`` makes its matrix and ``saving`` keeps it in AnnData. What
-it can do besides is in parts: ``diagnostics`` (tests of direction, states), ``dynamics`` (trajectories, flow,
-projection) and ``plots``.
+``pseudotime`` and ``time_points`` are the two kernels and their steps, on the common ``base``. What both can do besides
+is in parts: ``transitions`` makes the matrix, ``saving`` keeps it in AnnData, ``diagnostics`` tests the direction and
+suggests states, ``dynamics`` has trajectories and flow, and so on; ``populations`` is for real time points alone.
 """
 
-from cellrank_velot.kernel.core import OTVelocityKernel
+from cellrank_velot.kernel.pseudotime import OTVelocityKernel
+from cellrank_velot.kernel.time_points import OTTimeSeriesKernel
 
-__all__ = ["OTVelocityKernel"]
+__all__ = ["OTTimeSeriesKernel", "OTVelocityKernel"]

@@ -10,17 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells.read import CellStates
+from cellrank_velot.cells import read_clusters
 from cellrank_velot.direction import FlipTest, PermutationTest, flip_test, permutation_test
 from cellrank_velot.fates import SinkOptions, SourceOptions, suggest_initial_states, suggest_terminal_states
-from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel.base import BaseVelocityKernel
 
-__all__ = ["Diagnostics"]
+__all__ = ["DirectionTests", "States"]
 
 
-class Diagnostics(Parts):
-    """Methods of the kernel that test its direction and suggest states."""
+class DirectionTests(BaseVelocityKernel):
+    """Methods of the kernel for a pseudotime that test its direction."""
 
     def permutation_test(
         self, cluster_key: str | None = None, cluster_edges: Sequence[tuple[str, str]] | None = None, **kwargs: Any
@@ -55,7 +54,7 @@ class Diagnostics(Parts):
         >>> test.to_frame().columns.tolist()
         ['observed', 'null_mean', 'null_std', 'p_value', 'p_adjusted', 'n_border']
         """
-        cells, clusters = self._pseudotime(), self._clusters(cluster_key)
+        cells, clusters = self.cells, _clusters(self, cluster_key)
         return permutation_test(cells.x, cells.time, self.connectivities, clusters, cluster_edges, **kwargs)
 
     def flip_test(self, cluster_key: str | None = None, **kwargs: Any) -> FlipTest:
@@ -87,8 +86,12 @@ class Diagnostics(Parts):
         >>> test.to_frame().index.tolist()
         ['all', 'Fate A', 'Fate B', 'Progenitor', 'Transition']
         """
-        cells, clusters = self._pseudotime(), self._clusters(cluster_key)
+        cells, clusters = self.cells, _clusters(self, cluster_key)
         return flip_test(cells.x, cells.time, self.connectivities, clusters, **kwargs)
+
+
+class States(BaseVelocityKernel):
+    """Methods of the kernel that suggest where the process begins and ends."""
 
     def suggest_terminal_states(
         self,
@@ -199,17 +202,10 @@ class Diagnostics(Parts):
         options = SourceOptions(n_cells=n_cells, min_persistence=min_persistence, max_time=max_time, n_steps=n_steps)
         return suggest_initial_states(*self._chain(cluster_key), options, backward=self.backward)
 
-    def _pseudotime(self) -> CellStates:
-        if self.cells.is_series:
-            raise RuntimeError("Expected pseudotime, found real time points, whose order needs no test.")
-        return self.cells
-
     def _chain(self, cluster_key: str | None) -> tuple[Any, Any, Any, Any, Any]:
         matrix = self._needed("transition_matrix", "compute_transition_matrix")
-        return matrix, self.connectivities, self.cells.time, self.adata.obs_names, self._clusters(cluster_key)
+        return matrix, self.connectivities, self.cells.time, self.adata.obs_names, _clusters(self, cluster_key)
 
-    def _clusters(self, cluster_key: str | None) -> pd.Series | None:
-        if cluster_key is None:
-            return None
-        check_known("adata.obs", cluster_key, self.adata.obs.columns)
-        return self.adata.obs[cluster_key]
+
+def _clusters(kernel: BaseVelocityKernel, cluster_key: str | None) -> pd.Series | None:
+    return None if cluster_key is None else read_clusters(kernel.adata, cluster_key)

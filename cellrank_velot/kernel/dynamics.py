@@ -40,8 +40,8 @@ from cellrank_velot.dynamics import (
     simulate_flow,
 )
 from cellrank_velot.embedding.projection import Weighting, project_by_linear_map, project_by_transitions
-from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.storage import pack as storage
 
 __all__ = ["Dynamics", "Projection", "clusters_for", "first_tenth", "starts_for"]
@@ -51,7 +51,7 @@ logger = logging.getLogger("cellrank_velot")
 Projection = Literal["transitions", "linear_map"]
 
 
-class Dynamics(Parts):
+class Dynamics(BaseVelocityKernel):
     """Methods of the kernel that move cells along its field, or its velocities to an embedding."""
 
     @all_or_nothing(writes=True)
@@ -514,7 +514,7 @@ def first_tenth(cells: CellStates, *, backward: bool = False) -> Interval:
 
 
 def clusters_for(
-    kernel: Parts, cluster_key: str | None, *names: str | Sequence[str] | None
+    kernel: BaseVelocityKernel, cluster_key: str | None, *names: str | Sequence[str] | None
 ) -> tuple[pd.Series | None, str | None]:
     """Return the clusters and their key, none where there are none, and refuse names that are no clusters."""
     named = [name for name in names if name is not None]
@@ -532,7 +532,7 @@ def clusters_for(
 
 
 def starts_for(
-    kernel: Parts,
+    kernel: BaseVelocityKernel,
     start_ixs: CellSelector | None,
     cluster_key: str | None,
     cluster: str | Sequence[str] | None,

@@ -18,8 +18,8 @@ from cellrank_velot._utils.validation import check_known
 from cellrank_velot.cells import CellSelector, Interval, read_clusters, read_loadings, read_pca, select_cells
 from cellrank_velot.dynamics import FlowOptions, SimulationOptions, TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.region import Region
-from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.kernel.dynamics import clusters_for, first_tenth, starts_for
 from cellrank_velot.perturbation import (
     Effect,
@@ -48,7 +48,7 @@ N_CHECKED, MAX_ERROR = 200, 0.05
 FAR, MANY = 2.5, 0.1
 
 
-class Perturbations(Parts):
+class Perturbations(BaseVelocityKernel):
     """Methods of the kernel that change genes and compare what becomes of the cells."""
 
     @all_or_nothing()
@@ -313,8 +313,8 @@ class Perturbations(Parts):
         if perturbation.effect != "clamp":
             raise ValueError("Expected a perturbation with `effect='clamp'`, found `'pulse'`: it changes no velocity.")
         options = {**self._matrix_options(kwargs), **kwargs}
-        kernel: Any = self.copy()  # type: ignore[attr-defined]  # of CellRank
-        kernel._clear()
+        kernel: Any = self.copy()
+        kernel._forget_matrix()
         kernel._field = PerturbedField.of(field, self.cells.x, perturbation, push=push)
         found: Self = kernel.compute_transition_matrix(**options)
         return found
@@ -473,7 +473,7 @@ class Perturbations(Parts):
 
     def _matrix_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of this kernel's transition matrix, as far as its parameters hold them."""
-        params = dict(self.params)  # type: ignore[attr-defined]  # of CellRank
+        params = dict(self.params)
         params["backward_mode"] = params.pop("bwd_mode", None)
         if params.get("smooth", given.get("smooth", True)) is False:
             raise ValueError("Expected a transition matrix with `smooth=True`: transport has no perturbed velocity.")

@@ -7,15 +7,15 @@ from typing import Any, Literal
 from cellrank_velot import plotting
 from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.dynamics import ProcessFates, Trajectories
-from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.kernel.base import BaseVelocityKernel
 
-__all__ = ["Plots"]
+__all__ = ["Plots", "SeriesPlots"]
 
 VelocityStyle = Literal["stream", "grid", "quiver"]
 FateStyle = Literal["bars", "heatmap", "cells"]
 
 
-class Plots(Parts):
+class Plots(BaseVelocityKernel):
     """Methods of the kernel that draw it."""
 
     plot_comparison = plotting.velocity_comparison
@@ -28,9 +28,6 @@ class Plots(Parts):
     plot_trajectories = plotting.trajectories
     plot_flow = plotting.flow
     animate_flow = plotting.flow_animation
-    plot_process = plotting.process_paths
-    plot_growth = plotting.growth_map
-    plot_population = plotting.population
 
     def plot_velocity(self, basis: str = "umap", style: VelocityStyle = "stream", **kwargs: Any) -> Any:
         """Draw the velocity in an embedding.
@@ -97,6 +94,14 @@ class Plots(Parts):
         if isinstance(fates, ProcessFates) or (fates is None and self.cells.is_series):
             return getattr(plotting, f"fate_{style}")(self, fates, cluster_key=cluster_key, **kwargs)
         return plotting.fate_summary(self, fates, cluster_key=cluster_key, **kwargs)
+
+
+class SeriesPlots(Plots):
+    """Methods of the kernel for real time points that draw it."""
+
+    plot_process = plotting.process_paths
+    plot_growth = plotting.growth_map
+    plot_population = plotting.population
 
     def plot_ancestry(
         self,

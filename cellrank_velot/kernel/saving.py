@@ -1,31 +1,31 @@
-"""The kernel in AnnData: written beside the host's transition matrix, and read again.
-
-Depends on storage, which knows how stages become arrays.
-"""
+"""The kernel in AnnData: written beside CellRank's transition matrix, and read again."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
-from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells.read import CellStates
-from cellrank_velot.kernel._options import STEPS
-from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.kernel.transitions import PARAMS
-from cellrank_velot.storage import pack as storage
+from cellrank_velot.storage.pack import STAGES, pack, sealed
+from cellrank_velot.storage.saved import cells_fingerprint, read_entry
 
 __all__ = ["Saving"]
 
+# Where the estimates of the kernel are written, by the stage that they come from.
+ESTIMATES = {
+    "transport": (("obsm", "velot_velocity_raw", "raw_velocity"), ("obs", "velot_confidence", "confidence")),
+    "field": (("obsm", "velot_velocity", "velocity"),),
+    "uncertainty": (("obs", "velot_uncertainty", "velocity_uncertainty"),),
+    "couplings": (("obs", "velot_growth", "growth"),),
+}
 
-class Saving(Parts):
+
+class Saving(BaseVelocityKernel):
     """Methods of the kernel that write it to AnnData and read it."""
 
     @all_or_nothing(writes=True)
@@ -41,11 +41,11 @@ class Saving(Parts):
 
         Returns
         -------
-        Nothing. Writes, beside the host's ``obsp[key]`` and ``uns["{key}_params"]``,
+        Nothing. Writes, beside CellRank's ``obsp[key]`` and ``uns["{key}_params"]``,
 
         - ``obsm["velot_velocity"]`` and ``obsm["velot_velocity_raw"]``: velocity of the field and of transport,
         - ``obs["velot_confidence"]``, ``obs["velot_cluster"]`` and, where computed, ``obs["velot_uncertainty"]``,
-        - with experimental time ``obs["velot_growth"]``,
+        - of real time points ``obs["velot_growth"]``,
         - ``uns["velot"][key]``: windows, velocity, field and uncertainty as arrays.
 
         Examples
@@ -58,37 +58,21 @@ class Saving(Parts):
         """
         super().write_to_adata(key=key, copy=copy)
         key = key or ("T_bwd" if self.backward else "T_fwd")
-        packed = storage.pack({name: getattr(self, name) for name in storage.STAGES})
+        packed = pack({name: getattr(self, f"_{name}") for name in STAGES})
         packed["n_cells"] = self.cells.n_cells
-        packed["fingerprint"] = _fingerprint(self.transition_matrix, self.cells)
-        # A file holds no `None`: what is missing there is read as one.
-        packed["settings"] = {
-            step: {name: value for name, value in values.items() if value is not None}
-            for step, values in self.settings.items()
-        }
-        self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: storage.sealed(packed)}
+        packed["fingerprint"] = cells_fingerprint(self.transition_matrix, self.cells)
+        packed["settings"] = {step: _writable(values) for step, values in self.settings.items()}
+        self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: sealed(packed)}
         if self.windows is not None:
-            cluster_key = self._init_kwargs["cluster_key"]
-            clusters = self.windows.cluster if cluster_key is None else self.adata.obs[cluster_key].to_numpy()
+            given = self.cluster_key
+            clusters = self.windows.cluster if given is None else self.adata.obs[given].to_numpy()
             self.adata.obs["velot_cluster"] = pd.Categorical(clusters)
-        for slot, name in (
-            ("obsm", "velot_velocity"),
-            ("obsm", "velot_velocity_raw"),
-            ("obs", "velot_confidence"),
-            ("obs", "velot_uncertainty"),
-            ("obs", "velot_growth"),
-        ):
-            if name in getattr(self.adata, slot):  # of a kernel written before
-                del getattr(self.adata, slot)[name]
-        if self.transport is not None:
-            self.adata.obsm["velot_velocity_raw"] = self.transport.velocity.copy()
-            self.adata.obs["velot_confidence"] = self.transport.confidence
-            if self.transport.growth is not None:
-                self.adata.obs["velot_growth"] = self.growth
-        if self.field is not None:
-            self.adata.obsm["velot_velocity"] = self.velocity
-        if self.uncertainty is not None:
-            self.adata.obs["velot_uncertainty"] = self.velocity_uncertainty
+        for stage, places in ESTIMATES.items():
+            for slot, name, estimate in places:
+                if name in getattr(self.adata, slot):  # of a kernel that was written before
+                    del getattr(self.adata, slot)[name]
+                if getattr(self, f"_{stage}") is not None:
+                    getattr(self.adata, slot)[name] = np.array(getattr(self, estimate))
 
     @classmethod
     def from_adata(cls, adata: AnnData, key: str, copy: bool = False) -> Self:
@@ -107,7 +91,7 @@ class Saving(Parts):
 
         Returns
         -------
-        The kernel.
+        The kernel; of real time points an :class:`~cellrank_velot.OTTimeSeriesKernel`.
 
         Raises
         ------
@@ -123,88 +107,23 @@ class Saving(Parts):
         >>> bool((again.velocity == vk.velocity).all())
         True
         """
-        check_known("adata.obsp", key, adata.obsp.keys())
-        where, written = f"adata.uns['velot'][{key!r}]", adata.uns.get("velot", {})
-        if not isinstance(written, Mapping) or written.get(key) is None:
-            raise KeyError(f"Expected `{where}`, found none: it was not written by this kernel.")
-        packed = written[key]
-        storage.check_entry(packed, where)
-        n_cells = storage.plain(packed.get("n_cells"))
-        if not isinstance(n_cells, int) or n_cells != adata.n_obs:
-            raise ValueError(
-                f"Expected the `{n_cells}` cells that the kernel was saved with, found `{adata.n_obs}`, by "
-                f"`{where}['n_cells']`."
-            )
-        params = _checked_params(adata, key, list(inspect.signature(cls).parameters))
+        entry = read_entry(adata, key)
         try:
             kernel: Self = super().from_adata(adata, key=key, copy=copy)
         except (KeyError, TypeError, ValueError) as error:
-            raise type(error)(
-                f"`adata.obsp[{key!r}]` and `adata.uns['{key}_params']['init']` do not give a kernel of these data: "
-                f"{error.args[0] if error.args else error}"
-            ) from error
-        kernel._init_kwargs = storage.plain(kernel._init_kwargs)
-        if not storage.same_digest(packed.get("fingerprint"), _fingerprint(adata.obsp[key], kernel.cells)):
-            raise ValueError(
-                f"Expected the matrix that was saved in `adata.obsp[{key!r}]`, and the basis and time of "
-                f"`adata.uns['{key}_params']['init']` that it was computed from, by `{where}['fingerprint']`, found "
-                "others, or cells in another order. Compute the kernel again."
-            )
-        stages = storage.unpack(packed, where, {"n_cells": adata.n_obs, "n_dims": kernel.cells.n_dims})
-        couplings: Any = stages.get("couplings")
-        if couplings is not None and not np.array_equal(couplings.times, kernel.cells.time_points):
-            expected = f"to be the time points `{kernel.cells.time_points}`, found `{couplings.times}`"
-            storage.damaged(f"{where}['couplings']['times']", expected)
-        kernel._settings = kernel._read_settings(packed.get("settings", {}), f"{where}['settings']")
-        kernel._params = {name: params[name] for name in PARAMS if name in params}  # a file sorts them by name
+            raise entry.other_data(error) from error
+        kernel._init_kwargs = {**kernel._init_kwargs, **entry.init}
+        stages, kernel._options = entry.stages(adata.obsp[key], kernel.cells)
+        kernel._params = {name: entry.params[name] for name in PARAMS if name in entry.params}  # a file sorts them
         for name, stage in stages.items():
             setattr(kernel, f"_{name}", stage)
         return kernel
 
-    def _read_settings(self, stored: Any, where: str) -> dict[str, dict[str, Any]]:
-        """Return the settings of a file, of known steps and options, with nothing but plain values and arrays."""
-        if not isinstance(stored, Mapping) or not set(stored) <= set(STEPS):
-            found = sorted(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
-            storage.damaged(where, f"with steps of {sorted(STEPS)}, found `{found}`")
-        settings = {}
-        for step, values in stored.items():
-            names = self._names_of(step)
-            if not isinstance(values, Mapping) or not set(values) <= set(names):
-                found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-                storage.damaged(f"{where}[{step!r}]", f"with parameters of {names}, found `{found}`")
-            for name, value in values.items():
-                storage.check_plain(f"{where}[{step!r}][{name!r}]", value)
-            settings[step] = dict.fromkeys(names) | storage.plain(dict(values))
-        return settings
 
-
-def _checked_params(adata: AnnData, key: str, arguments: list[str]) -> dict[str, Any]:
-    """Return the parameters that the host has saved, after a look at what it passes on to the constructor.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If they are missing or damaged.
-    """
-    where = f"adata.uns['{key}_params']"
-    check_known("adata.uns", f"{key}_params", adata.uns.keys())
-    saved = adata.uns[f"{key}_params"]
-    for name in ("init", "params"):
-        if not isinstance(saved, Mapping) or not isinstance(saved.get(name), Mapping):
-            storage.damaged(f"{where}[{name!r}]", "to be a dictionary, found none")
-        for entry, value in saved[name].items():
-            storage.check_plain(f"{where}[{name!r}][{entry!r}]", value)
-    if not set(saved["init"]) <= set(arguments):
-        storage.damaged(f"{where}['init']", f"with arguments of {arguments}, found {sorted(map(str, saved['init']))}")
-    matrix = sp.csr_matrix(adata.obsp[key])
-    if matrix.dtype.kind != "f" or not (np.isfinite(matrix.data) & (matrix.data >= 0)).all():
-        storage.damaged(f"adata.obsp[{key!r}]", f"to be finite and not negative, found `{matrix.dtype}`")
-    params: dict[str, Any] = storage.plain(dict(saved["params"]))
-    return params
-
-
-def _fingerprint(matrix: sp.spmatrix, cells: CellStates) -> str:
-    """Return a digest of a transition matrix and the cells that it was computed from."""
-    matrix = sp.csr_matrix(matrix)
-    entries = {name: getattr(matrix, name).astype(np.int64) for name in ("indices", "indptr")}
-    return storage.fingerprint({"data": matrix.data, **entries, "x": cells.x, "time": cells.time})
+def _writable(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options as h5ad can hold them: no ``None``, which is what is missing when it is read, and no tuple."""
+    return {
+        name: np.asarray(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if value is not None
+    }

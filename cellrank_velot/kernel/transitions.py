@@ -1,12 +1,10 @@
-"""The transition matrix of the kernel: from the velocity that was asked for, with what was asked and found.
-
-Thin calls of :mod:`cellrank_velot.transitions.matrix`.
-"""
+"""The transition matrix of the kernel: from the velocity that was asked for, with what was asked and found."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -14,12 +12,10 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
-from cellrank_velot._utils.validation import check_choice
-from cellrank_velot.cells.read import read_loadings, warn_about_graph
-from cellrank_velot.field import VelocityField
-from cellrank_velot.kernel._parts import Parts
+from cellrank_velot.cells import read_loadings, warn_about_graph
 from cellrank_velot.kernel._whole import all_or_nothing
-from cellrank_velot.storage import pack as storage
+from cellrank_velot.kernel.base import BaseVelocityKernel
+from cellrank_velot.storage.pack import fingerprint
 from cellrank_velot.transitions import (
     BackwardMode,
     Model,
@@ -27,6 +23,7 @@ from cellrank_velot.transitions import (
     Similarity,
     SimilarityFunction,
     TransitionOptions,
+    Transitions,
     check_similarity,
     compute_transitions,
     condition_number,
@@ -37,96 +34,121 @@ __all__ = ["PARAMS", "TransitionMatrix"]
 
 logger = logging.getLogger("cellrank_velot")
 
-# Options of the transition matrix that are shown where they are not these.
-DEFAULTS: dict[str, Any] = {
-    "smooth": True,
-    "settle": False,
-    "variance_stabilize": False,
-    "threshold": None,
-    "gene_subset": None,
-    "model": "deterministic",
-    "n_samples": None,
-    "random_state": None,
-}
 # What `params` may hold, in the order in which it is shown.
-PARAMS = ("similarity", "softmax_scale", "bwd_mode", *DEFAULTS)
+PARAMS = (
+    "similarity",
+    "softmax_scale",
+    "bwd_mode",
+    "smooth",
+    "settle",
+    "variance_stabilize",
+    "threshold",
+    "gene_subset",
+    "model",
+    "n_samples",
+    "random_state",
+)
 # Cells that tell how many neighbours a row has in effect: more move a median by little.
 REPORT_CELLS = 20_000
 
 
-class TransitionMatrix(Parts):
-    """The method of the kernel that compares its velocity with the way to each neighbour."""
+@dataclass(frozen=True, kw_only=True)
+class MatrixOptions(TransitionOptions):
+    """Options of the transition matrix, with those that the kernel alone knows; of genes a digest of their loadings."""
+
+    smooth: bool = True
+    settle: bool = False
+    gene_subset: str | None = None
+    compute_cond_num: bool = False
+
+
+class TransitionMatrix(BaseVelocityKernel):
+    """The method of the kernel that compares its velocity with the displacement to each neighbour."""
 
     @all_or_nothing()
     def compute_transition_matrix(
         self,
-        similarity: Similarity | SimilarityFunction = "cosine",
-        softmax_scale: float | ScaleRule | None = None,
+        similarity: Similarity | SimilarityFunction = TransitionOptions.similarity,
+        softmax_scale: float | ScaleRule | None = TransitionOptions.softmax_scale,
         backward_mode: BackwardMode = "transpose",
         *,
-        smooth: bool = True,
-        settle: bool = False,
-        variance_stabilize: bool = False,
-        threshold: float | None = None,
+        smooth: bool = MatrixOptions.smooth,
+        settle: bool = MatrixOptions.settle,
+        variance_stabilize: bool = TransitionOptions.variance_stabilize,
+        threshold: float | None = TransitionOptions.threshold,
         gene_subset: Sequence[str] | str | None = None,
-        model: Model = "deterministic",
-        n_samples: int = 64,
-        random_state: int = 0,
+        model: Model = TransitionOptions.model,
+        n_samples: int = TransitionOptions.n_samples,
+        random_state: int = TransitionOptions.random_state,
         check_connectivity: bool = False,
-        compute_cond_num: bool = False,
+        compute_cond_num: bool = MatrixOptions.compute_cond_num,
         device: str = "auto",
         n_jobs: int | None = None,
         memory_limit: float | str | None = None,
         show_progress_bar: bool = True,
     ) -> Self:
-        """Compute the transition matrix; runs the missing steps with default parameters.
+        r"""Compute the transition matrix: compare each cell's velocity with the displacement to each of its neighbours.
+
+        With the similarity :math:`\pi_{ij}` of the velocity of cell i and the displacement to its neighbour j,
+        :math:`T_{ij} = \exp(\pi_{ij} / \sigma^2) / \sum_k \exp(\pi_{ik} / \sigma^2)` :cite:`bergen:20,lange:22`. A cell
+        without a velocity follows the weights of the neighbour graph. Runs the steps before with default parameters
+        where they were not run.
 
         Parameters
         ----------
         similarity
-            ``"cosine"``, ``"correlation"`` or ``"dot_product"``, or a function of velocities and displacements, both
-            of shape ``[n_edges, n_dims]``, that returns one similarity per edge.
+            ``"cosine"``; ``"correlation"``, the cosine after each vector is centred, for at least 2 dimensions;
+            ``"dot_product"``; or a function of velocities and displacements, both of shape ``[n_edges, n_dims]``, that
+            returns one finite number per edge, shape ``[n_edges]``.
         softmax_scale
-            Sharpness of the softmax, or a rule: ``"median"``, taken where not given, is one over the median absolute
-            similarity, as in CellRank; ``"auto"`` leaves half of the neighbours effective in the median cell, which
-            steps forward more often and makes GPCCA fail more often.
+            :math:`1 / \sigma^2`, above 0, or a rule. ``"median"``, which is taken where not given, is one over the
+            median of :math:`|\pi_{ij}|`, as in CellRank. ``"auto"`` leaves half of the neighbours effective in the
+            median cell: :math:`(e^{H_i} - 1) / (k_i - 1) = 1/2` with the entropy :math:`H_i` of the row and its
+            :math:`k_i` neighbours. It steps forward more often, and makes GPCCA fail more often.
         backward_mode
-            How the backward process is made: ``"transpose"`` compares displacements with the velocity of the
-            neighbour they come from, ``"negate"`` turns the velocities around. Time is not recomputed.
+            How the backward process is made: ``"transpose"`` compares the velocity of the neighbour with the
+            displacement from there, ``"negate"`` turns the velocities around. Time is not recomputed. No effect on a
+            forward kernel.
         smooth
-            Whether to use the velocity field; the transport velocity otherwise.
+            Whether to use the velocity of the field; that of transport otherwise.
         settle
-            Whether cells at an end, see :attr:`ends`, mostly keep among each other: nine of ten of their steps lead to
-            neighbours at an end. Where they go cannot be known, only where they came from. Backward likewise, with the
-            cells at the beginning. Terminal states are then found as macrostates more often; fate probabilities may
-            need ``solver="direct"``, as CellRank refuses the negative rounding errors of its iterative solver.
+            Whether cells at an end, see :attr:`ends`, mostly step to other cells at an end: nine of ten of their steps
+            do, by the weights of the graph. The data say where such cells came from, not where they go. Backward
+            likewise, with the cells at the beginning. Terminal states are then found as macrostates more often. Fate
+            probabilities may need ``solver="direct"``, because CellRank refuses the negative rounding errors of its
+            iterative solver.
         variance_stabilize
-            Whether to compare the signed square roots of the components.
+            Whether to replace each component :math:`a` of both vectors by :math:`\mathrm{sign}(a) \sqrt{|a|}`.
         threshold
-            Drop probabilities below it; each cell keeps its largest. Nothing is dropped where not given.
+            Probabilities below it are dropped, in ``[0, 1)``; each cell keeps its largest. Nothing is dropped where not
+            given.
         gene_subset
-            Names of genes, or a boolean column of ``adata.var``, to compare in, through the PCA loadings; in the basis
-            where not given.
+            Names of genes, or a boolean column of ``adata.var``: vectors are compared among these genes, through the
+            PCA loadings. In the basis where not given.
         model
-            ``"deterministic"``, or ``"monte_carlo"`` for the mean over velocities drawn within their error, which makes
-            the rows of uncertain cells flatter. The error is that of :meth:`compute_uncertainty`, or with
-            ``smooth=False`` the variance from the couplings.
+            ``"deterministic"``, or ``"monte_carlo"`` for the mean of :math:`T_{ij}` over velocities drawn around the
+            given one, with normal errors: an uncertain velocity makes a row flatter. The errors are those of
+            :meth:`compute_uncertainty`, or with ``smooth=False`` the variance from the couplings. The softmax scale is
+            that of the given velocities.
         n_samples
-            Velocities drawn per cell by ``"monte_carlo"``, best an even number.
+            Number of velocities drawn per cell by ``"monte_carlo"``, best an even number: they come in mirrored pairs.
+            A function as similarity, or ``"transpose"``, takes as long as so many deterministic matrices.
         random_state
             Seed of the samples.
         check_connectivity
-            Whether to refuse a neighbour graph that is not connected.
+            Whether a neighbour graph that is not connected is an error.
         compute_cond_num
-            Whether to estimate :attr:`condition_number`.
+            Whether to estimate :attr:`condition_number`: up to 20 000 cells in the 1-norm from a sparse factorisation
+            :cite:`higham:00`, above a lower bound.
         device
-            Torch device, or ``"auto"``.
+            Torch device, such as ``"cpu"`` or ``"cuda"``. ``"auto"`` takes a GPU where there is one.
         n_jobs
             Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
-            threads, processes and a cluster, and outside of one as many threads as torch uses. The result is the same.
+            threads, processes and a cluster; without one, there are as many jobs as torch has threads. The result is
+            the same.
         memory_limit
-            Bytes, or ``"4 GB"``, that this process may take for the matrix besides what it holds, the result included,
-            and as much for transport, where that is missing.
+            Bytes, or a text such as ``"4 GB"``, that the matrix may take besides what the process holds, the result
+            included; and as much for transport, where that is missing.
         show_progress_bar
             Whether to show progress bars, those of missing steps included.
 
@@ -137,9 +159,13 @@ class TransitionMatrix(Parts):
         Raises
         ------
         KeyError
-            If ``gene_subset`` is not in ``adata.var`` or the loadings are missing.
+            If ``gene_subset`` is not in ``adata.var``, or the loadings are missing.
+        MemoryError
+            If ``memory_limit`` is too low for so many edges.
+        TypeError
+            If an option is of the wrong type.
         ValueError
-            If an option is unknown or out of range, or the graph is not connected and that was asked.
+            If an option is unknown or out of range, or the graph is not connected and ``check_connectivity`` is set.
 
         Examples
         --------
@@ -148,50 +174,40 @@ class TransitionMatrix(Parts):
         >>> bool(np.allclose(vk.transition_matrix.sum(axis=1), 1))
         True
         """
-        check_similarity(similarity, self.cells.n_dims)
-        check_choice("backward_mode", backward_mode, BackwardMode)
-        run = Run(device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar)
-        options = TransitionOptions(
+        loadings = None if gene_subset is None else read_loadings(self.adata, self.basis, gene_subset)
+        options = MatrixOptions(
             similarity=similarity,
-            softmax_scale=softmax_scale,
-            backward_mode=backward_mode if self.backward else None,
+            softmax_scale="median" if softmax_scale is None else softmax_scale,
+            backward_mode=backward_mode,
+            smooth=smooth,
+            settle=settle,
             variance_stabilize=variance_stabilize,
             threshold=threshold,
+            gene_subset=None if loadings is None else fingerprint({"loadings": loadings}),
             model=model,
             n_samples=n_samples,
             random_state=random_state,
+            compute_cond_num=compute_cond_num,
         )
-        loadings = None if gene_subset is None else read_loadings(self.adata, self._init_kwargs["basis"], gene_subset)
+        if not self.backward:
+            options = replace(options, backward_mode=None)
+        if model == "deterministic":  # which draws nothing
+            options = replace(options, n_samples=TransitionOptions.n_samples, random_state=0)
+        check_similarity(similarity, self.cells.n_dims)
         if check_connectivity and self._components is not None:
             warn_about_graph(self.connectivities, strict=True)
-        request: dict[str, Any] = {
-            "similarity": similarity,
-            "softmax_scale": softmax_scale or "median",
-            "backward_mode": backward_mode if self.backward else None,
-            "smooth": smooth,
-            "settle": settle,
-            "variance_stabilize": variance_stabilize,
-            "threshold": threshold,
-            "gene_subset": None if loadings is None else storage.fingerprint({"loadings": loadings}),
-            "compute_cond_num": compute_cond_num,
-            "model": model,
-            "n_samples": n_samples if model == "monte_carlo" else None,
-            "random_state": random_state if model == "monte_carlo" else None,
-        }
-        request = storage.plain(request)
-        if request == self._request and self._transition_matrix is self._computed:
+        if options == self._request and self._transition_matrix is self._computed:
             logger.debug("Using cached transition matrix")
             return self
-        velocity = self._velocity_for_transitions(smooth, device, n_jobs, memory_limit, show_progress_bar)
-        std = self._std_for_transitions(smooth, show_progress_bar) if model == "monte_carlo" else None
+        run = Run(device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar)
         result = compute_transitions(
             self.cells.x,
-            velocity,
+            self._velocity_for_transitions(smooth, run),
             self.connectivities,
             options,
             ends=self.ends if settle else None,
             loadings=loadings,
-            velocity_std=std,
+            velocity_std=self._std_for_transitions(smooth, run) if model == "monte_carlo" else None,
             run=run,
         )
         cond = condition_number(result.matrix) if compute_cond_num else None
@@ -199,55 +215,57 @@ class TransitionMatrix(Parts):
         self._computed = self._transition_matrix  # the user may put another one in its place
         self._logits, self._condition_number = result.logits, cond
         # Nothing tells whether two functions compute the same, and not every one can be pickled.
-        self._request = None if callable(similarity) else request
-        if loadings is not None:
-            request = {**request, "gene_subset": loadings.shape[1]}
-        self._params = self._describe(request, result.softmax_scale)
-        _report(result.matrix, result.n_fallback, result.n_isolated, self.connectivities, result.softmax_scale)
+        self._request = None if callable(similarity) else options
+        n_genes = None if loadings is None else loadings.shape[1]
+        self._params = _shown(options, result.softmax_scale, n_genes)
+        _report(result, self.connectivities)
         return self
 
-    def _velocity_for_transitions(
-        self, smooth: bool, device: str, n_jobs: int | None, memory_limit: float | str | None, show_progress_bar: bool
-    ) -> NDArray[np.float64]:
+    def _velocity_for_transitions(self, smooth: bool, run: Run) -> NDArray[np.float64]:
         """Return the velocity to use, after the steps that are missing for it."""
         if self.transport is None and not (smooth and self.field is not None):
-            self.compute_velocity(
-                device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar
-            )
+            self._compute_velocity(run)
         if not smooth:
             return self.raw_velocity
         if self.field is None:
-            self.fit_field(device=device, show_progress_bar=show_progress_bar)
-        field: VelocityField = self._needed("field", "fit_field")
-        return field(self.cells.x, self.cells.time, device=device, n_jobs=n_jobs)
+            self.fit_field(device=run.device, show_progress_bar=run.show_progress_bar)
+        field: Any = self._needed("field", "fit_field")
+        return np.asarray(field(self.cells.x, self.cells.time, device=run.device, n_jobs=run.n_jobs))
 
-    def _std_for_transitions(self, smooth: bool, show_progress_bar: bool) -> NDArray[np.float64]:
+    def _std_for_transitions(self, smooth: bool, run: Run) -> NDArray[np.float64]:
         """Return the error of the velocity to use, after the step that is missing for it."""
         if not smooth:
             return np.sqrt(self._needed("transport", "compute_velocity").variance)
-        if self.uncertainty is None:
-            self.compute_uncertainty(show_progress_bar=show_progress_bar)
+        if self._uncertainty is None:
+            kernel: Any = self  # of a pseudotime; the other one says that it has none
+            kernel.compute_uncertainty(show_progress_bar=run.show_progress_bar)
         return np.asarray(self._needed("uncertainty", "compute_uncertainty").std)
 
-    def _describe(self, request: dict[str, Any], softmax_scale: float) -> dict[str, Any]:
-        """Return what was asked and found as short plain values, which `repr` shows and h5ad holds."""
-        similarity = request["similarity"]
-        params: dict[str, Any] = {
-            "similarity": getattr(similarity, "__name__", "callable") if callable(similarity) else similarity,
-            "softmax_scale": float(softmax_scale),
-        }
-        if request["backward_mode"] is not None:
-            params["bwd_mode"] = request["backward_mode"]
-        params.update({name: request[name] for name, usual in DEFAULTS.items() if request[name] != usual})
-        return params
+
+def _shown(options: MatrixOptions, softmax_scale: float, n_genes: int | None) -> dict[str, Any]:
+    """Return what was asked and found as short plain values, which `repr` shows and h5ad holds."""
+    similarity = options.similarity
+    shown: dict[str, Any] = {
+        "similarity": getattr(similarity, "__name__", "callable") if callable(similarity) else similarity,
+        "softmax_scale": float(softmax_scale),
+    }
+    if options.backward_mode is not None:
+        shown["bwd_mode"] = options.backward_mode
+    values = {**options.to_dict(), "gene_subset": n_genes}
+    unusual = {field.name for field in fields(options) if values[field.name] != field.default}
+    if options.model == "monte_carlo":
+        unusual |= {"n_samples", "random_state"}
+    shown.update({name: values[name] for name in PARAMS[3:] if name in unusual})
+    return shown
 
 
-def _report(matrix: sp.csr_matrix, n_fallback: int, n_isolated: int, graph: sp.csr_matrix, scale: float) -> None:
-    logger.info("Using `softmax_scale=%.4f`", scale)
-    if n_fallback:
-        logger.warning("%d cells have no velocity: their transitions follow the neighbour graph", n_fallback)
-    if n_isolated:
-        logger.warning("%d cells have no neighbour: they stay where they are", n_isolated)
+def _report(result: Transitions, graph: sp.csr_matrix) -> None:
+    logger.info("Using `softmax_scale=%.4f`", result.softmax_scale)
+    if result.n_fallback:
+        logger.warning("%d cells have no velocity: their transitions follow the neighbour graph", result.n_fallback)
+    if result.n_isolated:
+        logger.warning("%d cells have no neighbour: they stay where they are", result.n_isolated)
+    matrix = result.matrix
     some = slice(None, None, -(-matrix.shape[0] // REPORT_CELLS))
     neighbors = float(np.median(effective_neighbors(matrix[some])))
     degree = float(np.median(np.diff(graph.indptr)[some]))

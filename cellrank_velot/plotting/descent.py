@@ -135,9 +135,9 @@ def fate_bars(
     data
         A kernel or an AnnData, for the colours of the clusters.
     fates
-        Result of :meth:`cellrank_velot.OTVelocityKernel.fate_probabilities` or
-        :meth:`cellrank_velot.OTVelocityKernel.ancestry`. Where not given, the kernel computes it for its clusters: the
-        descendants of the first time point, or the ancestors of the last.
+        Result of :meth:`cellrank_velot.OTTimeSeriesKernel.fate_probabilities` or
+        :meth:`cellrank_velot.OTTimeSeriesKernel.ancestry`. Where not given, the kernel computes it for its clusters:
+        the descendants of the first time point, or the ancestors of the last.
     rows
         Rows to draw, in this order. All where not given: first those that are clusters, in the order of the clusters.
     of
@@ -206,9 +206,9 @@ def fate_heatmap(
     data
         A kernel or an AnnData, for the order of the clusters.
     fates
-        Result of :meth:`cellrank_velot.OTVelocityKernel.fate_probabilities` or
-        :meth:`cellrank_velot.OTVelocityKernel.ancestry`. Where not given, the kernel computes it for its clusters: the
-        descendants of the first time point, or the ancestors of the last.
+        Result of :meth:`cellrank_velot.OTTimeSeriesKernel.fate_probabilities` or
+        :meth:`cellrank_velot.OTTimeSeriesKernel.ancestry`. Where not given, the kernel computes it for its clusters:
+        the descendants of the first time point, or the ancestors of the last.
     rows
         Rows to draw, in this order. All where not given: first those that are clusters, in the order of the clusters.
     of

@@ -61,8 +61,8 @@ def process_paths(
     data
         An :class:`~cellrank_velot.OTVelocityKernel` with experimental time.
     paths
-        Result of :meth:`cellrank_velot.OTVelocityKernel.simulate_process`. Where not given, the kernel simulates paths
-        from cells of its first time point to the last.
+        Result of :meth:`cellrank_velot.OTTimeSeriesKernel.simulate_process`. Where not given, the kernel simulates
+        paths from cells of its first time point to the last.
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``; the basis of the kernel where not given. In
         another one, paths are placed among the nearest cells, and broken where they jump.
@@ -148,8 +148,9 @@ def fate_cells(
     data
         A kernel or an AnnData.
     fates
-        Result of :meth:`cellrank_velot.OTVelocityKernel.fate_probabilities` or
-        :meth:`cellrank_velot.OTVelocityKernel.ancestry` without ``group_by``. Where not given, the kernel computes it.
+        Result of :meth:`cellrank_velot.OTTimeSeriesKernel.fate_probabilities` or
+        :meth:`cellrank_velot.OTTimeSeriesKernel.ancestry` without ``group_by``. Where not given, the kernel computes
+        it.
     clusters
         Clusters to draw; all of the table where not given.
     basis

@@ -149,7 +149,7 @@ def population(
     data
         An :class:`~cellrank_velot.OTVelocityKernel` with experimental time.
     times
-        Populations of :meth:`cellrank_velot.OTVelocityKernel.interpolate`, or times to interpolate.
+        Populations of :meth:`cellrank_velot.OTTimeSeriesKernel.interpolate`, or times to interpolate.
     basis
         Key in ``adata.obsm`` of the embedding, with or without ``X_``; the basis of the kernel where not given. In
         another one, interpolated cells are placed among the nearest cells.

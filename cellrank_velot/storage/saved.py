@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells.read import (
+from cellrank_velot.cells import (
     CellStates,
     check_graph,
     find_basis,
@@ -20,15 +21,15 @@ from cellrank_velot.cells.read import (
     readable,
     warn_about_graph,
 )
-from cellrank_velot.field import VelocityField
-from cellrank_velot.field.uncertainty import Uncertainty
+from cellrank_velot.field import FieldOptions, ProcessOptions, VelocityField
+from cellrank_velot.field.uncertainty import Uncertainty, UncertaintyOptions
 from cellrank_velot.storage.pack import check_entry, check_plain, fingerprint, same_digest, unpack
 from cellrank_velot.storage.tables import damaged, plain
-from cellrank_velot.timeseries.couplings import SnapshotCouplings
-from cellrank_velot.transport.velocity import TransportVelocity
-from cellrank_velot.transport.windows import Windows
+from cellrank_velot.timeseries.couplings import PopulationOptions, SnapshotCouplings
+from cellrank_velot.timeseries.snapshots import SnapshotOptions
+from cellrank_velot.transport import TransportOptions, TransportVelocity, WindowOptions, Windows
 
-__all__ = ["Entry", "SavedKernel", "cells_fingerprint", "read_entry"]
+__all__ = ["STEPS", "Entry", "SavedKernel", "cells_fingerprint", "read_entry"]
 
 # Arguments of the constructor of a kernel.
 ARGUMENTS = [
@@ -41,22 +42,15 @@ ARGUMENTS = [
     "check_connectivity",
     "time_kind",
 ]
-# Settings of each step, for a pseudotime and for real time points.
-SETTINGS: dict[str, tuple[str, str]] = {
-    "windows": (
-        "n_clusters window_size overlap min_window_size time_lag overlap_clusters tail tail_threshold random_state",
-        "batch_size random_state",
-    ),
-    "velocity": (
-        "epsilon lambda_time lambda_knn reach relaxation tol max_iter",
-        "epsilon tau growth_key mass n_passes n_draws tol max_iter random_state",
-    ),
-    "field": (
-        "hidden use_time lambda_smooth lambda_curl lambda_divergence n_steps batch_size learning_rate held_out "
-        "patience random_state",
-        "hidden n_steps batch_size learning_rate diffusion random_state",
-    ),
-    "uncertainty": ("n_members random_state", "n_members random_state"),
+# Options of each step of a kernel, by its kind of time.
+STEPS: dict[str, dict[str, type[Options]]] = {
+    "pseudotime": {
+        "windows": WindowOptions,
+        "velocity": TransportOptions,
+        "field": FieldOptions,
+        "uncertainty": UncertaintyOptions,
+    },
+    "experimental": {"windows": SnapshotOptions, "velocity": PopulationOptions, "field": ProcessOptions},
 }
 
 
@@ -67,7 +61,7 @@ class SavedKernel:
     adata: AnnData
     init: dict[str, Any]
     params: dict[str, Any]
-    settings: dict[str, dict[str, Any]]
+    options: dict[str, Options]
     cells: CellStates
     connectivities: sp.csr_matrix
     windows: Windows | None = None
@@ -84,8 +78,8 @@ class SavedKernel:
             adata, cells, graph = _read_cells(adata, entry.init)
         except (KeyError, TypeError, ValueError) as error:
             raise entry.other_data(error) from error
-        stages, settings = entry.stages(adata.obsp[key], cells)
-        return cls(adata, entry.init, entry.params, settings, cells, graph, **stages)
+        stages, options = entry.stages(adata.obsp[key], cells)
+        return cls(adata, entry.init, entry.params, options, cells, graph, **stages)
 
     @property
     def backward(self) -> bool:
@@ -125,8 +119,8 @@ class Entry:
             f"data: {error.args[0] if error.args else error}"
         )
 
-    def stages(self, matrix: sp.spmatrix, cells: CellStates) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Return stages and settings by name, after the check that they belong to the matrix and to the cells."""
+    def stages(self, matrix: sp.spmatrix, cells: CellStates) -> tuple[dict[str, Any], dict[str, Options]]:
+        """Return stages and options by name, after the check that they belong to the matrix and to the cells."""
         where = self.where
         if not same_digest(self.packed.get("fingerprint"), cells_fingerprint(matrix, cells)):
             raise ValueError(
@@ -140,7 +134,7 @@ class Entry:
             expected = f"to be the time points `{cells.time_points}`, found `{couplings.times}`"
             damaged(f"{where}['couplings']['times']", expected)
         stored = self.packed.get("settings", {})
-        return stages, _read_settings(stored, f"{where}['settings']", series=cells.is_series)
+        return stages, _read_options(stored, f"{where}['settings']", cells.time_kind)
 
 
 def read_entry(adata: AnnData, key: str) -> Entry:
@@ -211,18 +205,27 @@ def _read_cells(adata: AnnData, init: dict[str, Any]) -> tuple[AnnData, CellStat
     return adata, cells, graph
 
 
-def _read_settings(stored: Any, where: str, *, series: bool) -> dict[str, dict[str, Any]]:
-    """Return the settings of known steps and names, with nothing but plain values and arrays."""
-    if not isinstance(stored, Mapping) or not set(stored) <= set(SETTINGS):
+def _read_options(stored: Any, where: str, time_kind: str) -> dict[str, Options]:
+    """Return the options of known steps and names, made of nothing but plain values and arrays."""
+    steps = STEPS[time_kind]
+    if not isinstance(stored, Mapping) or not set(stored) <= set(steps):
         found = sorted(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
-        damaged(where, f"with steps of {sorted(SETTINGS)}, found `{found}`")
-    settings = {}
-    for step, values in stored.items():
-        names = SETTINGS[step][series].split()
-        if not isinstance(values, Mapping) or not set(values) <= set(names):
-            found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-            damaged(f"{where}[{step!r}]", f"with parameters of {names}, found `{found}`")
-        for name, value in values.items():
-            check_plain(f"{where}[{step!r}][{name!r}]", value)
-        settings[step] = dict.fromkeys(names) | plain(dict(values))
-    return settings
+        damaged(where, f"with steps of {sorted(steps)}, found `{found}`")
+    return {step: _read_step(values, f"{where}[{step!r}]", steps[step]) for step, values in stored.items()}
+
+
+def _read_step(values: Any, where: str, kind: type[Options]) -> Options:
+    names = [field.name for field in fields(kind)]
+    if not isinstance(values, Mapping) or not set(values) <= set(names):
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        damaged(where, f"with parameters of {names}, found `{found}`")
+    for name, value in values.items():
+        check_plain(f"{where}[{name!r}]", value)
+    # A file holds no `None`: what is missing there was one.
+    given = {
+        name: tuple(value.tolist()) if isinstance(value, np.ndarray) else plain(value) for name, value in values.items()
+    }
+    try:
+        return kind(**(dict.fromkeys(names) | given))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{where}` is damaged: {error} Compute it again, or read a copy of the file.") from error

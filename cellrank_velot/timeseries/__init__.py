@@ -5,7 +5,7 @@ cells that belong together, and ``interpolation`` returns the population at any 
 """
 
 from cellrank_velot.timeseries.bridges import Bridges
-from cellrank_velot.timeseries.couplings import CouplingOptions, SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.couplings import CouplingOptions, PopulationOptions, SnapshotCouplings, couple_snapshots
 from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
 from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
@@ -13,6 +13,7 @@ __all__ = [
     "Bridges",
     "CouplingOptions",
     "Population",
+    "PopulationOptions",
     "SnapshotCouplings",
     "SnapshotOptions",
     "build_snapshots",

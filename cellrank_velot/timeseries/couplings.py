@@ -19,7 +19,7 @@ from cellrank_velot.transport.sinkhorn import sinkhorn
 from cellrank_velot.transport.velocity import TransportVelocity, report_convergence
 from cellrank_velot.transport.windows import Windows
 
-__all__ = ["CouplingOptions", "SnapshotCouplings", "couple_snapshots"]
+__all__ = ["CouplingOptions", "PopulationOptions", "SnapshotCouplings", "couple_snapshots"]
 
 # Tolerance of a transport that is done again, and of the balanced one at the end: masses are made to fit in any case,
 # see `_Batch.draw`.
@@ -170,6 +170,14 @@ class CouplingOptions(Options):
         """``tau`` of source and target."""
         source, target = self.tau if isinstance(self.tau, tuple) else (self.tau, self.tau)
         return float(source), float(target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationOptions(CouplingOptions):
+    """The same, with where the kernel has growth and mass from; masses that were handed to it are ``"given"``."""
+
+    growth_key: str | None = None
+    mass: str | None = None
 
 
 def couple_snapshots(

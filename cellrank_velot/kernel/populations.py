@@ -1,13 +1,9 @@
-"""Time series: couplings between time points, populations in between, fates forward and ancestry backward.
-
-Thin calls of the stages; depends on cells, couplings, dynamics, field, interpolation, selection and snapshots.
-"""
+"""Populations at real time points: growth, what lies between the points, fates forward and ancestry backward."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,9 +12,8 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
-from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_seed, first_names
-from cellrank_velot.cells.select import CellSelector, select_cells
-from cellrank_velot.cells.time_points import next_time
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known
+from cellrank_velot.cells import CellSelector, next_time, read_clusters, select_cells
 from cellrank_velot.dynamics import (
     ProcessFates,
     ProcessPaths,
@@ -27,45 +22,30 @@ from cellrank_velot.dynamics import (
     labels_near,
     simulate_process,
 )
-from cellrank_velot.kernel._parts import Parts
 from cellrank_velot.kernel._whole import all_or_nothing
-from cellrank_velot.timeseries.couplings import SnapshotCouplings
-from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
+from cellrank_velot.kernel.base import BaseVelocityKernel
+from cellrank_velot.timeseries import Population, SnapshotCouplings, interpolate_paths
 
-__all__ = ["TimeSeries"]
-
-logger = logging.getLogger("cellrank_velot")
+__all__ = ["Populations"]
 
 # Cells whose fates are simulated at most, where a group is asked for: more say the same.
 MAX_STARTS = 2000
 
+Cells = CellSelector | str | Sequence[str]
 
-class TimeSeries(Parts):
-    """Methods of a kernel with experimental time."""
 
-    _couplings: SnapshotCouplings | None
-
-    @property
-    def couplings(self) -> SnapshotCouplings | None:
-        """Pairs of cells of consecutive time points; ``None`` before :meth:`compute_velocity`, or in pseudotime.
-
-        Examples
-        --------
-        >>> sk.couplings.n_intervals, sk.couplings.times.tolist()
-        (3, [0.0, 1.0, 2.0, 3.0])
-        """
-        return self._couplings
+class Populations(BaseVelocityKernel):
+    """Methods of the kernel for real time points."""
 
     @property
     def growth(self) -> NDArray[np.float64]:
-        """Growth rate of each cell per unit of time, of the field, or of transport before it, shape ``[n_cells]``.
+        """Growth rate of each cell per unit of time, shape ``[n_cells]``: of the field, or of transport before it.
 
         Examples
         --------
         >>> sk.growth.shape
         (400,)
         """
-        self._need_series()
         if self.field is not None and self.field.has_heads:
             return self.field.growth(self.cells.x, self.cells.time)
         growth = self._needed("transport", "compute_velocity").growth
@@ -73,7 +53,18 @@ class TimeSeries(Parts):
         return np.asarray(growth)
 
     @all_or_nothing()
-    def interpolate(self, time: float, *, method: Literal["paths", "field"] = "paths", **kwargs: Any) -> Population:
+    def interpolate(
+        self,
+        time: float,
+        *,
+        method: Literal["paths", "field"] = "paths",
+        straight: bool = False,
+        noise: bool = SimulationOptions.noise,
+        n_steps: int = SimulationOptions.n_steps,
+        random_state: int = SimulationOptions.random_state,
+        device: str = "auto",
+        show_progress_bar: bool = False,
+    ) -> Population:
         """Return the population at any time between the first and the last time point.
 
         Parameters
@@ -81,22 +72,32 @@ class TimeSeries(Parts):
         time
             Time, in units of ``time_key``.
         method
-            ``"paths"`` for the paths of the coupled cells, see
-            :func:`cellrank_velot.timeseries.interpolation.interpolate_paths`; ``"field"`` to let the cells of the time
-            point before follow the process to this time, see :func:`cellrank_velot.dynamics.simulate_process`.
-        **kwargs
-            Passed on to that function.
+            ``"paths"`` places each coupled pair of cells on its path; ``"field"`` lets the cells of the time point
+            before follow the process to this time, as :meth:`simulate_process` does.
+        straight
+            Of ``"paths"``: whether pairs move straight, in place of along cubics through more time points.
+        noise
+            Of ``"field"``: whether particles diffuse. Otherwise they follow the velocity alone.
+        n_steps
+            Of ``"field"``: number of steps.
+        random_state
+            Of ``"field"``: seed of the noise.
+        device
+            Of ``"field"``: torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Of ``"field"``: whether to show a progress bar.
 
         Returns
         -------
-        The population: weighted positions in the basis.
+        The population: weighted positions in the basis. Its mass goes from that of one time point to that of the next
+        at a constant rate.
 
         Raises
         ------
         RuntimeError
-            In pseudotime, or before :meth:`compute_velocity`, for ``"field"`` before :meth:`fit_field`.
+            Before :meth:`compute_velocity`.
         ValueError
-            If the time is outside.
+            If the time is outside the time points, or an option is unknown.
 
         Examples
         --------
@@ -106,11 +107,12 @@ class TimeSeries(Parts):
         >>> sk.interpolate(1.5, method="field").x.shape  # the cells of day 1, moved on
         (100, 10)
         """
-        self._need_series()
         check_choice("method", method, ["paths", "field"])
+        options = SimulationOptions(noise=noise, n_steps=n_steps, random_state=random_state)
+        run = Run(device=device, show_progress_bar=show_progress_bar)
         couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
         if method == "paths":
-            return interpolate_paths(couplings, self.cells.x, time, **kwargs)
+            return interpolate_paths(couplings, self.cells.x, time, straight=straight)
         points = couplings.times
         # The last time point begins no interval.
         before = next_time(points, time) + int(time == points[-1])
@@ -118,19 +120,23 @@ class TimeSeries(Parts):
         mass = couplings.mass[before] / starts.size
         if time == points[before]:
             return Population(self.cells.x[starts], np.full(starts.size, mass), float(time), starts)
-        paths = self._process(starts, time, kwargs)
+        paths = self._process(starts, time, options, run)
         return Population(paths.ends, mass * paths.weights, float(time), paths.start_ix)
 
     @all_or_nothing()
     def simulate_process(
         self,
-        cells: CellSelector | str | Sequence[str] | None = None,
+        cells: Cells | None = None,
         until: float | None = None,
         *,
         cluster_key: str | None = None,
         n_particles: int = 1000,
         n_saved: int = 50,
-        **kwargs: Any,
+        noise: bool = SimulationOptions.noise,
+        n_steps: int = SimulationOptions.n_steps,
+        random_state: int = SimulationOptions.random_state,
+        device: str = "auto",
+        show_progress_bar: bool = False,
     ) -> ProcessPaths:
         """Let particles follow the process from some cells, forward to their descendants or backward to ancestors.
 
@@ -140,26 +146,36 @@ class TimeSeries(Parts):
             Cells to start from: names, a mask, ``{"clusters": "HSC"}``, or the name of a cluster, of the first time
             point, or of the last one where ``until`` is the first. All cells of that time point where not given.
         until
-            Time at which particles end; the last time point where not given.
+            Time at which particles end, in units of ``time_key``; the last time point where not given.
         cluster_key
             Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
         n_particles
             Number of particles, spread evenly over the cells.
         n_saved
             Number of points kept of each path after its start.
-        **kwargs
-            Passed on to :func:`cellrank_velot.dynamics.simulate_process`.
+        noise
+            Whether particles diffuse. Otherwise they follow the velocity, which moves the population alike.
+        n_steps
+            Number of steps.
+        random_state
+            Seed of the starts and of the noise.
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
 
         Returns
         -------
-        The paths.
+        The paths. Fits the field with its default options where there is none.
 
         Raises
         ------
-        RuntimeError
-            In pseudotime.
+        KeyError
+            If a cluster or a key is unknown.
         ValueError
-            If no cell is selected, or the cells are on both sides of ``until``.
+            If no cell is selected, the cells are on both sides of ``until``, or an option is out of range.
+        FloatingPointError
+            If particles leave all bounds.
 
         Examples
         --------
@@ -169,19 +185,19 @@ class TimeSeries(Parts):
         >>> sk.simulate_process("Fate A", until=0, n_particles=20).direction
         'backward'
         """
-        self._need_series()
         check_integer("n_particles", n_particles, low=1)
+        options = SimulationOptions(noise=noise, n_steps=n_steps, n_saved=n_saved, random_state=random_state)
+        run = Run(device=device, show_progress_bar=show_progress_bar)
         points = self.cells.time_points
         until = float(points[-1] if until is None else until)
         starts = self._starting(cells, cluster_key, points[0] if until > points[0] else points[-1])
-        rng = np.random.default_rng(kwargs.get("random_state", 0))
-        chosen = np.sort(np.resize(rng.permutation(starts), n_particles))
-        return self._process(chosen, until, {"n_saved": n_saved, **kwargs})
+        chosen = np.sort(np.resize(np.random.default_rng(random_state).permutation(starts), n_particles))
+        return self._process(chosen, until, options, run)
 
     @all_or_nothing()
     def fate_probabilities(
         self,
-        cells: CellSelector | str | Sequence[str] | None = None,
+        cells: Cells | None = None,
         terminal_clusters: str | Sequence[str] | None = None,
         *,
         cluster_key: str | None = None,
@@ -190,12 +206,16 @@ class TimeSeries(Parts):
         n_particles: int = 20,
         weighted: bool = True,
         n_neighbors: int = 15,
-        random_state: int = 0,
-        **kwargs: Any,
+        noise: bool = SimulationOptions.noise,
+        n_steps: int = SimulationOptions.n_steps,
+        random_state: int = SimulationOptions.random_state,
+        device: str = "auto",
+        show_progress_bar: bool = False,
     ) -> ProcessFates:
         """Return the shares of the descendants of cells in each cluster at a later time.
 
-        Particles follow the process forward from each cell, and count as many as the descendants that they stand for.
+        Particles follow the process forward from each cell. A particle counts as the number of descendants that it
+        stands for.
 
         Parameters
         ----------
@@ -209,17 +229,23 @@ class TimeSeries(Parts):
         group_by
             Key in ``adata.obs`` of groups to sum up; each cell by itself where not given.
         until
-            The later time; the last time point where not given.
+            The later time, in units of ``time_key``; the last time point where not given.
         n_particles
-            Particles of each cell.
+            Number of particles from each cell.
         weighted
             Whether growth counts.
         n_neighbors
-            Number of cells of that time point nearest to a particle whose clusters it has, in shares.
+            Number of cells nearest to the end of a particle, among those of that time point, whose clusters it shares.
+        noise
+            Whether particles diffuse. Otherwise they follow the velocity, which moves the population alike.
+        n_steps
+            Number of steps.
         random_state
-            Seed.
-        **kwargs
-            Passed on to :func:`cellrank_velot.dynamics.simulate_process`.
+            Seed of the noise, and of the cells of a group where there are many.
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
 
         Returns
         -------
@@ -229,10 +255,8 @@ class TimeSeries(Parts):
         ------
         KeyError
             If a cluster or a key is unknown.
-        RuntimeError
-            In pseudotime.
         ValueError
-            If no cell is selected, or one is not earlier.
+            If no cell is selected, one is not earlier than ``until``, or an option is out of range.
 
         Examples
         --------
@@ -243,7 +267,7 @@ class TimeSeries(Parts):
         (['Progenitor A', 'Progenitor B'], True)
         >>> one = sk.fate_probabilities("Progenitor B", n_particles=5)  # a row for each cell
         """
-        points = self._need_series()
+        points = self.cells.time_points
         until = float(points[-1] if until is None else until)
         starts = self._starting(cells, cluster_key, points[0])
         if (self.cells.time[starts] >= until).any():
@@ -257,14 +281,14 @@ class TimeSeries(Parts):
             n_particles=n_particles,
             weighted=weighted,
             n_neighbors=n_neighbors,
-            random_state=random_state,
-            options=kwargs,
+            options=SimulationOptions(noise=noise, n_steps=n_steps, random_state=random_state),
+            run=Run(device=device, show_progress_bar=show_progress_bar),
         )
 
     @all_or_nothing()
     def ancestry(
         self,
-        cells: CellSelector | str | Sequence[str] | None = None,
+        cells: Cells | None = None,
         initial_clusters: str | Sequence[str] | None = None,
         *,
         cluster_key: str | None = None,
@@ -272,15 +296,54 @@ class TimeSeries(Parts):
         until: float | None = None,
         n_particles: int = 20,
         n_neighbors: int = 15,
-        random_state: int = 0,
-        **kwargs: Any,
+        noise: bool = SimulationOptions.noise,
+        n_steps: int = SimulationOptions.n_steps,
+        random_state: int = SimulationOptions.random_state,
+        device: str = "auto",
+        show_progress_bar: bool = False,
     ) -> ProcessFates:
         """Return the shares of the ancestors of cells in each cluster at an earlier time.
 
-        Particles follow the reversed process. Parameters, result and errors are those of :meth:`fate_probabilities`,
-        from the last time point to the first where not given.
+        Particles follow the reversed process from each cell. Ancestors need no weight.
 
-        ``initial_clusters`` are the clusters to tell apart, and ``until`` is the earlier time.
+        Parameters
+        ----------
+        cells
+            Cells: names, a mask, ``{"clusters": "Neu"}``, or the name of a cluster. Those of the last time point where
+            not given. All must be later than ``until``.
+        initial_clusters
+            Clusters to tell apart; what comes from others is summed as ``"rest"``. All where not given.
+        cluster_key
+            Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
+        group_by
+            Key in ``adata.obs`` of groups to sum up; each cell by itself where not given.
+        until
+            The earlier time, in units of ``time_key``; the first time point where not given.
+        n_particles
+            Number of particles from each cell.
+        n_neighbors
+            Number of cells nearest to the end of a particle, among those of that time point, whose clusters it shares.
+        noise
+            Whether particles diffuse. Otherwise they follow the velocity back, which moves the population alike.
+        n_steps
+            Number of steps.
+        random_state
+            Seed of the noise, and of the cells of a group where there are many.
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        The table, a DataFrame with cells or groups as rows and clusters as columns, and its intervals.
+
+        Raises
+        ------
+        KeyError
+            If a cluster or a key is unknown.
+        ValueError
+            If no cell is selected, one is not later than ``until``, or an option is out of range.
 
         Examples
         --------
@@ -288,7 +351,7 @@ class TimeSeries(Parts):
         >>> bool(share["Fate B"] > share["Fate A"])
         True
         """
-        points = self._need_series()
+        points = self.cells.time_points
         until = float(points[0] if until is None else until)
         starts = self._starting(cells, cluster_key, points[-1])
         if (self.cells.time[starts] <= until).any():
@@ -302,8 +365,8 @@ class TimeSeries(Parts):
             n_particles=n_particles,
             weighted=False,
             n_neighbors=n_neighbors,
-            random_state=random_state,
-            options=kwargs,
+            options=SimulationOptions(noise=noise, n_steps=n_steps, random_state=random_state),
+            run=Run(device=device, show_progress_bar=show_progress_bar),
         )
 
     def coupling(self, source: float | None = None, target: float | None = None) -> AnnData:
@@ -323,7 +386,7 @@ class TimeSeries(Parts):
         Raises
         ------
         RuntimeError
-            In pseudotime, or before :meth:`compute_velocity`.
+            Before :meth:`compute_velocity`.
         ValueError
             If the time points are not consecutive.
 
@@ -338,7 +401,7 @@ class TimeSeries(Parts):
         ...     series, "day", couplings={pair: sk.coupling(*pair) for pair in days}
         ... )
         """
-        points = self._need_series()
+        points = self.cells.time_points
         couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
         source = points[0] if source is None else source
         target = points[1] if target is None else target
@@ -353,67 +416,13 @@ class TimeSeries(Parts):
         obs = self.adata.obs
         return AnnData(sp.csr_matrix(shares), obs=obs.iloc[rows][[]].copy(), var=obs.iloc[columns][[]].copy())
 
-    # ------------------------------------------------------------------------------------------------ private
-    def _need_series(self) -> NDArray[np.float64]:
-        """Return the time points, and refuse pseudotime."""
-        if not self.cells.is_series:
-            raise RuntimeError(
-                "Expected snapshots at real time points, found pseudotime: "
-                "`OTVelocityKernel(adata, time_key=..., time_kind='experimental')`."
-            )
-        return self.cells.time_points
-
-    def _prior_growth(self, growth_key: str | None) -> NDArray[np.float64] | None:
-        """Return the growth rates that are expected, shape ``[n_cells]``."""
-        if growth_key is None:
-            return None
-        check_known(
-            "adata.obs", growth_key, self.adata.obs.columns, "Compute it with `cellrank_velot.pp.score_growth`."
-        )
-        try:
-            growth = self.adata.obs[growth_key].to_numpy(dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"Expected `adata.obs[{growth_key!r}]` to be numeric.") from error
-        bad = ~np.isfinite(growth)
-        if bad.any():
-            raise ValueError(
-                f"Expected finite growth rates in `adata.obs[{growth_key!r}]`, found NaN or infinite ones in "
-                f"`{bad.sum()}` cells: {first_names(self.adata.obs_names, bad)}."
-            )
-        return growth
-
-    def _mass(self, mass: Mapping[float, float] | str | None) -> NDArray[np.float64] | None:
-        """Return the mass of each time point, relative to the first."""
-        points = self.cells.time_points
-        if mass is None:
-            return None
-        if isinstance(mass, str):
-            check_choice("mass", mass, ["counts"])
-            values = np.bincount(np.searchsorted(points, self.cells.time)).astype(np.float64)
-        else:
-            try:
-                by_point = {float(key): float(value) for key, value in dict(mass).items()}
-            except (TypeError, ValueError):
-                by_point = {}
-            if set(by_point) != set(points.tolist()):
-                raise ValueError(
-                    f"Expected `mass` as 'counts' or a mass for each of {points.tolist()}, found `{mass!r}`."
-                )
-            # Keys may have come as texts, whose order is another.
-            values = np.array([by_point[point] for point in points.tolist()])
-            if not (np.isfinite(values) & (values > 0)).all():
-                raise ValueError(f"Expected positive `mass`, found {values.tolist()}.")
-        return np.asarray(values / values[0])
-
-    def _process(self, starts: NDArray[np.int64], until: float, options: Mapping[str, Any]) -> ProcessPaths:
+    def _process(self, starts: NDArray[np.int64], until: float, options: SimulationOptions, run: Run) -> ProcessPaths:
         """Let particles follow the process from cells, which may repeat."""
-        how, where = SimulationOptions.split(options)
-        run = Run(**where)
         if self.field is None:
             self.fit_field(show_progress_bar=run.show_progress_bar)
         field = self._needed("field", "fit_field")
         x, time = self.cells.x[starts], self.cells.time[starts]
-        return simulate_process(field, x, time, until, how, start_ix=starts, run=run)
+        return simulate_process(field, x, time, until, options, start_ix=starts, run=run)
 
     def _starting(
         self, cells: CellSelector | str | Sequence[str] | None, cluster_key: str | None, time: float
@@ -422,9 +431,9 @@ class TimeSeries(Parts):
         if cells is None:
             return np.flatnonzero(self.cells.time == time)
         if isinstance(cells, str):
-            key = self._cluster_key(cluster_key)
-            check_known(f"adata.obs[{key!r}]", cells, self.adata.obs[key].unique())
-            chosen = (self.adata.obs[key] == cells).to_numpy() & (self.cells.time == time)
+            clusters = self._clusters(cluster_key)
+            check_known(f"adata.obs[{clusters.name!r}]", cells, clusters.cat.categories)
+            chosen = (clusters == cells).to_numpy() & (self.cells.time == time)
             if not chosen.any():
                 raise ValueError(f"Expected cells of {cells!r} at time `{time:g}`, found none.")
             return np.flatnonzero(chosen)
@@ -433,10 +442,8 @@ class TimeSeries(Parts):
             raise ValueError("Expected cells to start from, found none.")
         return chosen
 
-    def _cluster_key(self, cluster_key: str | None) -> str:
-        key = cluster_key or self.cluster_key or "clusters"
-        check_known("adata.obs", key, self.adata.obs.columns, "Pass `cluster_key`.")
-        return key
+    def _clusters(self, cluster_key: str | None) -> pd.Series:
+        return read_clusters(self.adata, cluster_key or self.cluster_key or "clusters", "Pass `cluster_key`.")
 
     def _descent(
         self,
@@ -449,26 +456,24 @@ class TimeSeries(Parts):
         n_particles: int,
         weighted: bool,
         n_neighbors: int,
-        random_state: int,
-        options: dict[str, Any],
+        options: SimulationOptions,
+        run: Run,
     ) -> ProcessFates:
         """Return the table of where particles come to."""
         check_integer("n_particles", n_particles, low=1)
         check_integer("n_neighbors", n_neighbors, low=1)
-        check_seed(random_state)
-        key = self._cluster_key(cluster_key)
-        clusters = self.adata.obs[key].astype("category")
+        clusters = self._clusters(cluster_key)
         wanted = [names] if isinstance(names, str) else None if names is None else list(names)
         for name in wanted or ():
-            check_known(f"adata.obs[{key!r}]", name, clusters.cat.categories)
+            check_known(f"adata.obs[{clusters.name!r}]", name, clusters.cat.categories)
         wanted = None if wanted is None else [str(name) for name in wanted]
         groups = self.adata.obs_names
         if group_by is not None:
             check_known("adata.obs", group_by, self.adata.obs.columns)
             groups = pd.Index(self.adata.obs[group_by].astype(str))
         if group_by is not None and starts.size > MAX_STARTS:
-            starts = np.sort(np.random.default_rng(random_state).choice(starts, MAX_STARTS, replace=False))
-        paths = self._process(np.repeat(starts, n_particles), until, {"random_state": random_state, **options})
+            starts = np.sort(np.random.default_rng(options.random_state).choice(starts, MAX_STARTS, replace=False))
+        paths = self._process(np.repeat(starts, n_particles), until, options, run)
         points = self.cells.time_points
         nearest = points[np.abs(points - until).argmin()]
         around = np.flatnonzero(self.cells.time == nearest)
@@ -476,4 +481,4 @@ class TimeSeries(Parts):
         categories = [str(name) for name in clusters.cat.categories]
         shares = labels_near(paths.ends, self.cells.x[around], codes, len(categories), n_neighbors)
         weights = paths.weights if weighted else np.ones(paths.n_particles)
-        return fate_table(shares, weights, groups[paths.start_ix], categories, wanted, random_state)
+        return fate_table(shares, weights, groups[paths.start_ix], categories, wanted, options.random_state)

@@ -1,0 +1,454 @@
+"""What both kernels are: they read an AnnData, keep the result of each step, and clear what came after it.
+
+CellRank is known here by its public names alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from cellrank.kernels import BidirectionalKernel
+from cellrank.kernels.mixins import ConnectivityMixin
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.options import Options, Run
+from cellrank_velot._utils.validation import check_integer
+from cellrank_velot.cells import (
+    CellStates,
+    TimeKind,
+    check_graph,
+    find_basis,
+    find_time_key,
+    read_cells,
+    readable,
+    warn_about_graph,
+)
+from cellrank_velot.field import VelocityField, fit_field
+from cellrank_velot.field.uncertainty import Uncertainty
+from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.timeseries import SnapshotCouplings
+from cellrank_velot.transport import TransportVelocity, Windows, end_cells
+
+__all__ = ["BaseVelocityKernel"]
+
+logger = logging.getLogger("cellrank_velot")
+
+# The steps in their order, by the stage that each gives. A new result makes those after it out of date.
+STAGES = ("windows", "transport", "field", "uncertainty")
+
+
+class WrongTimeError(AttributeError, RuntimeError):
+    """A method that this kind of time does not have."""
+
+
+class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
+    """Base of the kernels for a pseudotime and for real time points."""
+
+    # Options of each step, by step, and the names that only the kernel of the other kind of time has.
+    _options_of_steps: ClassVar[dict[str, type[Options]]]
+    _elsewhere: ClassVar[frozenset[str]] = frozenset()
+    _hint: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        adata: AnnData,
+        backward: bool = False,
+        time_key: str | None = None,
+        basis: str = "X_pca",
+        cluster_key: str | None = None,
+        conn_key: str = "connectivities",
+        check_connectivity: bool = False,
+        time_kind: TimeKind = "pseudotime",
+    ) -> None:
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
+        adata = readable(adata, conn_key)
+        self._windows: Windows | None = None
+        self._transport: TransportVelocity | None = None
+        self._couplings: SnapshotCouplings | None = None
+        self._field: VelocityField | None = None
+        self._current: VelocityField | None = None
+        self._uncertainty: Uncertainty | None = None
+        self._logits: sp.csr_matrix | None = None
+        self._condition_number: float | None = None
+        # What the matrix was asked for, and the matrix itself: a user may put another one in its place.
+        self._request: Options | None = None
+        self._computed: sp.csr_matrix | None = None
+        self._options: dict[str, Options] = {}
+        # The keys found are what is stored: a column added later must not change what a saved kernel reads.
+        super().__init__(
+            adata,
+            backward=backward,
+            time_key=find_time_key(adata, time_key, time_kind),
+            basis=find_basis(adata, basis),
+            cluster_key=cluster_key,
+            conn_key=conn_key,
+            check_connectivity=check_connectivity,
+            time_kind=time_kind,
+        )
+
+    def _read_from_adata(
+        self,
+        time_key: str,
+        basis: str,
+        cluster_key: str | None = None,
+        conn_key: str = "connectivities",
+        check_connectivity: bool = False,
+        time_kind: TimeKind = "pseudotime",
+    ) -> None:
+        check_graph(self.adata, conn_key)
+        self._cells = read_cells(
+            self.adata,
+            time_key=time_key,
+            basis=basis,
+            cluster_key=cluster_key,
+            conn_key=conn_key,
+            time_kind=time_kind,
+        )
+        super()._read_from_adata(conn_key=conn_key)
+        if not self.connectivities.has_canonical_format:  # an edge that is there twice would count twice
+            graph = self.connectivities.copy()
+            graph.sum_duplicates()
+            self._conn: sp.csr_matrix = graph
+        self._components = warn_about_graph(self.connectivities, strict=check_connectivity)
+
+    # ------------------------------------------------------------------------------------------------ the steps
+    @abstractmethod
+    def compute_windows(self) -> Self:
+        """Group the cells, and pair each group with a later one."""
+
+    @abstractmethod
+    def compute_velocity(self, *, device: str = "auto", show_progress_bar: bool = True) -> Self:
+        """Compute the velocity of each cell by optimal transport."""
+
+    @abstractmethod
+    def fit_field(self, *, device: str = "auto", show_progress_bar: bool = True) -> Self:
+        """Fit a smooth velocity field."""
+
+    @abstractmethod
+    def _compute_velocity(self, run: Run) -> Self:
+        """Compute the velocity with default options."""
+
+    def _keep(self, step: str, options: Options, **stages: Any) -> Self:
+        """Keep what a step gave and its options, and forget what came from an earlier result."""
+        steps = list(self._options_of_steps)
+        later = steps[steps.index(step) :]
+        self._options = {name: given for name, given in self._options.items() if name not in later}
+        self._options[step] = options
+        place = min(STAGES.index(name) for name in stages if name in STAGES)
+        for name in STAGES[place:]:
+            setattr(self, f"_{name}", None)
+        if place <= STAGES.index("transport"):
+            self._couplings = None
+        if place <= STAGES.index("field"):
+            self._current = None
+            # A matrix that was made with the transport velocity does not depend on the field.
+            if step != "field" or self._params.get("smooth") is not False:
+                self._forget_matrix()
+        for name, stage in stages.items():
+            setattr(self, f"_{name}", stage)
+        return self
+
+    def _forget_matrix(self) -> None:
+        self._transition_matrix = self._computed = self._logits = None
+        self._condition_number = self._request = None
+        self._params: dict[str, Any] = {}
+
+    def _needed(self, stage: str, method: str) -> Any:
+        """Return what a step gave, or say which call to make."""
+        value = getattr(self, f"_{stage}")
+        if value is None:
+            raise RuntimeError(f"Compute the {stage.replace('_', ' ')} first, as `.{method}()`.")
+        return value
+
+    # -------------------------------------------------------------------------------------------- their results
+    @property
+    def cells(self) -> CellStates:
+        """Positions, time and clusters that the kernel has read.
+
+        Examples
+        --------
+        >>> vk.cells.x.shape, vk.cells.time_range
+        ((300, 20), (0.0, 1.0))
+        """
+        return self._cells
+
+    @property
+    def windows(self) -> Windows | None:
+        """Windows of cells and their pairs; ``None`` before :meth:`compute_windows`.
+
+        Examples
+        --------
+        >>> windows = vk.windows
+        >>> windows.sizes.shape == (windows.n_windows,), bool((windows.dt > 0).all())
+        (True, True)
+        """
+        return self._windows
+
+    @property
+    def transport(self) -> TransportVelocity | None:
+        """Transport velocity of each cell; ``None`` before :meth:`compute_velocity`.
+
+        Examples
+        --------
+        >>> bool(vk.transport.has_estimate.all()), bool(vk.transport.converged.all())
+        (True, True)
+        """
+        return self._transport
+
+    @property
+    def field(self) -> VelocityField | None:
+        """The velocity field; ``None`` before :meth:`fit_field`.
+
+        Examples
+        --------
+        >>> vk.field.n_dims, vk.field.has_heads
+        (20, False)
+        """
+        return self._field
+
+    @property
+    def couplings(self) -> SnapshotCouplings | None:
+        """Pairs of cells of consecutive time points; ``None`` before :meth:`compute_velocity`, and of a pseudotime.
+
+        Examples
+        --------
+        >>> sk.couplings.n_intervals, sk.couplings.times.tolist()
+        (3, [0.0, 1.0, 2.0, 3.0])
+        """
+        return self._couplings
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """How far the velocity of each cell may be off; ``None`` before ``compute_uncertainty``.
+
+        Examples
+        --------
+        >>> vk.uncertainty.std.shape, vk.uncertainty.n_members
+        ((300, 20), 2)
+        """
+        return self._uncertainty
+
+    @property
+    def basis(self) -> str:
+        """Key in ``adata.obsm`` of the positions.
+
+        Examples
+        --------
+        >>> OTVelocityKernel(adata, basis="pca").basis
+        'X_pca'
+        """
+        return str(self._init_kwargs["basis"])
+
+    @property
+    def cluster_key(self) -> str | None:
+        """Key in ``adata.obs`` of the clusters that windows are made in; ``None`` where none was given.
+
+        Examples
+        --------
+        >>> OTVelocityKernel(adata, cluster_key="clusters").cluster_key
+        'clusters'
+        """
+        key = self._init_kwargs["cluster_key"]
+        return None if key is None else str(key)
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Options of each step that was run, by step.
+
+        Examples
+        --------
+        >>> vk.settings["velocity"]["epsilon"], vk.settings["field"]["n_steps"]
+        (0.05, 300)
+        """
+        return {step: options.to_dict() for step, options in self._options.items()}
+
+    @property
+    def logits(self) -> sp.csr_matrix | None:
+        """Similarity of velocity and displacement along each edge of the graph, shape ``[n_cells, n_cells]``.
+
+        Examples
+        --------
+        >>> vk.logits.shape, float(abs(vk.logits).max()) <= 1  # cosines
+        ((300, 300), True)
+        """
+        return self._logits
+
+    @property
+    def condition_number(self) -> float | None:
+        """Estimated condition number, if :meth:`compute_transition_matrix` was asked for it.
+
+        Examples
+        --------
+        >>> vk.compute_transition_matrix(compute_cond_num=True).condition_number > 1
+        True
+        """
+        return self._condition_number
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """Confidence in the transport velocity of each cell, from 0 to 1, shape ``[n_cells]``.
+
+        Examples
+        --------
+        >>> sure = vk.confidence > 0.5
+        >>> sure.shape
+        (300,)
+        """
+        return self._needed("transport", "compute_velocity").confidence
+
+    @property
+    def ends(self) -> NDArray[np.bool_]:
+        """Whether a cell lies at an end of the process, shape ``[n_cells]``. Backward: at its beginning.
+
+        Such a cell has a window before it and none after it, and no neighbour that is later by more than a quarter of
+        the time from a window to its target.
+
+        Examples
+        --------
+        >>> float(vk.cells.time[vk.ends].min()) > 0.5  # late cells
+        True
+        """
+        transport = self._needed("transport", "compute_velocity")
+        windows = self._needed("windows", "compute_windows")
+        return end_cells(transport, windows, self.cells.time, self.connectivities, self.backward)
+
+    @property
+    def raw_velocity(self) -> NDArray[np.float64]:
+        """Transport velocity, in units of the basis per unit of time, shape ``[n_cells, n_dims]``.
+
+        Cells without an estimate are NaN, never zero.
+
+        Examples
+        --------
+        >>> vk.raw_velocity.shape
+        (300, 20)
+        """
+        return self._needed("transport", "compute_velocity").velocity
+
+    @property
+    def velocity(self) -> NDArray[np.float64]:
+        """Velocity of the field at each cell, in units of the basis per unit of time, shape ``[n_cells, n_dims]``.
+
+        Examples
+        --------
+        >>> metrics.cosine_to_truth(vk.velocity, adata.obsm["true_velocity_pca"]) > 0.7
+        True
+        """
+        return self._needed("field", "fit_field")(self.cells.x, self.cells.time)
+
+    @all_or_nothing()
+    def current_field(self, *, device: str = "auto", show_progress_bar: bool = True) -> VelocityField:
+        """Return the field without the relaxation to the data: the part that changes its sign when time is reversed.
+
+        Going back in time needs it, as in ``compute_trajectories(direction="backward")``. It is fitted at the first
+        call, with the options of :meth:`fit_field`, and it is not saved.
+
+        Parameters
+        ----------
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        The field. Where there is no relaxation it is :attr:`field` itself.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`fit_field`.
+
+        Examples
+        --------
+        >>> current = vk.fit_field(n_steps=50).current_field()
+        >>> current(vk.cells.x, vk.cells.time).shape
+        (300, 20)
+        """
+        field, transport = self._needed("field", "fit_field"), self._needed("transport", "compute_velocity")
+        if not transport.relaxation.any():
+            return field
+        if "field" not in self._options:
+            raise RuntimeError("The parameters of the field were not saved: call `.fit_field()` again.")
+        if self._current is None:
+            options: Any = self._options["field"]
+            self._current = fit_field(
+                self.cells.x,
+                self.cells.time,
+                transport.velocity - transport.relaxation,
+                transport.confidence,
+                self.connectivities,
+                options=options,
+                run=Run(device=device, show_progress_bar=show_progress_bar),
+            )
+        return self._current
+
+    def query_velocity(
+        self, positions: NDArray[np.float64], time: NDArray[np.float64] | float | None = None, *, n_neighbors: int = 15
+    ) -> NDArray[np.float64]:
+        """Ask the field for the velocity at any position.
+
+        Parameters
+        ----------
+        positions
+            Positions in the basis, shape ``[n_points, n_dims]``.
+        time
+            Time of each position, shape ``[n_points]``, or one for all: a pseudotime from 0 to 1, or a real time in
+            the units of ``time_key``. Where not given, the mean time of the nearest cells.
+        n_neighbors
+            Number of nearest cells whose mean time is taken.
+
+        Returns
+        -------
+        Velocities in units of the basis per unit of time, shape ``[n_points, n_dims]``.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`fit_field`.
+        ValueError
+            If a shape does not fit or a value is not finite.
+
+        Examples
+        --------
+        >>> between = (vk.cells.x[:5] + vk.cells.x[5:10]) / 2
+        >>> vk.query_velocity(between).shape
+        (5, 20)
+        >>> bool(np.allclose(vk.query_velocity(vk.cells.x, vk.cells.time), vk.velocity))
+        True
+        """
+        field = self._needed("field", "fit_field")
+        positions = np.asarray(positions, dtype=np.float64)
+        if positions.ndim != 2 or positions.shape[1] != field.n_dims:
+            raise ValueError(f"Expected `positions` of shape `[n_points, {field.n_dims}]`, found `{positions.shape}`.")
+        check_integer("n_neighbors", n_neighbors, low=1)
+        if not np.isfinite(positions).all():
+            raise ValueError("Expected finite `positions` and `time`, found NaN or infinite values.")
+        time = np.asarray(self.cells.time_at(positions, n_neighbors) if time is None else time, dtype=np.float64)
+        if time.shape not in ((), (positions.shape[0],)):
+            raise ValueError(f"Expected `time` of shape `[{positions.shape[0]}]`, found `{time.shape}`.")
+        if not np.isfinite(time).all():
+            raise ValueError("Expected finite `positions` and `time`, found NaN or infinite values.")
+        return field(positions, time)
+
+    # ------------------------------------------------------------------------------------------ CellRank's contract
+    def __invert__(self) -> Self:
+        kernel: Self = self._copy_ignore("_transition_matrix", "_computed", "_logits")
+        kernel._backward = not self.backward
+        kernel._init_kwargs["backward"] = kernel._backward
+        kernel._forget_matrix()
+        return kernel
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say of a method that only the other kind of kernel has where it is."""
+            if name in self._elsewhere and not hasattr(type(self), name):
+                raise WrongTimeError(self._hint.format(name))
+            return super().__getattribute__(name)  # raises what it raised before

@@ -1,0 +1,375 @@
+"""The kernel for real time points: each snapshot is transported to the next, and cells may grow in number and die."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.validation import check_choice, check_known, first_names
+from cellrank_velot.field import ProcessOptions, fit_process
+from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel.diagnostics import States
+from cellrank_velot.kernel.dynamics import Dynamics
+from cellrank_velot.kernel.landscape import Landscapes
+from cellrank_velot.kernel.perturbation import Perturbations
+from cellrank_velot.kernel.plots import SeriesPlots
+from cellrank_velot.kernel.populations import Populations
+from cellrank_velot.kernel.regulation import Regulations
+from cellrank_velot.kernel.saving import Saving
+from cellrank_velot.kernel.transitions import TransitionMatrix
+from cellrank_velot.storage.saved import STEPS
+from cellrank_velot.timeseries import (
+    CouplingOptions,
+    PopulationOptions,
+    SnapshotOptions,
+    build_snapshots,
+    couple_snapshots,
+)
+
+__all__ = ["OTTimeSeriesKernel"]
+
+logger = logging.getLogger("cellrank_velot")
+
+Mass = Mapping[float, float] | Literal["counts"]
+
+
+class OTTimeSeriesKernel(
+    Saving,
+    TransitionMatrix,
+    Populations,
+    States,
+    Dynamics,
+    Perturbations,
+    Landscapes,
+    Regulations,
+    SeriesPlots,
+):
+    """Kernel for real time points, such as days: cells are transported from each to the next, and may grow and die.
+
+    ``OTVelocityKernel(adata, time_kind="experimental")`` returns it, too.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with time points in ``obs``, positions in ``obsm`` and a neighbour graph in ``obsp``. A backed
+        one, or positions as a dask array, are read in blocks; of a lazy one :attr:`adata` is a copy with ``obs`` and
+        the graph in memory.
+    backward
+        Direction of the process.
+    time_key
+        Key in ``adata.obs`` of the time points, in the units that velocities and growth rates are to have. The first of
+        ``day``, ``time``, ``hours``, ``age`` and ``experimental_time`` where not given.
+    basis
+        Key in ``adata.obsm`` of the positions, with or without ``X_``: a PCA, a batch-corrected or latent embedding.
+    cluster_key
+        Key in ``adata.obs`` of clusters, which name the fates.
+    conn_key
+        Key in ``adata.obsp`` of the neighbour graph.
+    check_connectivity
+        Whether a graph that is not connected is an error; it is a warning otherwise.
+    time_kind
+        ``"experimental"``: what tells this kernel apart in a file.
+
+    Raises
+    ------
+    KeyError
+        If time, basis, clusters or neighbours are missing.
+    TypeError
+        If one is not numeric.
+    ValueError
+        If one has NaN or infinite values, there is one time point only, or time changes from cell to cell.
+
+    Examples
+    --------
+    >>> from cellrank_velot import OTTimeSeriesKernel
+    >>> sk = OTTimeSeriesKernel(series, time_key="day")
+    >>> sk = sk.compute_velocity().fit_field(n_steps=100).compute_transition_matrix()
+    >>> sk.transition_matrix.shape, sk.growth.shape
+    ((400, 400), (400,))
+    """
+
+    _options_of_steps = STEPS["experimental"]
+    _elsewhere = frozenset(("compute_uncertainty", "flip_test", "permutation_test", "velocity_uncertainty"))
+    _hint = "Expected pseudotime, found real time points, which have no `{}`: their order needs no test."
+
+    def __init__(
+        self,
+        adata: AnnData,
+        backward: bool = False,
+        time_key: str | None = None,
+        basis: str = "X_pca",
+        cluster_key: str | None = None,
+        conn_key: str = "connectivities",
+        check_connectivity: bool = False,
+        time_kind: Literal["experimental"] = "experimental",
+    ) -> None:
+        check_choice("time_kind", time_kind, ["experimental"])
+        super().__init__(adata, backward, time_key, basis, cluster_key, conn_key, check_connectivity, time_kind)
+
+    @all_or_nothing()
+    def compute_windows(
+        self,
+        batch_size: int = SnapshotOptions.batch_size,
+        *,
+        random_state: int = SnapshotOptions.random_state,
+    ) -> Self:
+        """Pair each time point with the next one, in random batches where there are many cells.
+
+        The windows are the batches. A cell is in one batch of sources, unless it is of the last time point, and in one
+        batch of targets, unless it is of the first.
+
+        Parameters
+        ----------
+        batch_size
+            Largest number of cells that are transported together, at least 2. A larger time point is cut into batches
+            of about equal size, and its partner into as many. The cost of transport grows with the square of this
+            number, while the error of a coupling falls with its root.
+        random_state
+            Seed of the batches.
+
+        Returns
+        -------
+        Self, with :attr:`windows`. What was computed from earlier windows is cleared.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range.
+
+        Examples
+        --------
+        Four time points of 100 cells each, in halves:
+
+        >>> sk.compute_windows(batch_size=50).windows.n_pairs
+        6
+        """
+        options = SnapshotOptions(batch_size=batch_size, random_state=random_state)
+        windows = build_snapshots(self.cells.time, options)
+        logger.info("Built %d pairs of %d windows", windows.n_pairs, windows.n_windows)
+        return self._keep("windows", options, windows=windows)
+
+    @all_or_nothing()
+    def compute_velocity(
+        self,
+        epsilon: float = CouplingOptions.epsilon,
+        *,
+        tau: float | Sequence[float] = CouplingOptions.tau,
+        growth_key: str | None = None,
+        mass: Mass | None = None,
+        n_passes: int = CouplingOptions.n_passes,
+        n_draws: int = CouplingOptions.n_draws,
+        tol: float = CouplingOptions.tol,
+        max_iter: int = CouplingOptions.max_iter,
+        random_state: int = CouplingOptions.random_state,
+        device: str = "auto",
+        show_progress_bar: bool = True,
+    ) -> Self:
+        r"""Transport each time point to the next by unbalanced optimal transport; cells may grow in number and die.
+
+        With ``tau`` below one, the transport :cite:`chizat:18` need not keep the mass of each cell. Where it keeps
+        less, cells die or divide less often. This growth is averaged over the nearest cells, because a single cell that
+        lies apart would else seem to die, and the transport is solved once more with the grown masses. Pairs of cells
+        are then drawn from the couplings. Makes windows with default parameters where there are none.
+
+        Parameters
+        ----------
+        epsilon
+            Entropic regularisation, as a share of the mean squared distance between the cells of two time points, above
+            0.
+        tau
+            How strictly the masses of the cells are kept, in ``(0, 1]``; two values are for source and target. 1 keeps
+            them exactly, and there is no growth. Leaving them costs :math:`\epsilon \tau / (1 - \tau)`: with 0.9, cells
+            grow or die where they would have to move by much more than half of the mean squared distance.
+        growth_key
+            Key in ``adata.obs`` of the growth rate of each cell that is expected, per unit of time, such as
+            :func:`cellrank_velot.pp.score_growth` writes. No growth is expected where not given.
+        mass
+            Size of the population at each time point: a dictionary from time point to mass, or ``"counts"`` where that
+            is the number of cells. The same at each time point where not given, because numbers of cells say how many
+            were sampled.
+        n_passes
+            Number of times that the transport is solved before growth is read from it, at least 1. From the second pass
+            on, the cost of moving a cell is what it moves beyond the mean motion of the nearest cells, so that a
+            population may move far without seeming to die. More passes take differences of growth for motion, one pass
+            takes motion for growth: for groups that are far apart and do not move, 1 finds the growth best. No effect
+            where ``tau`` is 1.
+        n_draws
+            Number of pairs drawn for each cell, both forward and backward, at least 1.
+        tol
+            Tolerance of the solver: Euclidean norm by which the column sums of a coupling may be off.
+        max_iter
+            Largest number of iterations of each coupling. Couplings that did not converge are reported.
+        random_state
+            Seed of the draws.
+        device
+            Torch device, such as ``"cpu"`` or ``"cuda"``. ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        Self, with :attr:`transport`, :attr:`couplings` and :attr:`growth`. What was computed from earlier couplings is
+        cleared.
+
+        Raises
+        ------
+        KeyError
+            If ``growth_key`` is not in ``adata.obs``.
+        TypeError
+            If a parameter is of the wrong type.
+        ValueError
+            If a parameter is out of range, or ``mass`` is not positive or not given for each time point.
+
+        Examples
+        --------
+        ``mass`` says how the population grows, and so how cells do:
+
+        >>> bool(sk.compute_velocity(mass={0: 1.0, 1: 1.4, 2: 2.0, 3: 3.0}).growth.mean() > 0)
+        True
+        """
+        options = PopulationOptions(
+            epsilon=epsilon,
+            tau=tau,
+            n_passes=n_passes,
+            n_draws=n_draws,
+            tol=tol,
+            max_iter=max_iter,
+            random_state=random_state,
+            growth_key=growth_key,
+            mass="given" if isinstance(mass, Mapping) else mass,
+        )
+        run = Run(device=device, show_progress_bar=show_progress_bar)
+        prior, masses = self._prior_growth(growth_key), self._mass(mass)
+        windows = (self if self.windows is not None else self.compute_windows()).windows
+        assert windows is not None
+        couplings, transport = couple_snapshots(
+            self.cells.x, self.cells.time, windows, options, prior=prior, mass=masses, run=run
+        )
+        return self._keep("velocity", options, transport=transport, couplings=couplings)
+
+    @all_or_nothing()
+    def fit_field(
+        self,
+        hidden: Sequence[int] = ProcessOptions.hidden,
+        *,
+        diffusion: float | Literal["auto"] = ProcessOptions.diffusion,
+        n_steps: int = ProcessOptions.n_steps,
+        batch_size: int = ProcessOptions.batch_size,
+        learning_rate: float = ProcessOptions.learning_rate,
+        random_state: int = ProcessOptions.random_state,
+        device: str = "auto",
+        show_progress_bar: bool = True,
+    ) -> Self:
+        r"""Fit velocity, growth and score of the process whose time points are the data.
+
+        A coupled pair of cells moves along a Brownian bridge: around its path :math:`\mu(t)` it has the variance
+        :math:`\sigma^2 (t - t_0) (t_1 - t) / (t_1 - t_0)`, and its mass grows at a constant rate. Averaged over all
+        pairs, their velocity, growth and score (the gradient of the log density) are those of the population, with the
+        right positions and masses at every time point. The network is fitted to random points of the bridges
+        :cite:`tong:24`, weighted by mass, and nothing is simulated. Runs the steps before with default parameters where
+        they were not run.
+
+        Parameters
+        ----------
+        hidden
+            Sizes of the hidden layers of the network.
+        diffusion
+            Diffusion :math:`\sigma`, in basis units per root of time, above 0. ``"auto"`` takes the one whose
+            Schroedinger bridge has the ``epsilon`` of the couplings.
+        n_steps
+            Number of training steps.
+        batch_size
+            Number of points of a step.
+        learning_rate
+            First step size of Adam, above 0. It falls to zero along a cosine.
+        random_state
+            Seed of initial weights and points.
+        device
+            Torch device, such as ``"cpu"`` or ``"cuda"``. ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        Self, with :attr:`field`, which has growth and score besides the velocity. A transition matrix from an earlier
+        field is cleared.
+
+        Raises
+        ------
+        FloatingPointError
+            If training diverges.
+        TypeError
+            If a parameter is of the wrong type.
+        ValueError
+            If a parameter is out of range.
+
+        Examples
+        --------
+        >>> sk = sk.fit_field(n_steps=100)
+        >>> sk.velocity.shape, sk.field.has_heads
+        ((400, 10), True)
+        """
+        options = ProcessOptions(
+            hidden=tuple(hidden),
+            diffusion=diffusion,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            random_state=random_state,
+        )
+        run = Run(device=device, show_progress_bar=show_progress_bar)
+        if self.couplings is None:
+            self.compute_velocity(device=device, show_progress_bar=show_progress_bar)
+        couplings = self._needed("couplings", "compute_velocity")
+        return self._keep("field", options, field=fit_process(couplings, self.cells.x, options, run=run))
+
+    def _compute_velocity(self, run: Run) -> Self:
+        return self.compute_velocity(device=run.device, show_progress_bar=run.show_progress_bar)
+
+    def _prior_growth(self, growth_key: str | None) -> NDArray[np.float64] | None:
+        """Return the growth rates that are expected, shape ``[n_cells]``."""
+        if growth_key is None:
+            return None
+        check_known(
+            "adata.obs", growth_key, self.adata.obs.columns, "Compute it with `cellrank_velot.pp.score_growth`."
+        )
+        try:
+            growth = self.adata.obs[growth_key].to_numpy(dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"Expected `adata.obs[{growth_key!r}]` to be numeric.") from error
+        bad = ~np.isfinite(growth)
+        if bad.any():
+            raise ValueError(
+                f"Expected finite growth rates in `adata.obs[{growth_key!r}]`, found NaN or infinite ones in "
+                f"`{bad.sum()}` cells: {first_names(self.adata.obs_names, bad)}."
+            )
+        return growth
+
+    def _mass(self, mass: Mass | None) -> NDArray[np.float64] | None:
+        """Return the mass of each time point, relative to the first."""
+        points = self.cells.time_points
+        if mass is None:
+            return None
+        if isinstance(mass, str):
+            check_choice("mass", mass, ["counts"])
+            values = np.bincount(np.searchsorted(points, self.cells.time)).astype(np.float64)
+        else:
+            try:
+                by_point = {float(key): float(value) for key, value in dict(mass).items()}
+            except (TypeError, ValueError):
+                by_point = {}
+            if set(by_point) != set(points.tolist()):
+                raise ValueError(
+                    f"Expected `mass` as 'counts' or a mass for each of {points.tolist()}, found `{mass!r}`."
+                )
+            # Keys may have come as texts, whose order is another.
+            values = np.array([by_point[point] for point in points.tolist()])
+            if not (np.isfinite(values) & (values > 0)).all():
+                raise ValueError(f"Expected positive `mass`, found {values.tolist()}.")
+        return np.asarray(values / values[0])
