@@ -1,7 +1,4 @@
-"""Values of a field at points: some at a time, in as many jobs as there are.
-
-Depends on numpy and torch.
-"""
+"""Values of a field at points, some at a time, in parallel."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ __all__ = ["values_at"]
 
 # Points of one task.
 TASK_POINTS = 2**17
-# Points evaluated at a time, so that a query of any length has bounded memory, and on a processor stays in its cache.
+# Points that are evaluated at a time, to bound the memory, and to stay in the cache of a processor.
 CHUNK_POINTS = {"cpu": 4096, "other": 2**17}
 
 
@@ -30,21 +27,7 @@ def values_at(
     device: str,
     n_jobs: int | None = None,
 ) -> NDArray[np.float64]:
-    """Return the values of one of the functions that a field has for tensors.
-
-    Parameters
-    ----------
-    field, name
-        A field, and the name of its method that takes a device and returns a function of positions and times.
-    x
-        Positions of shape ``[n_points, n_dims]``.
-    time
-        Time of each position, shape ``[n_points]``, or one for all.
-    device
-        Torch device.
-    n_jobs
-        Number of jobs on the CPU, see :func:`cellrank_velot.transport.velocity.compute_velocity`.
-    """
+    """Return values at positions ``[n_points, n_dims]`` of the method ``name`` of a field, such as ``"score_on"``."""
     where = resolve_device(device)
     x = np.ascontiguousarray(x, dtype=np.float64)
     times = np.ascontiguousarray(np.broadcast_to(np.asarray(time, dtype=np.float64), x.shape[:1]))

@@ -1,6 +1,6 @@
-"""What the velocity field minimises, each term normalised so that a weight means the same on every data set.
+"""Losses of the velocity field, in standardised units: velocities have unit mean square per component.
 
-Depends on torch only. All terms are in standardised units: velocities have unit mean square per component.
+So a weight means the same on every data set.
 """
 
 from __future__ import annotations
@@ -27,19 +27,8 @@ def smoothness_loss(here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
 def curl_loss(network: Network, inputs: torch.Tensor, n_dims: int, generator: torch.Generator) -> torch.Tensor:
     r"""Return an estimate of the squared curl, :math:`\|J - J^\top\|_F^2 / 2 d`, over all dimensions.
 
-    One random direction z per point is enough: :math:`E\|Jz - J^\top z\|^2 = \|J - J^\top\|_F^2`
-    :cite:`hutchinson:89`.
-
-    Parameters
-    ----------
-    network
-        Function from ``[n, n_inputs]`` to ``[n, n_dims]``.
-    inputs
-        Points, whose first ``n_dims`` columns are positions.
-    n_dims
-        Number of dimensions of the basis.
-    generator
-        Source of the directions.
+    ``inputs`` has positions in its first ``n_dims`` columns. One random direction z per point is enough:
+    :math:`E\|Jz - J^\top z\|^2 = \|J - J^\top\|_F^2` :cite:`hutchinson:89`.
     """
     z = _directions(inputs, n_dims, generator)
     jz = _jvp(network, inputs, z)
@@ -51,7 +40,6 @@ def divergence_loss(network: Network, inputs: torch.Tensor, n_dims: int, generat
     r"""Return an estimate of the squared divergence per dimension, :math:`(\mathrm{tr} J)^2 / d`.
 
     Two independent directions per point make the estimate of the square unbiased :cite:`hutchinson:89`.
-    Parameters are those of :func:`curl_loss`.
     """
     traces = []
     for _ in range(2):

@@ -27,10 +27,9 @@ __all__ = ["ProcessOptions", "fit_process"]
 logger = logging.getLogger("cellrank_velot")
 
 EVALUATE_EVERY = 50
-# Draws that the step to keep is chosen on.
+# Points on which the step to keep is chosen.
 N_EVALUATION = 4096
-# Bridges are narrow at their ends, where the score would have no bound: they start and end with this share of the
-# diffusion of their whole interval.
+# Bridges end in points, where the score is unbounded: there they have this share of the diffusion over their interval.
 END_SHARE = 0.25
 # Steps over which weights are averaged.
 MEMORY = 100
@@ -117,7 +116,7 @@ class _Points:
         self.total_rate = ratio / bridges.length
         each = (bridges.log_start.exp() + bridges.log_end.exp()) / 2
         total = torch.zeros_like(bridges.length).index_add_(0, bridges.interval, each)
-        # Each time is as likely as any other, and each pair in proportion to the mean of its masses.
+        # Times are drawn uniformly, and pairs in proportion to the mean of their masses.
         self.cumulated = torch.cumsum(each / (total / bridges.length)[bridges.interval], 0)
         self.log_each = each.log()
         self._scale()
@@ -141,7 +140,7 @@ class _Points:
         length = bridges.length[k]
         size = self.sigma * (length * (share * (1 - share) + END_SHARE**2)).sqrt()
         noise = torch.randn(mean.shape, generator=self.generator, dtype=torch.float64, device=where)
-        # The points of a bridge that widens move apart.
+        # Points of a bridge that widens move apart.
         widening = self.sigma**2 * (1 - 2 * share) / (2 * size)
         rate = (bridges.log_end - bridges.log_start)[pairs] / length - self._mean_rate(k, share) + self.total_rate[k]
         weight = (bridges.log_mass(pairs, share) - self.log_each[pairs]).exp()
@@ -151,7 +150,7 @@ class _Points:
     def _mean_rates(self, k: int) -> torch.Tensor:
         """Return the mean growth rate of an interval's pairs, at times spread over it, shape ``[N_MASS]``.
 
-        What pairs gain and lose at constant rates leaves them short of mass half-way: it is taken off.
+        Masses that change at constant rates sum to less half-way than at the ends: this mean corrects the rates.
         """
         part, bridges = self.bridges.couplings.pairs(k), self.bridges
         rate = (bridges.log_end[part] - bridges.log_start[part]) / bridges.length[k]
@@ -180,7 +179,7 @@ class _Points:
         self.time_scale = float(time.std()) or 1.0
         self.velocity_scale = float(mean(velocity**2).mean().sqrt()) or 1.0
         self.growth_scale = float(mean(rate**2).sqrt()) or 1.0
-        # About the score of a population as wide as that of all times.
+        # About the score of a population as wide as that of all time points together.
         self.score_scale = 1.0 / max(self.x_scale, float(size.mean()))
 
 
@@ -210,7 +209,7 @@ def _train(
     evaluation = points.draw(N_EVALUATION)
     rows: list[tuple[float, ...]] = []
     recent: list[torch.Tensor] = []
-    # Random points leave the weights restless: their running mean is at rest.
+    # Weights fluctuate with the random points: keep their running mean.
     mean = AveragedModel(network, avg_fn=lambda old, new, n: old.lerp(new, max(1 / (float(n) + 1), 1 / MEMORY)))
     best, best_step, kept = np.inf, 0, deepcopy(network.state_dict())
 

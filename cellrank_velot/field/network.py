@@ -1,7 +1,4 @@
-"""The velocity field: a multilayer perceptron of position and time, kept as plain arrays, with heads for more.
-
-Depends on numpy and torch.
-"""
+"""The velocity field: a multilayer perceptron of position and time as plain arrays, with heads for growth and score."""
 
 from __future__ import annotations
 
@@ -109,7 +106,7 @@ class VelocityField(Stage):
         device
             Torch device.
         n_jobs
-            Number of jobs on the CPU, see :func:`cellrank_velot.transport.velocity.compute_velocity`.
+            Number of jobs on the CPU; as many as torch has threads where not given.
 
         Returns
         -------
@@ -120,7 +117,16 @@ class VelocityField(Stage):
     def growth(
         self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
-        """Return the growth rate per time, shape ``[n_points]``; parameters are those of the field itself.
+        """Return the growth rate per time, shape ``[n_points]``.
+
+        Parameters
+        ----------
+        x
+            Positions of shape ``[n_points, n_dims]``.
+        time
+            Time of each position, shape ``[n_points]``, or one for all.
+        device
+            Torch device.
 
         Raises
         ------
@@ -132,7 +138,22 @@ class VelocityField(Stage):
     def score(
         self, x: NDArray[np.float64], time: NDArray[np.float64] | float, *, device: str = "cpu"
     ) -> NDArray[np.float64]:
-        """Return the gradient of the log density, shape ``[n_points, n_dims]``; see :meth:`growth`."""
+        """Return the gradient of the log density, shape ``[n_points, n_dims]``.
+
+        Parameters
+        ----------
+        x
+            Positions of shape ``[n_points, n_dims]``.
+        time
+            Time of each position, shape ``[n_points]``, or one for all.
+        device
+            Torch device.
+
+        Raises
+        ------
+        RuntimeError
+            If the field has no such head.
+        """
         return values_at(self, "score_on", x, time, device)
 
     def drift(
@@ -141,6 +162,15 @@ class VelocityField(Stage):
         r"""Return the drift :math:`v + \sigma^2 / 2 \, \nabla \log p`, shape ``[n_points, n_dims]``.
 
         Without heads it is the velocity.
+
+        Parameters
+        ----------
+        x
+            Positions of shape ``[n_points, n_dims]``.
+        time
+            Time of each position, shape ``[n_points]``, or one for all.
+        device
+            Torch device.
         """
         return values_at(self, "drift_on", x, time, device)
 

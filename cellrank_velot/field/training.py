@@ -1,4 +1,4 @@
-"""Training of the velocity field: a fixed budget of steps, and held-out cells that say when to stop."""
+"""Training of the velocity field: a fixed budget of steps, and held-out cells that decide when to stop."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["FieldOptions", "fit_field"]
 logger = logging.getLogger("cellrank_velot")
 
 EVALUATE_EVERY = 25
-# Held-out cells at most: more tell the loss no better than it needs to be known.
+# Largest number of held-out cells: more would not make the loss much more exact.
 MAX_HELD_OUT = 10_000
-# Cells whose positions are looked at at a time.
+# Cells whose distances are computed at a time.
 BLOCK_CELLS = 65_536
 
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """Cells as they are, and the units in which positions, time and velocities are of order one.
+    """Cells, and the units in which positions, time and velocities are of order one.
 
-    What a step needs is taken to these units when it is needed: of a million cells it is a small part.
+    Each step converts the cells that it needs, a small part of a million.
     """
 
     x: torch.Tensor
@@ -64,7 +64,7 @@ class _Cells:
         use_time: bool,
         device: torch.device,
     ) -> _Cells:
-        """Find the units, from the cells with a velocity where it is about that."""
+        """Find the units; that of velocities from the cells that have one."""
         centre = x.mean(axis=0)
         # One scale for all dimensions keeps the geometry: what is far in the basis is far for the network.
         square = sum(float(np.sum((x[slice(*part)] - centre) ** 2)) for part in blocks(x.shape[0], BLOCK_CELLS))
@@ -85,7 +85,7 @@ class _Cells:
         )
 
     def inputs(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return what the network sees of some cells, shape ``[n, n_inputs]``."""
+        """Return the inputs of the network for some cells, shape ``[n, n_inputs]``."""
         x = self.x[cells]
         inputs = (x - as_tensor(self.centre, x.device)) / self.x_scale
         if self.use_time:
@@ -93,7 +93,7 @@ class _Cells:
         return inputs.float()
 
     def fit(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the velocities that the network is to have, and their weights."""
+        """Return the velocities of some cells, and their weights, both in these units."""
         target = (self.velocity[cells] / self.velocity_scale).float()
         return target, (self.weight[cells] / self.mean_weight).float()
 
@@ -229,7 +229,7 @@ class _Trainer:
         return history, best_step, kept
 
     def _gradients(self, batch_size: int) -> torch.Tensor:
-        """Leave the gradients of a batch with the network, and return its losses."""
+        """Compute the gradients of a batch in place, and return its losses."""
         losses = self._losses(self._batch(batch_size))
         self.network.zero_grad(set_to_none=True)
         losses[0].backward()
@@ -277,7 +277,7 @@ class _NeighborSampler:
 
     def __init__(self, graph: sp.csr_matrix, device: torch.device) -> None:
         self.indptr = as_tensor(graph.indptr, device)
-        # A cell without neighbours draws none of its own, but must point to something.
+        # A cell without neighbours needs an index, too, though it is not used.
         self.indices = as_tensor(graph.indices if graph.indices.size else np.zeros(1, dtype=np.int32), device)
 
     def sample(self, cells: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How far the velocity of each cell may be off: the spread of fields of half the cells, as simulations calibrate it."""
+"""How far the velocity of each cell may be off: the spread of fields of half the cells, calibrated on simulations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Uncertainty(Stage):
         shape ``[n_cells]``.
     std
         Standard deviation of the velocity per dimension, in units of the basis per unit of time, shape
-        ``[n_cells, n_dims]``; of its direction, as that of its length is not calibrated.
+        ``[n_cells, n_dims]``. It covers the direction; the error of the length is not calibrated.
     n_members
         Number of fields.
 
@@ -159,7 +159,7 @@ def _member(
     half: NDArray[np.int64],
     seed: int,
 ) -> NDArray[np.float64]:
-    """Return what the field of half the cells says for all."""
+    """Return the velocity of all cells from the field of half of them."""
     part, at, edges = x[half], time[half], sp.csr_matrix(graph[half][:, half])
     codes, pieces = (None if values is None else values[half] for values in (labels, components))
     try:
@@ -186,7 +186,7 @@ def _std(
 ) -> NDArray[np.float64]:
     """Return the standard deviation by dimension, whose sum of squares is the expected squared deviation.
 
-    A few members don't tell dimensions apart: how the variance divides among them is taken from the neighbours, too.
+    A few members are too few for each dimension: its share of the variance is averaged with the neighbours.
     """
     around = square + graph @ square
     total = around.sum(axis=1, keepdims=True)

@@ -1,7 +1,4 @@
-"""Bridges: the paths along which the pairs of a coupling move, through more than two time points.
-
-Depends on couplings, numpy and torch.
-"""
+"""Bridges: the paths of coupled pairs of cells between their time points."""
 
 from __future__ import annotations
 
@@ -13,37 +10,17 @@ from cellrank_velot.timeseries.couplings import SnapshotCouplings
 
 __all__ = ["Bridges", "limited_slope"]
 
-# A slope is at most so many times as steep as the flatter of the two secants beside it: a cubic with a steeper one may
-# pass its ends and come back (Fritsch and Carlson).
+# A slope is at most so many times the flatter of the two secants beside it: a steeper cubic may overshoot its ends
+# (Fritsch and Carlson).
 MAX_SLOPE = 3.0
 
 
 class Bridges:
     """Positions, velocities and masses of the pairs of a coupling, at any time between their time points.
 
-    A pair moves along a cubic from its source to its target. Where the interval has a neighbour, its slope at that end
-    is the mean of the velocity there and of its own, see :func:`limited_slope`; else it is that of a parabola. Between
-    two time points that have no other, it moves straight.
-
-    Parameters
-    ----------
-    couplings
-        The pairs.
-    x
-        Positions of the cells, shape ``[n_cells, n_dims]``.
-    device
-        Torch device.
-    straight
-        Whether pairs move straight in any case.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.timeseries.bridges import Bridges
-    >>> bridges = Bridges(sk.couplings, sk.cells.x)
-    >>> positions, velocities = bridges.move(torch.arange(3), torch.zeros(3))
-    >>> np.allclose(positions, sk.cells.x[sk.couplings.source[:3]])  # where pairs start
-    True
+    A pair moves along a cubic from its source to its target. At an inner time point its slope is that of
+    :func:`limited_slope`, at the first and the last that of a parabola. With two time points, or if ``straight``, it
+    moves straight.
     """
 
     def __init__(
@@ -69,15 +46,7 @@ class Bridges:
         self.interval = tensor(intervals)
 
     def move(self, pairs: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return positions and velocities of pairs, shape ``[n, n_dims]`` each.
-
-        Parameters
-        ----------
-        pairs
-            Numbers of the pairs, shape ``[n]``.
-        share
-            Share of their interval that is over, in ``[0, 1]``, shape ``[n]``.
-        """
+        """Return positions and velocities of pairs, ``[n, n_dims]``, at a share in ``[0, 1]`` of their interval."""
         here, there = self.x[self.source[pairs]], self.x[self.target[pairs]]
         dt = self.length[self.interval[pairs]].unsqueeze(1)
         secant = (there - here) / dt
@@ -120,21 +89,6 @@ def limited_slope(
     :cite:`fritsch:80`, times the cosine of the angle between the secants, zero where that is obtuse: a path that turns
     is slow there. In one dimension that is the rule for cubics that keep monotone; in more it does not depend on the
     axes.
-
-    Parameters
-    ----------
-    before, after
-        Velocities along the secants, shape ``[n, n_dims]``.
-    time_before, time_after
-        Times that they take, that broadcast.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.timeseries.bridges import limited_slope
-    >>> before, after, length = torch.tensor([[1.0]]), torch.tensor([[-1.0]]), torch.ones(1, 1)
-    >>> limited_slope(before, after, length, length).abs().tolist()  # it turns around
-    [[0.0]]
     """
     slope = (before * time_after + after * time_before) / (time_before + time_after)
     length = before.norm(dim=1) * after.norm(dim=1)

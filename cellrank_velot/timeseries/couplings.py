@@ -21,13 +21,12 @@ from cellrank_velot.transport.windows import Windows
 
 __all__ = ["CouplingOptions", "PopulationOptions", "SnapshotCouplings", "couple_snapshots"]
 
-# Tolerance of a transport that is done again, and of the balanced one at the end: masses are made to fit in any case,
-# see `_Batch.draw`.
+# Tolerance of all passes but the last, and of the balanced transport at the end: `_Batch.draw` sets the masses right.
 ROUGH_TOL = 1e-3
-# Share of a batch, and smallest number of its cells, that tell how cells grow and where they go in common.
+# Share of the cells of a batch, and smallest number, over which growth and displacement are averaged.
 NEAR_SHARE = 0.05
 MIN_NEAR = 10
-# Rounds in which drawn pairs are brought to the sums of the coupling; more change nothing that shows.
+# Rounds in which drawn pairs are scaled to the sums of the coupling; more make no visible difference.
 N_ROUNDS = 10
 
 
@@ -35,9 +34,9 @@ N_ROUNDS = 10
 class SnapshotCouplings(Stage):
     r"""Pairs of cells of consecutive time points, drawn from their couplings, and the mass that each carries.
 
-    A pair carries the mass :math:`m_0` when it starts and :math:`m_1` when it ends; in between it grows or shrinks at a
-    constant rate, :math:`m(s) = m_0^{1 - s} m_1^s`. The mass of the pairs that start in a cell is that of the cell, and
-    so is that of the pairs that end in one: both snapshots come out as they are, however relaxed their coupling.
+    A pair has the mass :math:`m_0` at its source and :math:`m_1` at its target, and grows at a constant rate between,
+    :math:`m(s) = m_0^{1 - s} m_1^s`. The pairs that start in a cell have its mass in sum, and so have those that end in
+    a cell: both time points are met exactly, however relaxed the coupling.
 
     Attributes
     ----------
@@ -221,7 +220,6 @@ def couple_snapshots(
             k = int(windows.cluster[i[0]])
             expected = np.zeros(i.size) if prior is None else prior[i] * dt
             batch = _Batch(x[i], x[j], expected, scale[k], options, where)
-            # A batch stands for its share of the snapshot.
             batch.weigh(cell_mass[i], cell_mass[j])
             sides.add(batch, i, j, float(dt))
             drawn.append(batch.draw(options.n_draws, rng, i, j))
@@ -281,7 +279,10 @@ class _Batch:
             self._grow(a, b)
 
     def _grow(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Transport in the frame that cells share, and once more with the growth that cells share."""
+        """Transport relative to the mean motion of the nearest cells, and once more with their mean growth.
+
+        From the second pass on, the cost is what a cell moves beyond that motion.
+        """
         options, near, moved = self.options, _near(self.x), self.x
         rough = max(options.tol, ROUGH_TOL)
         for _ in range(options.n_passes - 1):
@@ -303,18 +304,18 @@ class _Batch:
         solved = sinkhorn(cost[None], a[None], b[None], epsilon, tau=tau, tol=tol, max_iter=options.max_iter)
         self.plan = solved.plan[0]
         self.converged, self.error = bool(solved.converged[0]), float(solved.marginal_error[0])
-        # Of a cell without plausible partners nothing may be left in double precision: it keeps the least.
+        # The mass of a cell without plausible partners may vanish in double precision: it keeps the least number.
         tiny = torch.finfo(torch.float64).tiny
         self.rows, self.columns = self.plan.sum(1).clamp_min(tiny), self.plan.sum(0).clamp_min(tiny)
 
     def _common_way(self, near: torch.Tensor) -> torch.Tensor:
-        """Return the mean displacement of the sources around each, shape ``[n_sources, n_dims]``."""
+        """Return the mean displacement of the sources nearest to each, shape ``[n_sources, n_dims]``."""
         way = self.plan @ self.y / self.rows[:, None] - self.x
         kept = self.rows[near].unsqueeze(2)
         return (way[near] * kept).sum(1) / kept.sum(1)
 
     def weigh(self, p: NDArray[np.float64], q: NDArray[np.float64]) -> None:
-        """Say what mass the cells have."""
+        """Take the mass of each cell, sources and targets."""
         self.p, self.q = (torch.tensor(mass, dtype=torch.float64, device=self.plan.device) for mass in (p, q))
         self.log_start, self.log_end = (self.p / self.rows).log(), (self.q / self.columns).log()
 
@@ -323,9 +324,8 @@ class _Batch:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Return source, target and masses of pairs: ``n`` for each cell, sources and targets.
 
-        A pair is drawn for its source and for its target, and weighs what it has in the plan over how often it is
-        drawn, so that cells count in full that few others lead to. Rows and columns of the drawn plan are brought to
-        the sums of the whole one: their chance would be taken for growth, which is the ratio of the two masses.
+        The weight of a pair is its mass in the plan over its expected number of draws. Rows and columns of the drawn
+        plan are then scaled to the sums of the whole plan: else the chance of the draws would seem to be growth.
         """
         forward = _draw_columns(self.plan, self.rows, n, rng)
         backward = _draw_columns(self.plan.T, self.columns, n, rng)
@@ -356,17 +356,16 @@ def _draw_columns(plan: torch.Tensor, rows: torch.Tensor, n: int, rng: np.random
 
 
 def _shared(weights: torch.Tensor, cells: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """Return the weights of pairs such that those of a cell have its mass; chance would leave them a little off."""
+    """Return weights of pairs scaled such that those of a cell sum to its mass."""
     # A mass of zero would have no growth rate.
     weights = weights.clamp_min(torch.finfo(torch.float64).tiny)
     return weights * (mass / torch.zeros_like(mass).index_add_(0, cells, weights))[cells]
 
 
 class _Sides:
-    """What the couplings tell of each cell, as a target of the interval before and a source of the one after."""
+    """Velocity and growth of each cell, as a source in the interval after it (0) and a target in the one before (1)."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        # Of the interval after (0) and before (1).
         self.mean = np.full((2, *shape), np.nan)
         self.spread = np.full((2, *shape), np.nan)
         self.n_effective = np.zeros((2, shape[0]))
@@ -385,7 +384,7 @@ class _Sides:
         return self.mean[1]
 
     def add(self, batch: _Batch, i: NDArray[np.int64], j: NDArray[np.int64], dt: float) -> None:
-        """Take what a batch tells of its sources ``i`` and targets ``j``."""
+        """Fill in sources ``i`` and targets ``j`` of a batch."""
         forward = (0, i, batch.plan / batch.rows[:, None], batch.x, batch.y, batch.log_start, batch.log_end)
         backward = (1, j, (batch.plan / batch.columns).T, batch.y, batch.x, batch.log_end, batch.log_start)
         for side, cells, shares, own, other, mine, theirs in (forward, backward):
@@ -402,7 +401,7 @@ class _Sides:
     def velocity(self, converged: NDArray[np.bool_], error: NDArray[np.float64]) -> TransportVelocity:
         """Return velocity and growth of each cell: the mean of both sides, weighted as the slope of a parabola is."""
         known = np.isfinite(self.dt)
-        # The nearer time point says more of the slope here.
+        # The nearer time point counts more.
         weight = np.where(known, 1.0 / np.where(known, self.dt, 1.0), 0.0)
         weight /= weight.sum(axis=0)
         velocity, growth, spread, n_effective, support = (

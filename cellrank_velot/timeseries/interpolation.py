@@ -1,7 +1,4 @@
-"""Populations between the time points, along the paths of their couplings.
-
-Depends on bridges, couplings, snapshots, numpy and torch.
-"""
+"""Populations between the time points, along the paths of their couplings."""
 
 from __future__ import annotations
 
@@ -73,34 +70,9 @@ def interpolate_paths(
     *,
     straight: bool = False,
 ) -> Population:
-    """Return the population at a time: where the pairs of the interval are, with the mass that they then have.
+    """Return the population at a time from the first time point to the last: where its pairs are, with their mass.
 
-    Parameters
-    ----------
-    couplings
-        The pairs.
-    x
-        Positions of the cells, shape ``[n_cells, n_dims]``.
-    time
-        Time, from the first time point to the last.
-    straight
-        Whether pairs move straight in place of along cubics through more time points.
-
-    Returns
-    -------
-    The population. Its mass goes from that of one time point to that of the next at a constant rate.
-
-    Raises
-    ------
-    ValueError
-        If the time is outside.
-
-    Examples
-    --------
-    >>> from cellrank_velot.timeseries.interpolation import interpolate_paths
-    >>> found = interpolate_paths(sk.couplings, sk.cells.x, 0.5)
-    >>> found.x.shape[1], round(float(found.weights.sum()), 6)
-    (10, 1.0)
+    The mass of the population goes from that of one time point to that of the next at a constant rate.
     """
     k = next_time(couplings.times, time)
     share = (time - couplings.times[k]) / (couplings.times[k + 1] - couplings.times[k])

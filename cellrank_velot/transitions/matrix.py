@@ -1,4 +1,4 @@
-"""Transition probabilities from velocities: one similarity per edge of the neighbour graph, then a softmax per cell."""
+"""Transition probabilities: a similarity for each edge of the neighbour graph, then a softmax over those of a cell."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Transitions", "compute_transitions", "condition_number", "effective_
 
 # Above this many cells a factorisation fills too much memory, and the condition number is bounded iteratively.
 FACTORIZE_BELOW = 20_000
-# Share of a cell's neighbours, itself one of them set aside, that `softmax_scale="auto"` leaves effective.
+# Share of the neighbours of a cell, less one, that `softmax_scale="auto"` leaves effective.
 EFFECTIVE_SHARE = 0.5
-# Share of the steps of a cell at an end that may lead away from the ends: without, the chain would fall into pieces.
+# Share of the steps of a cell at an end that may leave the ends: else the chain would fall into pieces.
 LEAVE_END = 0.1
-# Cells that tell that scale: more move it by less than a percent.
+# Cells that this scale is found from: more change it by less than a percent.
 SCALE_CELLS = 2_000
 
 
@@ -90,21 +90,21 @@ def compute_transitions(
     velocity = np.where(known[:, None], -velocity if options.backward_mode == "negate" else velocity, 0.0)
     logits = edge_similarities(x, velocity, graph, options, loadings=loadings, run=run)
     degree = np.diff(graph.indptr)
-    # An edge tells something where the velocity that it is compared with is known.
-    told = _told(known, graph, options.transpose)
-    informed = degree > 0 if told is None else np.asarray(_sums(told, graph.indptr) > 0)
+    # An edge counts where the velocity that it is compared with is known, a cell where one of its edges does.
+    edge_known = _edges_with_velocity(known, graph, options.transpose)
+    cell_known = degree > 0 if edge_known is None else np.asarray(_sums(edge_known, graph.indptr) > 0)
     if options.softmax_scale in (None, "median"):
-        scale = _reciprocal(np.abs(logits if told is None else logits[told]))
+        scale = _reciprocal(np.abs(logits if edge_known is None else logits[edge_known]))
     elif options.softmax_scale == "auto":
-        scale = _scale_of_neighbors(logits, graph.indptr, np.flatnonzero(informed & (degree > 1)))
+        scale = _scale_of_neighbors(logits, graph.indptr, np.flatnonzero(cell_known & (degree > 1)))
     else:
         scale = float(options.softmax_scale)
     probabilities = softmax(logits, graph.indptr, scale, run.n_jobs)
     if std is not None and std.any():
         sampled = (probabilities, x, velocity, std, graph, scale, options)
         probabilities = mean_probabilities(*sampled, loadings=loadings, run=run)
-    if not informed.all():
-        by_graph = np.repeat(~informed, degree)
+    if not cell_known.all():
+        by_graph = np.repeat(~cell_known, degree)
         probabilities[by_graph] = normalized(graph.data, degree)[by_graph]
     if ends is not None:
         probabilities = _settled(probabilities, graph, ends)
@@ -120,7 +120,7 @@ def compute_transitions(
         matrix=matrix,
         logits=sp.csr_matrix((logits, graph.indices.copy(), graph.indptr.copy()), shape=graph.shape),
         softmax_scale=scale,
-        n_fallback=int((~informed & ~isolated).sum()),
+        n_fallback=int((~cell_known & ~isolated).sum()),
         n_isolated=int(isolated.sum()),
     )
 
@@ -188,8 +188,8 @@ def _is_clean(graph: sp.csr_matrix) -> bool:
     return bool(graph.dtype == np.float64 and graph.has_canonical_format and graph.data.all())
 
 
-def _told(known: NDArray[np.bool_], graph: sp.csr_matrix, transpose: bool) -> NDArray[np.bool_] | None:
-    """Return which edges have a velocity to compare with; nothing where all have."""
+def _edges_with_velocity(known: NDArray[np.bool_], graph: sp.csr_matrix, transpose: bool) -> NDArray[np.bool_] | None:
+    """Return which edges have a velocity to compare with; ``None`` where all have."""
     if known.all():
         return None
     return known[graph.indices] if transpose else np.repeat(known, np.diff(graph.indptr))
@@ -202,16 +202,13 @@ def _sums(values: NDArray[Any], indptr: NDArray[np.integer[Any]]) -> NDArray[np.
 
 
 def _reciprocal(similarities: NDArray[np.float64]) -> float:
-    """Return the customary scale, one over the median absolute similarity; one where that is zero.
-
-    The similarities lose their order.
-    """
+    """Return one over the median absolute similarity, one where that is zero; this reorders the similarities."""
     median = float(np.median(similarities, overwrite_input=True)) if similarities.size else 0.0
     return 1.0 / median if median > 0 else 1.0
 
 
 def _scale_of_neighbors(logits: NDArray[np.float64], indptr: NDArray[np.int32], cells: NDArray[np.int64]) -> float:
-    """Return the scale at which the given cells, each with two edges or more, keep their share of neighbours."""
+    """Return the scale that leaves ``EFFECTIVE_SHARE`` of the neighbours effective in the median of the given cells."""
     cells = cells[:: -(-cells.size // SCALE_CELLS)] if cells.size else cells
     degree = np.diff(indptr)[cells]
     starts = np.cumsum(degree) - degree
@@ -230,7 +227,7 @@ def _scale_of_neighbors(logits: NDArray[np.float64], indptr: NDArray[np.int32], 
         entropy = np.log(total) - np.add.reduceat(weights * shifted, starts) / total
         return float(np.median((np.exp(entropy) - 1) / (degree - 1))) - EFFECTIVE_SHARE
 
-    # Where more than half of the cells have ties for their best, no scale is sharp enough: take a sharp one.
+    # Where more than half of the cells have several best neighbours, no scale is sharp enough: take a sharp one.
     low, high = np.log(1e-3), np.log(1e3)
     return float(np.exp(brentq(excess, low, high, xtol=1e-12) if excess(high) < 0 else high) / spread)
 
@@ -255,7 +252,7 @@ def _known_std(
 
 
 def _settled(p: NDArray[np.float64], graph: sp.csr_matrix, ends: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return probabilities with which cells at an end mostly keep among themselves."""
+    """Return probabilities with which cells at an end mostly step to others at an end."""
     degree = np.diff(graph.indptr)
     among = np.where(np.repeat(ends, degree) & ends[graph.indices], graph.data, 0.0)
     row = np.repeat(np.arange(degree.size), degree)

@@ -47,7 +47,7 @@ def mean_probabilities(
     """
     rng = np.random.default_rng(options.random_state)
     normals = _standard_samples(options.n_samples, x.shape[1], rng)
-    # Signs of its own make the sampling error of a cell independent of its neighbours'.
+    # Random signs for each cell make its sampling error independent of its neighbours'.
     spread = std * rng.choice([-1.0, 1.0], std.shape)
     sampled = (x, velocity, spread, normals, graph, scale, options, loadings, run)
     if options.transpose or callable(options.similarity):
@@ -148,7 +148,7 @@ def _mean_of_cells(
         )
         vectors = (v[:, None] + s[:, None] * standard, there - here[:, None])
         unit_v, unit_d = (unit_vectors(transformed(a, genes, variance_stabilize), similarity) for a in vectors)
-        # Single precision is three times as fast, and its error thousands of times below that of the samples.
+        # Single precision is three times as fast, and its error is thousands of times below that of the samples.
         logits = (scale * unit_v).float() @ unit_d.float().mT
         return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
 

@@ -143,10 +143,9 @@ def _similarities_in_loops(
 
 
 def _root(loadings: NDArray[np.float64], similarity: Similarity | SimilarityFunction) -> NDArray[np.float64]:
-    """Return a matrix that takes vectors to where their products are those among genes.
+    """Return a matrix R, shape ``[n_dims, k]``, such that products of vectors times R are those among genes.
 
-    Products depend on the loadings by their products alone, so that no vector of genes is needed. For a correlation
-    each vector is centred over the genes, and so are the loadings.
+    With loadings L, R R' = L L', so that no vector of all genes is needed. For a correlation, L is centred over genes.
     """
     if similarity == "correlation":
         loadings = loadings - loadings.mean(axis=1, keepdims=True)

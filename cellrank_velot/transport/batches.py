@@ -1,6 +1,6 @@
-"""Pairs of windows in padded batches: their costs and couplings, and what each cell has from its pair, in torch.
+"""Pairs of windows in padded batches, in torch: their costs, couplings, and the displacement of each cell.
 
-Depends on compiled, pair_problem and transport, numpy, scipy and torch.
+``compiled`` does the same in loops, for one pair after the other.
 """
 
 from __future__ import annotations
@@ -15,22 +15,14 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor
 from cellrank_velot.transport.compiled import MAX_EXCESS
-from cellrank_velot.transport.problem import PairProblem, TransportOptions
+from cellrank_velot.transport.problem import TransportOptions, TransportProblem
 from cellrank_velot.transport.sinkhorn import Couplings, sinkhorn
 
-__all__ = ["PairBatch", "like_sized"]
+__all__ = ["PaddedPairs", "like_sized"]
 
 
 def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs of like size, as many as the bound on the elements allows, given their sizes ``[n_pairs, 2]``.
-
-    Parameters
-    ----------
-    shape
-        Number of source and of target cells of each pair, shape ``[n_pairs, 2]``.
-    bound
-        Largest number of elements of the plans of a batch, with their padding.
-    """
+    """Yield pairs of similar size, whose padded plans have at most ``bound`` elements, given sizes ``[n_pairs, 2]``."""
     order = np.lexsort((shape[:, 1], shape[:, 0]))
     shape = shape[order]
     start = 0
@@ -42,7 +34,7 @@ def like_sized(shape: NDArray[np.int64], bound: int) -> Iterator[NDArray[np.int6
         start = stop
 
 
-class PairBatch:
+class PaddedPairs:
     """Window pairs of like size, padded to one shape; padding has no weight."""
 
     def __init__(
@@ -71,8 +63,8 @@ class PairBatch:
 
     @classmethod
     def of(
-        cls, problem: PairProblem, which: NDArray[np.int64], positions: torch.Tensor, times: torch.Tensor
-    ) -> PairBatch:
+        cls, problem: TransportProblem, which: NDArray[np.int64], positions: torch.Tensor, times: torch.Tensor
+    ) -> PaddedPairs:
         """Return some pairs of windows, of cells that are on the device."""
         windows = problem.windows
         pairs, dt = windows.pairs[which], windows.dt[which]
@@ -111,23 +103,16 @@ class PairBatch:
         """Return the squared displacements, of sources forward and of targets backward."""
         return [d.square().sum(2)[counts] for _, counts, d, _, _ in self._sides(plan)]
 
-    def add_to(
-        self, total: torch.Tensor, plan: torch.Tensor, limit: float, reach: float, cells: torch.Tensor | None = None
-    ) -> None:
-        """Add what each cell has from its pair to its row of the sums: of sources forward, of targets backward.
-
-        Rows are those of all cells, or of ``cells``, which ascend.
-        """
-        for sums, (rows, values) in zip(total, self.addends(plan, limit, reach, cells), strict=True):
-            sums.index_add_(0, rows, values)
-
     def addends(
         self, plan: torch.Tensor, limit: float, reach: float, cells: torch.Tensor | None = None
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return what :meth:`add_to` adds to which rows, forward and backward."""
+        """Return rows and values to add to :attr:`CellSums.total`, of sources forward and of targets backward.
+
+        Rows are those of all cells, or of ``cells``, which ascend.
+        """
         result = []
         for of, counts, d, spread, n_effective in self._sides(plan):
-            # In units of the typical square, of which the limit has so many as the reach says.
+            # Beyond the limit, the weight falls exponentially with the excess over the median, limit / reach.
             square = d.square().sum(2, keepdim=True)
             weight = torch.exp(-((square / limit - 1).clamp_(min=0) * reach).clamp_(max=MAX_EXCESS))
             time = self.dt[:, None, None].expand_as(weight)
@@ -137,7 +122,7 @@ class PairBatch:
         return result
 
     def _sides(self, plan: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield, forward and backward, the cells, which count, displacement, spread and effective number of places."""
+        """Yield, forward and backward: cells, which count, displacement, spread and effective number of partners."""
         for plan_, x, other, cells, real, sign in (
             (plan, self.x_source, self.x_target, self.source, self._counting(1), 1),
             (plan.transpose(1, 2), self.x_target, self.x_source, self.target, self._counting(-1), -1),
@@ -151,7 +136,7 @@ class PairBatch:
             yield cells, real, sign * (place - x), spread, n_effective
 
     def _counting(self, direction: int) -> torch.Tensor:
-        """Return which sources (1) or targets (-1) take part: those with a neighbour on the other side, if asked."""
+        """Return which sources (1) or targets (-1) count; with a graph, those with a neighbour in the other window."""
         mine, other = (self.source_real, self.target_real)[::direction]
         return mine if self.adjacent is None else mine & self._has_neighbor(other, 2 if direction > 0 else 1)
 
@@ -182,7 +167,7 @@ def _adjacency(graph: sp.csr_matrix, source: NDArray[np.int64], target: NDArray[
     kept = graph.data[entry] != 0
     slot, neighbour = slot[kept], graph.indices[entry[kept]].astype(np.int64)
 
-    # A key joins the pair and the cell, so that one search serves the whole batch.
+    # One number for the pair and the cell, so that one search serves the whole batch.
     n_cells = graph.shape[0]
     keys = (np.arange(n)[:, None] * n_cells + target).ravel()
     order = np.argsort(keys, kind="stable")

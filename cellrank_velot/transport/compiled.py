@@ -1,7 +1,6 @@
-"""The transport of one pair of windows after the other, each in the processor's cache.
+"""Transport of one pair of windows after the other, each in the processor's cache, in compiled loops.
 
-What :mod:`cellrank_velot.transport.sinkhorn` and :mod:`cellrank_velot.transport.batches` do in torch for many pairs at
-once, for balanced problems. Depends on numba and numpy only.
+``sinkhorn`` and ``batches`` do the same in torch for many pairs at once.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from cellrank_velot._utils.jit import compiled, inlined, read_only
 
 __all__ = ["MAX_EXCESS", "add_rows", "transport_pairs"]
 
-# As in `transport`: POT looks as often.
+# Iterations between two checks of the error, as in `sinkhorn`.
 CHECK_EVERY = 10
 # Scalings beyond e^(+-150) lose digits; such a pair is left to the solver in the log domain.
 SAFE = 1e65
 # exp(-700) is about the smallest number there is.
 HIGHEST = 700.0
-# Taylor's series of the exponential, highest power first: below a half, what it leaves out is less than a last place.
+# Taylor's series of the exponential, highest power first: below 1/2, the rest is less than a last digit.
 TAYLOR = tuple(1.0 / factorial(k) for k in range(13, -1, -1))
-# A weight below exp(-MAX_EXCESS) would be lost, and with it the cell that has no better.
+# Smaller weights than exp(-MAX_EXCESS) would vanish, and with them cells that have no larger one.
 MAX_EXCESS = 20.0
 
 
 @inlined
 def _gibbs(cost: Any, epsilon: float) -> None:
-    """Turn costs C into exp(-C / epsilon), in place: by squaring, which all lanes of the processor do at once."""
+    """Turn costs C into exp(-C / epsilon), in place: a Taylor series, then squaring, which the processor vectorises."""
     n, m = cost.shape
     largest = 0.0
     for i in range(n):
@@ -88,7 +87,7 @@ def _cost(xs: Any, ys: Any, ts: Any, tt: Any, adjacent: Any, lambda_time: float,
 def _scale(kernel: Any, tol: float, max_iter: int) -> Any:
     """Scale a kernel, in place, to the plan of even marginals; return the deviation of its columns, negative if unsafe.
 
-    Each step reads the kernel once: while a row is at hand, its scaling and what it adds to the columns are taken.
+    Each step reads the kernel once: the scaling of a row and its part of the columns are computed together.
     """
     n, m = kernel.shape
     a, b = 1.0 / n, 1.0 / m
@@ -127,7 +126,7 @@ def _scale(kernel: Any, tol: float, max_iter: int) -> Any:
 
 @inlined
 def _side(plan: Any, x: Any, y: Any, sign: float, moved: Any, spread: Any, n_effective: Any, square: Any) -> None:
-    """Write what the plan means for each row: displacement, spread, effective number, and squared displacement."""
+    """Write for each row of the plan: displacement, spread, effective number of partners, squared displacement."""
     n, m = plan.shape
     d = x.shape[1]
     both = np.empty((m, 2 * d))
@@ -190,7 +189,7 @@ def _solve(x: Any, time: Any, here: Any, there: Any, adjacent: Any, costs: Any, 
 def _add(
     total: Any, cells: Any, window: Any, counts: Any, plan: Any, x: Any, y: Any, sign: float, rest: Any, columns: Any
 ) -> None:
-    """Add what each cell of a window has from its pair to its row of the sums."""
+    """Add displacements of the cells of a window to their rows of the sums."""
     dt, limit, reach = rest
     d = x.shape[1]
     moved, spread, n_effective, square = columns
@@ -198,7 +197,7 @@ def _add(
     for i in range(window.size):
         if not counts[i]:
             continue
-        # In units of the typical square, of which the limit has so many as the reach says.
+        # Beyond the limit, the weight falls exponentially with the excess over the median square, limit / reach.
         excess = max(square[i] / limit - 1.0, 0.0) * reach
         weight = np.exp(-min(excess, MAX_EXCESS))
         row = total[np.searchsorted(cells, window[i])]
@@ -225,28 +224,11 @@ def transport_pairs(
     solver: tuple[float, int],
     weights: tuple[float, float],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Transport pairs of windows and sum what their cells have from it.
+    """Transport pairs of windows, ``[n_pairs, 2]``, and return sums of their cells and the error of each plan.
 
-    Parameters
-    ----------
-    x, time
-        Positions and times of all cells, shapes ``[n_cells, n_dims]`` and ``[n_cells]``.
-    indices, offsets
-        Cells of all windows, as in :class:`cellrank_velot.transport.windows.Windows`.
-    graph
-        Neighbour graph of all cells in CSR form, read only where ``lambda_knn`` is above zero.
-    pairs, dt
-        The pairs to solve, shape ``[n_pairs, 2]``, and the time between their windows.
-    cells
-        All cells of these windows, ascending, shape ``[n_local]``.
-    costs, solver, weights
-        Epsilon, ``lambda_time`` and ``lambda_knn``; tolerance and bound on the iterations; limit and reach.
-
-    Returns
-    -------
-    Columns as in :class:`cellrank_velot.transport.sums.PairSums`, forward and backward, shape ``[2, n_local, 2 * n_dims
-    + 5]``, and the deviation of each plan from its marginals, shape ``[n_pairs]``: negative for a pair whose scalings
-    left the safe range, which has added nothing.
+    ``cells`` are those of all windows of the pairs, ascending; sums are as in ``CellSums``, ``[2, n_local, 2 * n_dims +
+    5]``. Errors are negative where the scalings left the safe range; such a pair has added nothing. ``costs`` are
+    epsilon, ``lambda_time`` and ``lambda_knn``, ``solver`` tolerance and bound, ``weights`` limit and reach.
     """
     arrays = read_only(x, time, indices, offsets)
     return _transport_pairs(*arrays, read_only(*graph), *read_only(pairs, dt, cells), costs, solver, weights)

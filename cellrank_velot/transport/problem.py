@@ -1,4 +1,4 @@
-"""What is transported between pairs of windows: cells, their windows, and what moving costs."""
+"""The transport problem: cells, their windows, and the costs of moving from one cell to another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.transport.windows import Windows
 
-__all__ = ["PairProblem", "TransportOptions"]
+__all__ = ["TransportProblem", "TransportOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +46,8 @@ class TransportOptions(Options):
 
 
 @dataclass(frozen=True, eq=False)
-class PairProblem:
-    """Cells and their windows, between the pairs of which mass moves at some costs.
-
-    Attributes
-    ----------
-    x, time
-        Positions of shape ``[n_cells, n_dims]``, and the time of each cell.
-    windows
-        Windows and their pairs.
-    graph
-        Neighbour graph, where ``lambda_knn`` is above zero.
-    options
-        Costs and solver; ``lambda_knn`` is zero where there is no graph.
-    """
+class TransportProblem:
+    """Cells, windows between the pairs of which mass moves, and options. The graph is there where a cost needs it."""
 
     x: NDArray[np.float64]
     time: NDArray[np.float64]
@@ -75,8 +63,8 @@ class PairProblem:
         windows: Windows,
         graph: sp.csr_matrix | None,
         options: TransportOptions,
-    ) -> PairProblem:
-        """Bring together what :func:`cellrank_velot.transport.velocity.compute_velocity` is given."""
+    ) -> TransportProblem:
+        """Leave out the graph where no cost needs it."""
         x, time = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time))
         if graph is None or not options.lambda_knn > 0:
             graph, options = None, replace(options, lambda_knn=0.0)

@@ -1,7 +1,4 @@
-"""Entropic optimal transport of many problems at once, balanced or not: the couplings between windows of cells.
-
-Depends on torch only; knows neither cells nor time. Problems of one batch have one padded shape.
-"""
+"""Entropic optimal transport of many problems at once, balanced or unbalanced, padded to one shape."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import torch
 
 __all__ = ["Couplings", "sinkhorn"]
 
-# Between two looks at the error; POT looks as often, so unconverged plans can be compared, too.
+# Iterations between two checks of the error, as in POT, so that unconverged plans can be compared.
 CHECK_EVERY = 10
 # A scaling factor beyond exp(+-150) would lose digits in the plan long before it leaves the range of float64.
 MAX_LOG_SCALING = 150.0
@@ -19,32 +16,11 @@ MAX_LOG_SCALING = 150.0
 
 @dataclass(frozen=True, eq=False)
 class Couplings:
-    """Transport plans of a batch of problems.
+    """Transport plans of a batch of problems, and how well each was solved."""
 
-    Attributes
-    ----------
-    plan
-        Array of shape ``[n_problems, n_source, n_target]``. Rows sum to the source weights exactly, unless the
-        problem is unbalanced.
-    marginal_error
-        Array of shape ``[n_problems]``: Euclidean norm of the deviation of the column sums from the target
-        weights, or of an unbalanced problem from what its fixed-point equation asks for.
-    converged
-        Array of shape ``[n_problems]``: whether that error is within the tolerance.
-    n_iter
-        Array of shape ``[n_problems]``: iterations done.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transport.sinkhorn import sinkhorn
-    >>> cost, weights = torch.rand(3, 5, 4), torch.full((3, 5), 0.2)
-    >>> found = sinkhorn(cost, weights, torch.full((3, 4), 0.25), epsilon=0.5, tol=1e-5)
-    >>> found.plan.shape, bool(found.converged.all())
-    (torch.Size([3, 5, 4]), True)
-    """
-
-    plan: torch.Tensor
+    plan: torch.Tensor  # [n_problems, n_source, n_target]; balanced, rows sum to the source weights exactly
+    # [n_problems]: Euclidean norm of the deviation of the column sums from the target weights, or of an unbalanced
+    # problem from what its fixed-point equation asks for.
     marginal_error: torch.Tensor
     converged: torch.Tensor
     n_iter: torch.Tensor
@@ -60,48 +36,17 @@ def sinkhorn(
     tol: float = 1e-6,
     max_iter: int = 500,
 ) -> Couplings:
-    r"""Solve entropic transport for a batch of problems, balanced or unbalanced.
+    r"""Solve entropic transport :cite:`cuturi:13` for a batch of problems, balanced or unbalanced :cite:`chizat:18`.
+
+    Costs have the shape ``[n_problems, n_source, n_target]``, weights ``[n_problems, n_source]`` and ``[n_problems,
+    n_target]``; they sum to one, and a weight of zero marks padding. ``tol`` is that of the column sums, as in POT.
 
     Balanced, it minimises :math:`\langle P, C \rangle - \epsilon H(P)` over plans with the given marginals. With
     ``tau`` below one it minimises :math:`\langle P, C \rangle + \epsilon \, \mathrm{KL}(P | a b^\top) + \lambda_a
     \mathrm{KL}(P 1 | a) + \lambda_b \mathrm{KL}(P^\top 1 | b)`, where :math:`\tau = \lambda / (\lambda + \epsilon)`,
-    so that mass may be created and lost. The dual potentials live in the log domain. Iterations scale the plan that
-    they give, by matrix-vector products, which is several times faster than a log-sum-exp; a problem whose scalings
-    leave a safe range takes its steps by log-sum-exp instead. So a small ``epsilon`` neither overflows nor loses mass.
-
-    Parameters
-    ----------
-    cost
-        Costs of shape ``[n_problems, n_source, n_target]``, finite.
-    source_weights, target_weights
-        Marginals of shape ``[n_problems, n_source]`` and ``[n_problems, n_target]``, each row summing to one.
-        A weight of zero marks padding.
-    epsilon
-        Entropic regularisation, in units of the cost.
-    tau
-        How strictly the source and the target weights are kept, each in ``(0, 1]``: 1 exactly.
-    tol
-        Tolerance of the column sums, Euclidean norm of their deviation, as in POT.
-    max_iter
-        Bound on the number of iterations of each problem.
-
-    Returns
-    -------
-    The plans, and how well each was solved.
-
-    Notes
-    -----
-    Sinkhorn's algorithm :cite:`cuturi:13` with the stabilisation of :cite:`schmitzer:19`; unbalanced as in
-    :cite:`chizat:18`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cellrank_velot.transport.sinkhorn import sinkhorn
-    >>> cost = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]], dtype=torch.float64)
-    >>> weights = torch.full((1, 2), 0.5, dtype=torch.float64)
-    >>> sinkhorn(cost, weights, weights, epsilon=0.1).plan.round(decimals=3).tolist()
-    [[[0.5, 0.0], [0.0, 0.5]]]
+    so that mass may be created and lost. The dual potentials are kept as logarithms :cite:`schmitzer:19`. Iterations
+    scale the plan by matrix-vector products, several times faster than log-sum-exp. A problem whose scalings leave the
+    safe range takes its steps by log-sum-exp, so that a small ``epsilon`` neither overflows nor loses mass.
     """
     log_kernel = cost / -epsilon
     if tau != (1.0, 1.0):
@@ -117,7 +62,7 @@ def sinkhorn(
     unsolved = batch.problem
     done = 0
     while done < max_iter and unsolved.numel():
-        # POT looks at the first iteration and each tenth after it.
+        # POT checks the first iteration and each tenth after it.
         steps = min(CHECK_EVERY, max_iter - done) if done else 1
         batch.advance(steps)
         done += steps
@@ -131,7 +76,7 @@ def sinkhorn(
     left = batch.problem[unsolved]
     plan[left] = _plan(log_kernel[left], batch.phi[unsolved], batch.psi[unsolved])
     if tau[0] == 1 and left.numel():
-        # Logarithms of 1e12 have no digits left for the sums: rows are set right once more.
+        # Potentials of 1e12 have no digits left for the sums: scale the rows once more.
         rows, wanted_rows = plan[left].sum(2), source_weights[left]
         plan[left] *= (wanted_rows / torch.where(rows > 0, rows, 1.0)).unsqueeze(2)
     column_sums = plan[left].sum(1)
@@ -141,16 +86,9 @@ def sinkhorn(
 
 
 class _Scaled:
-    """Plans ``u K v`` of the problems that are not solved yet, around a kernel at fixed potentials.
+    """Plans ``u K v`` of the problems that are not solved yet, around a kernel K at fixed potentials.
 
-    Attributes
-    ----------
-    problem
-        Which problems these are, shape ``[n]``.
-    phi, psi
-        Potentials over epsilon, shape ``[n, n_source]`` and ``[n, n_target]``.
-    error
-        Deviation of the column sums, shape ``[n]``.
+    ``phi`` and ``psi`` are the potentials over epsilon, shape ``[n, n_source]`` and ``[n, n_target]``.
     """
 
     def __init__(
@@ -176,7 +114,8 @@ class _Scaled:
             before = before + translation
             self.u = self.u * translation.exp().unsqueeze(2)
         for _ in range(n_steps):
-            self.v = self._v(torch.baddbmm(self.pad_b, self.u, self.kernel))
+            reached = torch.baddbmm(self.pad_b, self.u, self.kernel)
+            self.v = _relaxed(self.b / reached, self.tau[1], self.fixed_psi)
             reached = torch.baddbmm(self.pad_a, self.v, self.kernel.transpose(1, 2))
             self.u = _relaxed(self.a / reached, self.tau[0], self.fixed_phi)
         log_u = torch.where(self.a > 0, self.u.log(), 0.0).squeeze(1)
@@ -202,7 +141,7 @@ class _Scaled:
         self.u[which], self.v[which] = 1.0, 1.0
 
     def _translation(self) -> torch.Tensor:
-        """Return what to add to the rows' potentials, and take off the columns', so that the mass is right at once.
+        """Return what to add to the rows' potentials, and subtract from the columns', to set the mass right at once.
 
         Without it, the mass of nearly balanced problems takes thousands of steps to settle :cite:`sejourne:22`.
         """
@@ -210,10 +149,6 @@ class _Scaled:
         mass_a = torch.logsumexp(self.a.squeeze(1).log() - self.phi / strength_a, 1)
         mass_b = torch.logsumexp(self.b.squeeze(1).log() - self.psi / strength_b, 1)
         return (strength_a * strength_b / (strength_a + strength_b) * (mass_a - mass_b)).unsqueeze(1)
-
-    def _v(self, reached: torch.Tensor) -> torch.Tensor:
-        """Return the scaling of the columns that the rows' scaling asks for."""
-        return _relaxed(self.b / reached, self.tau[1], self.fixed_psi)
 
     def plan(self, which: torch.Tensor) -> torch.Tensor:
         """Return the plans of some problems."""
@@ -227,12 +162,12 @@ class _Scaled:
 
 
 def _relaxed(ratio: torch.Tensor, tau: float, fixed: torch.Tensor) -> torch.Tensor:
-    """Return the scaling, relative to a fixed potential, of marginals that are kept as strictly as ``tau`` says."""
+    """Return the scaling, relative to a fixed potential, of marginals that are kept with the strictness ``tau``."""
     return ratio if tau == 1 else ratio**tau * ((tau - 1) * fixed).exp().unsqueeze(1)
 
 
 def _wanted(weights: torch.Tensor, sums: torch.Tensor, potential: torch.Tensor, tau: float) -> torch.Tensor:
-    """Return what column sums at these potentials should be; no sum is too small for its logarithm to say so."""
+    """Return what column sums at these potentials should be, by logarithms: sums may be tiny."""
     return weights if tau == 1 else weights**tau * ((1 - tau) * (sums.log() - potential)).exp()
 
 

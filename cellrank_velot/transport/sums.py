@@ -1,7 +1,6 @@
-"""Transport of pairs of windows, and what each cell has from the pairs of its windows in sum.
+"""Transport of all pairs of windows, and for each cell the sums over the pairs that it takes part in.
 
-On the processor one pair after the other in compiled loops, in as many threads, processes or machines as there are; on
-another device in padded batches. Depends on compiled, pair_batches, pair_problem and windows, numpy, scipy and torch.
+On the CPU in compiled loops, one pair after the other in each job; on another device in padded batches.
 """
 
 from __future__ import annotations
@@ -18,68 +17,56 @@ from tqdm.auto import tqdm
 from cellrank_velot._utils import parallel
 from cellrank_velot._utils.device import as_tensor, in_parts, single_thread
 from cellrank_velot._utils.options import Run
-from cellrank_velot.transport.batches import PairBatch, like_sized
+from cellrank_velot.transport.batches import PaddedPairs, like_sized
 from cellrank_velot.transport.compiled import add_rows, transport_pairs
-from cellrank_velot.transport.problem import PairProblem, TransportOptions
+from cellrank_velot.transport.problem import TransportOptions, TransportProblem
 from cellrank_velot.transport.windows import Windows
 
-__all__ = ["PairSums", "memory_of_sums", "pair_plan", "sum_pairs", "typical_square"]
+__all__ = ["CellSums", "memory_of_sums", "pair_plan", "sum_pairs", "typical_square"]
 
-# Elements of the cost matrices solved together: on a processor small enough for its cache, elsewhere as large as hides
-# the cost of a call, and takes little memory.
+# Elements of the cost matrices that are solved together: few enough for the cache of a processor; elsewhere many enough
+# that the cost of a call does not show.
 BATCH_ELEMENTS = {"cpu": 2**17, "other": 2**23}
-# Pairs of one task, by the elements of their cost matrices: some hundredths of a second.
+# Elements of the cost matrices of one task, which takes some hundredths of a second.
 TASK_ELEMENTS = 2**21
-# Tasks that have been done and wait to be added, at most, for each job, where memory is short.
+# Finished tasks of each job that may wait to be added, with a limit on memory.
 TASKS_WAITING = 2
-# Pairs that are solved beforehand to learn what a typical displacement is.
+# Pairs that are solved beforehand for the median displacement, and their tolerance: a median needs no more.
 PILOT_PAIRS = 64
-# Tolerance to which: a median needs no more.
 PILOT_TOL = 1e-3
 _NO_GRAPH = (np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0))
 
 
 @dataclass(frozen=True, eq=False)
-class PairSums:
-    """Sums over the window pairs of each cell.
+class CellSums:
+    """Sums over the window pairs of each cell, and how well each pair was solved."""
 
-    Attributes
-    ----------
-    cells
-        Cell of each row of the sums, shape ``[n_cells]``.
-    total
-        Forward and backward, shape ``[2, n_cells, 2 * n_dims + 5]``. Columns are displacement, spread, time, effective
-        number of places and squared speed, all weighted, the weight, and the number of pairs.
-    converged
-        Whether the coupling of each pair converged, shape ``[n_pairs]``.
-    marginal_error
-        Deviation of each coupling from its marginal, shape ``[n_pairs]``; NaN where the pair was left out.
-    """
-
-    cells: NDArray[np.int64]
+    cells: NDArray[np.int64]  # the cell of each row
+    # Forward and backward, [2, n_cells, 2 * n_dims + 5]: displacement, spread, time, effective number of partners and
+    # squared speed, all weighted, the weight, and the number of pairs.
     total: NDArray[np.float64]
-    converged: NDArray[np.bool_]
-    marginal_error: NDArray[np.float64]
+    converged: NDArray[np.bool_]  # [n_pairs]
+    marginal_error: NDArray[np.float64]  # [n_pairs], NaN where the pair was left out
 
 
 def sum_pairs(
-    problem: PairProblem,
+    problem: TransportProblem,
     use: NDArray[np.int64],
     limit: float,
     reach: float,
     device: torch.device,
     run: Run,
-) -> PairSums:
+) -> CellSums:
     """Transport the pairs ``use``, shape ``[n_used]``, and sum what their cells have from that.
 
-    A squared displacement up to ``limit`` counts in full; ``reach`` is that limit over the typical square.
+    Squared displacements up to ``limit`` count in full; ``reach`` is the limit in units of the median square.
     """
     if device.type == "cpu":
         return _sum_in_loops(problem, use, limit, reach, run)
     return _sum_in_batches(problem, use, limit, reach, device, run.show_progress_bar)
 
 
-def memory_of_sums(problem: PairProblem, use: NDArray[np.int64]) -> tuple[float, float]:
+def memory_of_sums(problem: TransportProblem, use: NDArray[np.int64]) -> tuple[float, float]:
     """Return the bytes that :func:`sum_pairs` takes on the CPU in any case, and those of one job."""
     windows, graph = problem.windows, problem.graph
     n_cells, n_dims = problem.x.shape
@@ -91,8 +78,8 @@ def memory_of_sums(problem: PairProblem, use: NDArray[np.int64]) -> tuple[float,
     return fixed + n_cells * row, (1 + TASKS_WAITING) * max(entries, default=0) * row + plans
 
 
-def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.device) -> float:
-    """Return the median squared displacement over some pairs, spread over all; parameters are as in `sum_pairs`."""
+def typical_square(problem: TransportProblem, use: NDArray[np.int64], device: torch.device) -> float:
+    """Return the median squared displacement, of some pairs that are spread evenly over all."""
     windows = problem.windows
     pilot = use[:: max(1, use.size // PILOT_PAIRS)]
     rough = replace(problem.options, tol=PILOT_TOL)
@@ -100,7 +87,7 @@ def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.d
     cells = problem.cells_on(device)
 
     def squares_of(chosen: NDArray[np.int64]) -> list[torch.Tensor]:
-        batch = PairBatch.of(problem, pilot[chosen], *cells)
+        batch = PaddedPairs.of(problem, pilot[chosen], *cells)
         return batch.squares(batch.couplings(rough).plan)
 
     with single_thread(device):
@@ -111,9 +98,9 @@ def typical_square(problem: PairProblem, use: NDArray[np.int64], device: torch.d
     return median if median > 0 else np.inf
 
 
-def pair_plan(problem: PairProblem, pair: int, device: torch.device) -> NDArray[np.float64]:
-    """Return the plan of one pair, shape ``[n_source, n_target]``; parameters are as in `sum_pairs`."""
-    batch = PairBatch.of(problem, np.array([pair]), *problem.cells_on(device))
+def pair_plan(problem: TransportProblem, pair: int, device: torch.device) -> NDArray[np.float64]:
+    """Return the plan of one pair, shape ``[n_source, n_target]``."""
+    batch = PaddedPairs.of(problem, np.array([pair]), *problem.cells_on(device))
     with single_thread(device):
         plan = batch.couplings(problem.options).plan[0]
     result: NDArray[np.float64] = plan.cpu().numpy()
@@ -121,14 +108,13 @@ def pair_plan(problem: PairProblem, pair: int, device: torch.device) -> NDArray[
 
 
 def _sum_in_batches(
-    problem: PairProblem,
+    problem: TransportProblem,
     use: NDArray[np.int64],
     limit: float,
     reach: float,
     device: torch.device,
     show_progress_bar: bool,
-) -> PairSums:
-    """Do what :func:`sum_pairs` does in padded batches."""
+) -> CellSums:
     windows = problem.windows
     n_cells, n_dims = problem.x.shape
     error = np.full(windows.n_pairs, np.nan)
@@ -136,33 +122,31 @@ def _sum_in_batches(
     total = positions.new_zeros((2, n_cells, 2 * n_dims + 5))
 
     def solve(chosen: NDArray[np.int64]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], NDArray[np.float64]]:
-        batch = PairBatch.of(problem, use[chosen], positions, times)
+        batch = PaddedPairs.of(problem, use[chosen], positions, times)
         couplings = batch.couplings(problem.options)
         return batch.addends(couplings.plan, limit, reach), couplings.marginal_error.cpu().numpy()
 
     batches = like_sized(windows.sizes[windows.pairs[use]], BATCH_ELEMENTS["other"])
     with tqdm(total=use.size, desc="transport", unit="pair", disable=not show_progress_bar) as bar:
-        # Added here: of a batch that is done again in halves, nothing must have been added.
+        # Added here and not in `solve`: a batch that is done again in halves must not count twice.
         for chosen, (addends, errors) in in_parts(solve, batches, "transport"):
-            for side, (rows, values) in zip(total, addends, strict=True):
-                side.index_add_(0, rows, values)
+            _add(total, addends)
             error[use[chosen]] = errors
             bar.update(chosen.size)
     sums = total.cpu().numpy().astype(np.float64)
-    return PairSums(np.arange(n_cells), sums, error <= problem.options.tol, error)
+    return CellSums(np.arange(n_cells), sums, error <= problem.options.tol, error)
 
 
 def _sum_in_loops(
-    problem: PairProblem,
+    problem: TransportProblem,
     use: NDArray[np.int64],
     limit: float,
     reach: float,
     run: Run,
-) -> PairSums:
-    """Do what :func:`sum_pairs` does in compiled loops."""
+) -> CellSums:
     x, time, windows, graph = problem.x, problem.time, problem.windows, problem.graph
     parts = _tasks(windows, use)
-    # Cells of one window are brought together in memory: from all over it, they would be waited for.
+    # Cells of one window lie next to each other in memory, where they are read faster.
     order = np.lexsort((time, windows.cluster))
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
@@ -186,7 +170,7 @@ def _sum_in_loops(
         for part, (cells, sums, errors) in zip(parts, found, strict=True):
             add_rows(total, cells, sums)
             error[part] = errors
-    return PairSums(order, total, error <= problem.options.tol, error)
+    return CellSums(order, total, error <= problem.options.tol, error)
 
 
 def _sum_task(
@@ -214,20 +198,25 @@ def _sum_task(
     )
     left = np.flatnonzero(error < 0)
     if left.size:
-        # Their scalings left the safe range: the other solver works in the log domain.
+        # Their scalings left the safe range: the solver in torch works in the log domain.
         graph = sp.csr_matrix((weights, neighbors, indptr), shape=(x.shape[0],) * 2) if options.lambda_knn > 0 else None
         positions, times = (as_tensor(values, torch.device("cpu")) for values in (x, time))
         sums = torch.from_numpy(total)
         for part in like_sized(np.diff(offsets)[pairs[left]], BATCH_ELEMENTS["cpu"]):
             chosen = left[part]
-            batch = PairBatch(indices, offsets, pairs[chosen], dt[chosen], positions, times, graph)
+            batch = PaddedPairs(indices, offsets, pairs[chosen], dt[chosen], positions, times, graph)
             couplings = batch.couplings(options)
-            batch.add_to(sums, couplings.plan, limit, reach, torch.from_numpy(cells))
+            _add(sums, batch.addends(couplings.plan, limit, reach, torch.from_numpy(cells)))
             error[chosen] = couplings.marginal_error.numpy()
     return cells, total, error
 
 
+def _add(total: torch.Tensor, addends: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for side, (rows, values) in zip(total, addends, strict=True):
+        side.index_add_(0, rows, values)
+
+
 def _tasks(windows: Windows, use: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return successive pairs, which share their cells, in parts that take about as long."""
+    """Return the pairs in parts that take about as long; successive pairs share cells."""
     elements = np.cumsum(windows.sizes[windows.pairs[use]].prod(axis=1))
     return np.split(use, np.flatnonzero(np.diff(elements // TASK_ELEMENTS)) + 1) if use.size else []

@@ -1,7 +1,4 @@
-"""Velocity of each cell from the couplings of its windows.
-
-Depends on manifold, pair_problem, pairs and windows, numpy and scipy; knows no AnnData.
-"""
+"""Velocity of each cell from the couplings of its windows."""
 
 from __future__ import annotations
 
@@ -19,8 +16,8 @@ from cellrank_velot._utils.parallel import blocks
 from cellrank_velot._utils.stage import Stage, frozen
 from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.graph.residuals import residuals, structured_share
-from cellrank_velot.transport.problem import PairProblem, TransportOptions
-from cellrank_velot.transport.sums import PairSums, memory_of_sums, pair_plan, sum_pairs, typical_square
+from cellrank_velot.transport.problem import TransportOptions, TransportProblem
+from cellrank_velot.transport.sums import CellSums, memory_of_sums, pair_plan, sum_pairs, typical_square
 from cellrank_velot.transport.windows import Windows
 
 __all__ = [
@@ -33,13 +30,13 @@ __all__ = [
 
 logger = logging.getLogger("cellrank_velot")
 
-# Cells whose sums are worked on at a time: they stay in a processor's cache.
+# Cells whose sums are combined at a time: they stay in a processor's cache.
 BLOCK_CELLS = 8192
-# The relaxation that is kept has at most this share of the size of the current velocity.
+# The part of the relaxation that is kept is at most this share of the current velocity, in root mean squares.
 MAX_RELAXATION = 0.47
-# Share of the whole time in which a cell is taken to return to the manifold.
+# Share of the whole time within which a cell is assumed to return to its neighbours' mean.
 RELAXATION_TIME = 0.03
-# Cells with a neighbour that is later by more than this share of the time between windows are at no end.
+# A cell with a neighbour that is later by more than this share of the time between windows is at no end.
 END_SHARE = 0.25
 
 
@@ -52,21 +49,21 @@ class TransportVelocity(Stage):
     velocity
         Velocity in units of the basis per unit of time, shape ``[n_cells, n_dims]``; NaN without an estimate.
     relaxation
-        The part of it that returns the cell to the manifold, shape ``[n_cells, n_dims]``; zero without an estimate.
-        Neighbours differ in it, while they share the rest.
+        The part of it that returns the cell to the mean of its neighbours, shape ``[n_cells, n_dims]``; zero without an
+        estimate. Neighbours differ in it, while they share the rest.
     spread
-        Variance per dimension of the velocities to the places that a coupling of the cell leads to, the diagonal of
-        their conditional covariance, mean over its couplings, shape ``[n_cells, n_dims]``; NaN without an estimate.
+        Variance per dimension of the velocities to the partners of the cell in a coupling, mean over its couplings,
+        shape ``[n_cells, n_dims]``; NaN without an estimate.
     n_effective
-        Effective number of places that a coupling leads a cell to, shape ``[n_cells]``; 0 without an estimate.
+        Effective number of partners of the cell in a coupling, shape ``[n_cells]``; 0 without an estimate.
     disagreement
-        Variance between the velocities of a cell's window pairs, forward and backward each by itself, sum over the
-        dimensions, shape ``[n_cells]``; NaN without an estimate.
+        Variance between the velocities from the window pairs of a cell, computed forward and backward separately, sum
+        over the dimensions, shape ``[n_cells]``; NaN without an estimate.
     support
-        How plausible the displacements of a cell are, in ``[0, 1]``, shape ``[n_cells]``: one where none is much longer
-        than usual, forward or backward, whichever is better; 0 without an estimate.
+        Mean weight of the displacements of a cell, in ``[0, 1]``, forward or backward, whichever is larger, shape
+        ``[n_cells]``: one where none is much longer than usual, 0 without an estimate.
     n_forward, n_backward
-        Number of window pairs that a cell goes out from and comes in by, shape ``[n_cells]``.
+        Number of window pairs in which a cell is a source, and a target, shape ``[n_cells]``.
     converged
         Whether the coupling of each window pair converged, shape ``[n_pairs]``.
     marginal_error
@@ -105,9 +102,9 @@ class TransportVelocity(Stage):
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """Variance of the velocity per dimension that the couplings' spread gives, shape ``[n_cells, n_dims]``.
+        """Variance of the velocity per dimension, the spread over the effective number of partners.
 
-        As of the mean over so many places as are effective: window pairs share cells, and don't count as independent.
+        Shape ``[n_cells, n_dims]``. Window pairs share cells, and are not counted as independent.
         """
         return self.spread / np.maximum(self.n_effective, 1.0)[:, None]
 
@@ -115,8 +112,8 @@ class TransportVelocity(Stage):
     def confidence(self) -> NDArray[np.float64]:
         """Confidence in each velocity, in ``[0, 1]``, shape ``[n_cells]``.
 
-        The product of its support, of the share of the squared velocity in its sum with its variance and with that of
-        the mean over its window pairs, and of the number of these pairs over the largest of any cell.
+        A product of three: the support; :math:`|v|^2 / (|v|^2 + s)`, where :math:`s` adds the variance of the velocity
+        and that of the mean over its window pairs; and the number of window pairs over that of the cell with most.
         """
         square = np.nan_to_num(np.sum(self.velocity**2, axis=1))
         between = self.disagreement / np.maximum(self.n_windows, 1)
@@ -149,7 +146,7 @@ def compute_velocity(
     if options.relaxation == "auto" and graph is None:
         raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
     where = resolve_device(run.device)
-    problem = PairProblem.of(x, time, windows, graph, options)
+    problem = TransportProblem.of(x, time, windows, graph, options)
     use = np.flatnonzero(windows.dt > 0)
     if use.size < windows.n_pairs:
         logger.warning("Left out %d window pairs without a difference in time", windows.n_pairs - use.size)
@@ -186,7 +183,7 @@ def pair_coupling(
         raise ValueError(f"Expected `pair` below the number of pairs, `{windows.n_pairs}`, found `{pair}`.")
     if not windows.dt[pair] > 0:
         raise ValueError(f"Expected a pair whose target is later, found `{windows.dt[pair]:g}` of time to it.")
-    return pair_plan(PairProblem.of(x, time, windows, graph, options), pair, resolve_device(device))
+    return pair_plan(TransportProblem.of(x, time, windows, graph, options), pair, resolve_device(device))
 
 
 def end_cells(
@@ -196,33 +193,10 @@ def end_cells(
     graph: sp.csr_matrix,
     backward: bool = False,
 ) -> NDArray[np.bool_]:
-    """Return the cells at an end of the process, where none is known to go on.
+    """Return the cells at an end of the process, shape ``[n_cells]``; at its beginning if ``backward``.
 
-    Parameters
-    ----------
-    transport, windows
-        Velocities and the windows that they come from.
-    time
-        Time of each cell, shape ``[n_cells]``.
-    graph
-        Neighbour graph of shape ``[n_cells, n_cells]``.
-    backward
-        Whether to return the cells at a beginning instead.
-
-    Returns
-    -------
-    Whether a cell has a window before and none after it, and no neighbour later by more than a quarter of the time from
-    a window to its target; shape ``[n_cells]``.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.velocity import end_cells
-    >>> last = end_cells(vk.transport, vk.windows, vk.cells.time, vk.connectivities)
-    >>> first = end_cells(
-    ...     vk.transport, vk.windows, vk.cells.time, vk.connectivities, backward=True
-    ... )
-    >>> bool(vk.cells.time[first].max() < vk.cells.time[last].min())
-    True
+    They have a window before and none after, and no neighbour that is later by more than a quarter of the time from a
+    window to its target.
     """
     if backward:
         gone, come, time = transport.n_backward, transport.n_forward, -time
@@ -236,7 +210,7 @@ def end_cells(
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """What the displacements of one direction, forward or backward, come to for some cells: means, zero without any."""
+    """Means over the displacements of some cells in one direction, forward or backward; zero without any."""
 
     velocity: NDArray[np.float64]
     spread: NDArray[np.float64]
@@ -247,7 +221,7 @@ class _Side:
 
     @classmethod
     def of(cls, sums: NDArray[np.float64]) -> _Side:
-        """Take the means of :class:`cellrank_velot.transport.sums.PairSums`, of shape ``[n_cells, 2 * n_dims + 5]``."""
+        """Take the means of sums of shape ``[n_cells, 2 * n_dims + 5]``, see :class:`CellSums`."""
         d = sums.shape[1] // 2 - 2
         time, n_effective, square, weight, count = sums[:, 2 * d :].T
         none = weight <= 0
@@ -288,12 +262,12 @@ class _Both:
 
 
 def _combine(
-    sums: PairSums, residual: NDArray[np.float64] | None, relaxation: float | str, lag: float
+    sums: CellSums, residual: NDArray[np.float64] | None, relaxation: float | str, lag: float
 ) -> TransportVelocity:
     """Return the velocity of each cell from its sums, some cells at a time.
 
-    Where a direction lacks support, the relaxation is taken to be in proportion to the residual of the cell from the
-    mean of its neighbours, as it is in the cells that have both.
+    Where one direction lacks support, the relaxation is estimated from the residual of the cell from the mean of its
+    neighbours: in the cells with both directions the two are in proportion.
     """
     n_cells, n_dims = sums.total.shape[1], sums.total.shape[2] // 2 - 2
     parts = [slice(*part) for part in blocks(n_cells, BLOCK_CELLS)]
@@ -358,7 +332,11 @@ def _slope(parts: Iterable[tuple[_Both, NDArray[np.float64]]]) -> float:
 def _kept_share(
     relaxation: float | str, squares: NDArray[np.float64], residual: NDArray[np.float64] | None, lag: float
 ) -> float:
-    """Return the share F of :func:`compute_velocity`; ``squares`` are of the current velocity and the relaxation."""
+    """Return the share F of the relaxation that is kept; ``squares`` are of the current velocity and the relaxation.
+
+    Measurement noise makes a relaxation as regulation does. ``"auto"`` assumes that a cell returns within
+    ``RELAXATION_TIME``, however long the lag, and keeps the part of that which is structure and not noise.
+    """
     if not isinstance(relaxation, str):
         return float(relaxation)
     assert residual is not None
@@ -369,22 +347,9 @@ def _kept_share(
 
 
 def report_convergence(converged: NDArray[np.bool_], error: NDArray[np.float64]) -> None:
-    """Say how many couplings did not converge, if any, and how far they are off.
-
-    Parameters
-    ----------
-    converged
-        Whether each coupling did, shape ``[n_pairs]``.
-    error
-        How far each is from its marginal, shape ``[n_pairs]``.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.velocity import report_convergence
-    >>> report_convergence(np.array([True, True]), np.array([1e-8, 1e-9]))  # nothing to say
-    """
+    """Log how many couplings did not converge, if any, and the largest error."""
     if not converged.all():
-        # Below this error a plan moves no velocity that anyone could see.
+        # A smaller error does not change a velocity visibly.
         level = logging.WARNING if error.max() > 1e-3 else logging.INFO
         logger.log(
             level,

@@ -24,19 +24,19 @@ logger = logging.getLogger("cellrank_velot")
 
 Tail = Literal["force", "drop", "split"]
 
-# Clusters are those of so many cells drawn at random: more cells would not move the centres.
+# KMeans is fitted to so many cells at most, drawn at random: more would not move the centres.
 CLUSTER_CELLS = 10_000
 # Larger windows cost more and resolve less: the cost of transport grows with their square.
 MAX_WINDOW_SIZE = 60
-# Cells whose distances to all centres are held at a time.
+# Cells whose distances to all centres are computed at a time.
 CHUNK_CELLS = 65_536
-# Lags that are tried in turn, each a quarter longer; beyond the last, cells near the ends have no later window.
+# Lags that are tried in turn, as shares of the whole time. With longer ones, cells near the ends have no later window.
 LAGS = 0.02 * 1.25 ** np.arange(9)
-# Windows that tell the lag: more move a median by less than a twentieth of what they scatter.
+# Windows that the lag is found from: more would change the median by less than a twentieth of its spread.
 LAG_WINDOWS = 1024
-# Lag without a graph to learn the noise from, about what the simulated and real sets at hand ask for.
+# Lag without a graph, which says how much noise there is: about right for the simulated and real sets at hand.
 USUAL_LAG = 0.05
-# Share of cells in no window from which on it is a warning.
+# From this share of cells without a window on, there is a warning.
 MANY = 0.05
 
 
@@ -92,7 +92,7 @@ class Windows(Stage):
     n_skipped
         Number of clusters too small for a pair of windows.
     time_lag
-        Time that a target was looked for at; NaN where windows were paired otherwise.
+        Time from a window to its target that was asked for or found; NaN where windows were paired otherwise.
 
     Examples
     --------
@@ -206,7 +206,9 @@ def build_windows(
     windows: list[NDArray[np.int64]] = []
     pairs: list[NDArray[np.int64]] = []
     for ordered, starts, local in neighborhoods:
-        source, target = _consecutive(starts) if lag is None else _lagged(starts, time[ordered], local, lag)
+        source, target = starts[:-1], starts[1:]
+        if lag is not None:
+            source, target = _lagged(starts, time[ordered], local, lag)
         used = np.unique([source, target])
         pairs.append(len(windows) + np.searchsorted(used, np.column_stack([source, target])))
         windows += list(ordered[used[:, None] + np.arange(local)])
@@ -245,34 +247,9 @@ def _check_sizes(n_cells: int, options: WindowOptions) -> None:
 
 
 def cluster_cells(x: NDArray[np.float64], n_clusters: int | None = None, *, random_state: int = 0) -> NDArray[np.int64]:
-    """Cluster cells by KMeans; above 10 000 cells its centres are those of as many, drawn at random.
-
-    Parameters
-    ----------
-    x
-        Positions of shape ``[n_cells, n_dims]``.
-    n_clusters
-        Number of clusters; where not given, one per 40 cells, 5 to 14, and one per 100 cells up to 30.
-    random_state
-        Seed.
-
-    Returns
-    -------
-    Labels of shape ``[n_cells]``.
-
-    Raises
-    ------
-    ValueError
-        If there are more clusters than cells, or a number is out of range.
-
-    Examples
-    --------
-    >>> from cellrank_velot.transport.windows import cluster_cells
-    >>> np.unique(cluster_cells(vk.cells.x, 4)).tolist()
-    [0, 1, 2, 3]
-    """
+    """Return the KMeans cluster of each cell, shape ``[n_cells]``; above 10 000 cells, centres are those of as many."""
     if n_clusters is None:
-        # Fewer would overlap so much that a neighbourhood holds several branches, each with a time of its own.
+        # With fewer, a neighbourhood would hold several branches.
         n_clusters = min(max(5, min(14, x.shape[0] // 40), min(30, x.shape[0] // 100)), x.shape[0])
     if n_clusters > x.shape[0]:
         raise ValueError(f"Expected `n_clusters` of at most the number of cells, `{x.shape[0]}`, found `{n_clusters}`.")
@@ -296,9 +273,8 @@ def _neighborhoods(x: NDArray[np.float64], labels: NDArray[np.int64], n_nearest:
         for start in range(0, labels.size, CHUNK_CELLS):
             part = slice(start, start + CHUNK_CELLS)
             distance = cdist(x[part], centres, "sqeuclidean")
-            distance[
-                np.arange(distance.shape[0]), labels[part]
-            ] = -1.0  # a cell is in its own cluster, whatever its shape
+            # A cell is in its own cluster, whatever the shape of that.
+            distance[np.arange(distance.shape[0]), labels[part]] = -1.0
             nearest[part] = np.argpartition(distance, n_nearest - 1, axis=1)[:, :n_nearest]
         cells, cluster = np.repeat(np.arange(labels.size), n_nearest), nearest.ravel()
     order = np.lexsort((cells, cluster))
@@ -315,10 +291,6 @@ def _starts(n: int, size: int, step: int, tail: Tail, tail_threshold: int) -> ND
         elif tail != "drop" or rest >= tail_threshold:
             starts.append(n - size)
     return np.unique(starts)  # a repeated window would be paired with itself
-
-
-def _consecutive(starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return starts[:-1], starts[1:]
 
 
 def _lagged(
@@ -341,7 +313,7 @@ def _find_lag(
     neighborhoods: list[tuple[NDArray[np.int64], NDArray[np.int64], int]],
     graph: sp.csr_matrix | None,
 ) -> float:
-    """Return the shortest lag over which windows typically move further than cells lie off the manifold."""
+    """Return the shortest lag over which windows move further than cells lie off their neighbours' mean, by medians."""
     span = float(np.ptp(time))
     if graph is None or not neighborhoods:
         return USUAL_LAG * span
@@ -350,7 +322,7 @@ def _find_lag(
     centre = x.mean(axis=0)
 
     def means(ordered: NDArray[np.int64], at: NDArray[np.int64], size: int) -> tuple[NDArray[np.float64], ...]:
-        """Return of some windows the mean position, the scatter around it, and the mean squared residual."""
+        """Return for some windows the mean position, the variance around it, and the mean squared residual."""
         cells = ordered[at[:, None] + np.arange(size)]
         positions = x[cells] - centre
         mean = positions.mean(axis=1)
@@ -363,7 +335,7 @@ def _find_lag(
         for ordered, starts, size in thinned:
             source, target = _lagged(starts, time[ordered], size, lag)
             here, there = (means(ordered, at, size) for at in (source, target))
-            # The means are off by what their cells scatter: that adds to their distance.
+            # The error of each mean adds to their distance.
             signal.append(np.sum((there[0] - here[0]) ** 2, axis=1) - (here[1] + there[1]) / size)
             noise.append((here[2] + there[2]) / 2)
         return any(map(len, signal)) and bool(np.median(np.concatenate(signal)) > np.median(np.concatenate(noise)))
