@@ -8,12 +8,16 @@ from typing import Any, Self
 
 import numpy as np
 
-__all__ = ["Stage", "Stored", "frozen"]
+__all__ = ["TINY", "Stage", "Stored", "frozen", "stored"]
 
 
-@dataclass(frozen=True, init=False)
+# The smallest number that is above zero and has all its digits.
+TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True)
 class Stored:
-    """What a field of a stage must be in a file, beside its type: ``x: Annotated[NDArray[np.float64], Stored("n")]``.
+    """What a field of a stage must be in a file, beside its type.
 
     Attributes
     ----------
@@ -23,16 +27,20 @@ class Stored:
         Range, the ends included; the name of a size stands for the numbers below it.
     gaps
         Whether NaN and infinity are values, too.
+    stage
+        The stage that the field holds, where its type does not say it.
     """
 
-    shape: tuple[int | str, ...]
-    low: float
-    high: float | str
-    gaps: bool
+    shape: tuple[int | str, ...] = ()
+    low: float = -np.inf
+    high: float | str = np.inf
+    gaps: bool = False
+    stage: type | None = None
 
-    def __init__(self, *shape: int | str, low: float = -np.inf, high: float | str = np.inf, gaps: bool = False) -> None:
-        for name, value in {"shape": shape, "low": low, "high": high, "gaps": gaps}.items():
-            object.__setattr__(self, name, value)
+
+def stored(*shape: int | str, **bounds: Any) -> dict[str, Stored]:
+    """Return the metadata of a field: ``x: NDArray[np.float64] = field(metadata=stored("n_cells", low=0))``."""
+    return {"stored": Stored(shape, **bounds)}
 
 
 class Stage:
@@ -79,7 +87,7 @@ class Stage:
             If a field is missing or unknown.
         """
         names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        needed = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
+        needed = {field.name for field in fields(cls) if field.default is field.default_factory is MISSING}  # type: ignore[arg-type]
         if not needed <= set(values) <= names:
             raise KeyError(f"Expected the fields {sorted(names)} of `{cls.__name__}`, found {sorted(values)}.")
         return cls(**values)

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.stage import Stage, stored
 from cellrank_velot._utils.validation import check_known, check_number
 
 __all__ = ["NO_FATE", "Status", "Trajectories", "join"]
@@ -102,18 +102,20 @@ class Trajectories(Stage):
     {'ran out of steps'}
     """
 
-    ids: NDArray[np.int64]
-    x: NDArray[np.float64]
-    time: NDArray[np.float64]
-    offsets: NDArray[np.int64]
-    status: NDArray[np.int8]
-    direction: NDArray[np.int8]
-    start_ix: NDArray[np.int64]
-    clusters: NDArray[np.str_]
-    start_cluster: NDArray[np.int64]
-    end_cluster: NDArray[np.int64]
-    n_tried: int
-    targets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    ids: NDArray[np.int64] = field(metadata=stored("n_trajectories", low=0))
+    x: NDArray[np.float64] = field(metadata=stored("n_points", "n_dims"))
+    time: NDArray[np.float64] = field(metadata=stored("n_points"))
+    offsets: NDArray[np.int64] = field(metadata=stored("n_offsets", low=0))
+    status: NDArray[np.int8] = field(metadata=stored("n_trajectories", low=0, high=4))
+    direction: NDArray[np.int8] = field(metadata=stored("n_trajectories", low=-1, high=1))
+    start_ix: NDArray[np.int64] = field(metadata=stored("n_trajectories", low=0, high="n_cells"))
+    clusters: NDArray[np.str_] = field(metadata=stored("n_clusters"))
+    start_cluster: NDArray[np.int64] = field(metadata=stored("n_trajectories", low=-1, high="n_clusters"))
+    end_cluster: NDArray[np.int64] = field(metadata=stored("n_trajectories", low=-1, high="n_clusters"))
+    n_tried: int = field(metadata=stored(low=0))
+    targets: NDArray[np.int64] = field(
+        default_factory=lambda: np.empty(0, dtype=np.int64), metadata=stored("n_targets", low=0, high="n_clusters")
+    )
     basis: str = ""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from cellrank_velot._utils.device import as_tensor
-from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.stage import TINY, Stage, stored
 from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.field.evaluation import values_at
 
@@ -65,17 +65,17 @@ class VelocityField(Stage):
     """
 
     weights: Mapping[str, NDArray[np.float32]]
-    centre: NDArray[np.float64]
-    x_scale: float
+    centre: NDArray[np.float64] = field(metadata=stored("n_dims"))
+    x_scale: float = field(metadata=stored(low=TINY))
     time_centre: float
-    time_scale: float
-    velocity_scale: float
+    time_scale: float = field(metadata=stored(low=TINY))
+    velocity_scale: float = field(metadata=stored(low=TINY))
     use_time: bool
-    history: Mapping[str, NDArray[np.float64]]
-    best_step: int
-    diffusion: float = 0.0
-    growth_scale: float = 1.0
-    score_scale: float = 1.0
+    history: Mapping[str, NDArray[Any]] = field(metadata=stored("n_evaluations", gaps=True))
+    best_step: int = field(metadata=stored(low=0))
+    diffusion: float = field(default=0.0, metadata=stored(low=0))
+    growth_scale: float = field(default=1.0, metadata=stored(low=0))
+    score_scale: float = field(default=1.0, metadata=stored(low=0))
 
     @property
     def n_dims(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from cellrank_velot._utils import parallel
 from cellrank_velot._utils.options import Options, Run
-from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.stage import Stage, stored
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.field.network import VelocityField
 from cellrank_velot.field.training import FieldOptions, fit_field
@@ -53,9 +53,9 @@ class Uncertainty(Stage):
     (True, 2)
     """
 
-    spread: NDArray[np.float64]
-    std: NDArray[np.float64]
-    n_members: int
+    spread: NDArray[np.float64] = field(metadata=stored("n_cells", low=0))
+    std: NDArray[np.float64] = field(metadata=stored("n_cells", "n_dims", low=0))
+    n_members: int = field(metadata=stored(low=2))
 
     def angle(self, level: float = 2 / 3) -> NDArray[np.float64]:
         """Return the angle within which the true direction lies.

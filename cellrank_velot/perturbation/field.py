@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from dataclasses import field as kept  # the class has a field of that name
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor
-from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.stage import Stage, stored
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.field import VelocityField
 from cellrank_velot.field.evaluation import values_at
@@ -61,12 +62,12 @@ class PerturbedField(Stage):
     (300, 20)
     """
 
-    field: Any
-    x: FloatArray
-    amounts: FloatArray
-    directions: FloatArray
+    field: Any = kept(metadata=stored(stage=VelocityField))
+    x: FloatArray = kept(metadata=stored("n_cells", "n_dims"))
+    amounts: FloatArray = kept(metadata=stored("n_cells", "n_genes"))
+    directions: FloatArray = kept(metadata=stored("n_genes", "n_dims"))
     push: float = 0.0
-    n_neighbors: int = 15
+    n_neighbors: int = kept(default=15, metadata=stored(low=1, high="n_cells"))
 
     @classmethod
     def of(cls, field: Any, x: FloatArray, perturbation: Perturbation, *, push: float = 0.0) -> Self:

@@ -20,7 +20,7 @@ from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.field import VelocityField
 from cellrank_velot.field.uncertainty import Uncertainty
 from cellrank_velot.perturbation import PerturbedField
-from cellrank_velot.storage.tables import STAGE_FIELDS, TRAJECTORY_FIELDS, checked, damaged, plain
+from cellrank_velot.storage.read import check_plain, checked, damaged, plain
 from cellrank_velot.timeseries.couplings import SnapshotCouplings
 from cellrank_velot.transport.velocity import TransportVelocity
 from cellrank_velot.transport.windows import Windows
@@ -53,19 +53,7 @@ STAGES: dict[str, type[Stage]] = {
 
 
 def pack(stages: dict[str, Stage | None]) -> dict[str, Any]:
-    """Return stages as nested dictionaries of arrays and numbers, which h5ad can hold; missing ones are left out.
-
-    Parameters
-    ----------
-    stages
-        Results by name, ``None`` where a step was not run.
-
-    Examples
-    --------
-    >>> from cellrank_velot.storage.pack import pack
-    >>> sorted(pack({"windows": vk.windows, "uncertainty": None}))
-    ['format_version', 'version', 'windows']
-    """
+    """Return stages as nested dictionaries of arrays and numbers, which h5ad can hold; missing ones are left out."""
     packed: dict[str, Any] = {"format_version": FORMAT_VERSION, "version": package_version()}
     for name, stage in stages.items():
         if stage is not None:
@@ -74,50 +62,17 @@ def pack(stages: dict[str, Stage | None]) -> dict[str, Any]:
 
 
 def sealed(packed: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry with its checksum, which tells later whether anything in it has changed.
-
-    Parameters
-    ----------
-    packed
-        What :func:`pack` returned.
-
-    Examples
-    --------
-    >>> from cellrank_velot.storage.pack import pack, sealed
-    >>> "checksum" in sealed(pack({"windows": vk.windows}))
-    True
-    """
+    """Return an entry with its checksum, which tells later whether anything in it has changed."""
     return {**packed, "checksum": fingerprint(packed)}
 
 
 def unpack(packed: Any, where: str = "packed", sizes: dict[str, int] | None = None) -> dict[str, Stage]:
-    """Rebuild what :func:`pack` returned; nothing of it is run.
-
-    Parameters
-    ----------
-    packed
-        The entry.
-    where
-        Where it lies, for messages.
-    sizes
-        Numbers of cells and dimensions, ``n_cells`` and ``n_dims``, that the stages must have, where they are known;
-        not checked where not given.
-
-    Returns
-    -------
-    The stages by name.
+    """Rebuild what :func:`pack` returned, with the sizes ``n_cells`` and ``n_dims`` where they are known.
 
     Raises
     ------
     ValueError
         If the entry is of an unknown format or damaged, naming what is.
-
-    Examples
-    --------
-    >>> from cellrank_velot.storage.pack import pack, unpack
-    >>> windows = unpack(pack({"windows": vk.windows}))["windows"]
-    >>> bool((windows.pairs == vk.windows.pairs).all())
-    True
     """
     check_entry(packed, where)
     known = {**(sizes or {})}
@@ -126,10 +81,10 @@ def unpack(packed: Any, where: str = "packed", sizes: dict[str, int] | None = No
         if name not in packed:
             continue
         perturbed = name == "field" and isinstance(packed[name], Mapping) and "amounts" in packed[name]
-        entry, table = f"{where}[{name!r}]", STAGE_FIELDS["perturbed" if perturbed else name]
-        values = checked(entry, packed[name], table, known)
+        entry, found = f"{where}[{name!r}]", PerturbedField if perturbed else kind
+        values = checked(entry, packed[name], found, known)
         try:
-            stages[name] = (PerturbedField if perturbed else kind).from_dict(values)
+            stages[name] = found.from_dict(values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"`{entry}` is damaged: {error} Compute it again, or read a copy of the file.") from error
     _check_seal(packed, where)
@@ -137,13 +92,7 @@ def unpack(packed: Any, where: str = "packed", sizes: dict[str, int] | None = No
 
 
 def check_entry(packed: Any, where: str) -> None:
-    """Refuse what is no entry of a format that can be read.
-
-    Raises
-    ------
-    ValueError
-        If it is none, saying which version wrote it and what to do.
-    """
+    """Refuse what is no entry of a format that can be read: say which version wrote it and what to do."""
     if not isinstance(packed, Mapping):
         damaged(where, f"to be a dictionary, found `{type(packed).__name__}`")
     found, writer = plain(packed.get("format_version")), plain(packed.get("version"))
@@ -222,55 +171,18 @@ def read_trajectories(adata: AnnData, key: str) -> Trajectories:
     for name in ("format_version", "version"):
         packed.pop(name, None)
     try:
-        return Trajectories.from_dict(checked(where, packed, TRAJECTORY_FIELDS, {"n_cells": adata.n_obs}))
+        return Trajectories.from_dict(checked(where, packed, Trajectories, {"n_cells": adata.n_obs}))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The trajectories in `{where}` are damaged: {error}") from error
 
 
-def check_plain(entry: str, value: Any) -> None:
-    """Refuse what is neither a plain value nor a row of numbers.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    value = plain(value)
-    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "bif" and value.ndim == 1
-    if value is not None and not numbers and not isinstance(value, str | bool | int | float):
-        damaged(entry, f"to be a number, a name or an array of numbers, found `{type(value).__name__}`")
-
-
 def same_digest(stored: Any, expected: str) -> bool:
-    """Return whether a digest is the one that is expected; what a file holds in its place may be anything.
-
-    Parameters
-    ----------
-    stored
-        What was read.
-    expected
-        What :func:`fingerprint` gives now.
-
-    Examples
-    --------
-    >>> from cellrank_velot.storage.pack import fingerprint, same_digest
-    >>> digest = fingerprint({"x": 1.0})
-    >>> same_digest(digest, fingerprint({"x": 1.0})), same_digest(None, digest)
-    (True, False)
-    """
+    """Return whether a digest is the expected one; what a file holds in its place may be anything."""
     return isinstance(stored, str) and stored == expected
 
 
 def package_version() -> str:
-    """Return the version of this package, which entries are marked with.
-
-    Examples
-    --------
-    >>> import cellrank_velot
-    >>> from cellrank_velot.storage.pack import package_version
-    >>> package_version() in (cellrank_velot.__version__, "of a source tree")
-    True
-    """
+    """Return the version of this package, which entries are marked with."""
     try:
         return version("cellrank_velot")
     except PackageNotFoundError:  # a source tree that was not installed
@@ -296,19 +208,7 @@ def _names_of(adata: AnnData) -> str:
 
 
 def fingerprint(packed: dict[str, Any]) -> str:
-    """Return a digest of packed stages, to tell whether they belong to a transition matrix.
-
-    Parameters
-    ----------
-    packed
-        Arrays, numbers and texts, also in dictionaries; their order does not matter.
-
-    Examples
-    --------
-    >>> from cellrank_velot.storage.pack import fingerprint
-    >>> fingerprint({"x": np.zeros(3), "y": 1}) == fingerprint({"y": 1, "x": np.zeros(3)})
-    True
-    """
+    """Return a digest of arrays, numbers and texts, also in dictionaries, whose order does not matter."""
     digest = hashlib.sha256()
 
     def update(value: Any) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from cellrank_velot._utils.stage import Stage, Stored
+from cellrank_velot._utils.stage import Stored
 
 __all__ = ["check_plain", "checked", "damaged", "plain"]
 
@@ -32,28 +32,30 @@ class Field:
     dtype: Any = None
     is_array: bool = False
     is_dict: bool = False
-    stage: type[Stage] | None = None
+    stage: type | None = None
     optional: bool = False
 
 
 @cache
 def fields_of(stage: Any) -> dict[str, Field]:
-    """Return what the fields of a stage must be, by their annotations."""
-    hints = get_type_hints(stage, include_extras=True)
-    return {field.name: _field(hints[field.name], optional=field.default is not MISSING) for field in fields(stage)}
+    """Return what the fields of a stage must be, by their types and metadata."""
+    hints = get_type_hints(stage)
+    return {
+        one.name: _field(
+            hints[one.name],
+            one.metadata.get("stored", Stored()),
+            optional=one.default is not MISSING or one.default_factory is not MISSING,
+        )
+        for one in fields(stage)
+    }
 
 
-def _field(hint: Any, *, optional: bool) -> Field:
-    stored = Stored()
-    if get_origin(hint) is Annotated:
-        hint, stored = get_args(hint)[:2]
+def _field(hint: Any, stored: Stored, *, optional: bool) -> Field:
+    if stored.stage is not None:
+        return Field("", stored, stage=stored.stage, optional=optional)
     if get_origin(hint) in (Union, UnionType):
         hint = next(part for part in get_args(hint) if part is not NoneType)
-        if get_origin(hint) is Annotated:
-            hint, stored = get_args(hint)[:2]
-    if isinstance(hint, type) and issubclass(hint, Stage):
-        return Field("", stored, stage=hint, optional=optional)
-    is_dict = get_origin(hint) is not None and issubclass(get_origin(hint), Mapping)
+    is_dict = isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping)
     hint = get_args(hint)[1] if is_dict else hint
     is_array = get_origin(hint) is np.ndarray
     dtype = get_args(get_args(hint)[1])[0] if is_array else hint
@@ -62,7 +64,7 @@ def _field(hint: Any, *, optional: bool) -> Field:
     return Field({"U": "s"}.get(kind, kind), stored, dtype, is_array, is_dict, optional=optional)
 
 
-def checked(entry: str, values: Any, stage: type[Stage], sizes: dict[str, int]) -> dict[str, Any]:
+def checked(entry: str, values: Any, stage: type, sizes: dict[str, int]) -> dict[str, Any]:
     """Return the fields of a stage as the stage takes them; sizes that are found are added to ``sizes``.
 
     Raises
@@ -72,16 +74,25 @@ def checked(entry: str, values: Any, stage: type[Stage], sizes: dict[str, int]) 
     """
     if not isinstance(values, Mapping):
         damaged(entry, f"to be a dictionary, found `{type(values).__name__}`")
-    kind: Any = stage
-    expected = fields_of(kind)
+    expected = fields_of(stage)
     needed = {name for name, field in expected.items() if not field.optional}
     if not needed <= set(values) <= set(expected):
         damaged(entry, f"with the fields {sorted(needed)}, found {sorted(map(str, values))}")
-    return {
+    found = {
         name: _read(f"{entry}[{name!r}]", values[name], field, sizes)
         for name, field in expected.items()
         if name in values
     }
+    if "weights" in found:
+        _check_weights(f"{entry}['weights']", found)
+    for name, cells in (("before", "target"), ("after", "source")):
+        # Only the cells of the first, or last, time point have none.
+        mean: Any = found.get(name)
+        if mean is not None and not np.isfinite(mean[found[cells]]).all():
+            damaged(f"{entry}[{name!r}]", f"to be finite in the cells of `{cells}`, found NaN or infinite values")
+    if "n_times" in sizes and sizes.get("n_intervals", sizes["n_times"] - 1) != sizes["n_times"] - 1:
+        damaged(f"{entry}['scale']", f"of `{sizes['n_times'] - 1}` intervals, found `{sizes['n_intervals']}`")
+    return found
 
 
 def _read(entry: str, value: Any, field: Field, sizes: dict[str, int]) -> Any:
@@ -171,3 +182,24 @@ def _check_range(entry: str, array: np.ndarray[Any, Any], field: Field, sizes: d
     outside = known[(known < low) | (known > highest)]
     if outside.size:
         damaged(entry, f"from `{low:g}` to `{highest:g}`, found `{outside[0]}`")
+
+
+def _check_weights(entry: str, field: dict[str, Any]) -> None:
+    """Check that the weights are those of layers that follow one another, from positions to velocities."""
+    weights, n_dims = field["weights"], int(field["centre"].size)
+    n_layers = max(len(weights) // 2, 1)
+    names = {f"{2 * layer}.{part}" for layer in range(n_layers) for part in ("weight", "bias")}
+    if set(weights) != names:
+        damaged(entry, f"with the layers {sorted(names)}, found {sorted(weights)}")
+    size = n_dims + field["use_time"]
+    for layer in range(n_layers):
+        weight, bias = (weights[f"{2 * layer}.{part}"] for part in ("weight", "bias"))
+        if weight.ndim != 2 or weight.shape[1] != size or bias.shape != weight.shape[:1]:
+            damaged(
+                f"{entry}['{2 * layer}.weight']",
+                f"of shape `[n, {size}]` with `n` biases, found `{list(weight.shape)}` with `{list(bias.shape)}`",
+            )
+        size = weight.shape[0]
+    n_outputs = 2 * n_dims + 1 if field.get("diffusion", 0.0) > 0 else n_dims
+    if size != n_outputs:
+        damaged(f"{entry}['{2 * n_layers - 2}.weight']", f"with `{n_outputs}` rows, found `{size}`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread
 from cellrank_velot._utils.options import Options, Run
-from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.stage import TINY, Stage, stored
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.transport.sinkhorn import sinkhorn
 from cellrank_velot.transport.velocity import TransportVelocity, report_convergence
@@ -69,18 +69,18 @@ class SnapshotCouplings(Stage):
     (1.0, (400, 400))
     """
 
-    source: NDArray[np.int64]
-    target: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    start: NDArray[np.float64]
-    end: NDArray[np.float64]
-    times: NDArray[np.float64]
-    mass: NDArray[np.float64]
-    before: NDArray[np.float64]
-    after: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    epsilon: float
-    tau: NDArray[np.float64]
+    source: NDArray[np.int64] = field(metadata=stored("n_coupled", low=0, high="n_cells"))
+    target: NDArray[np.int64] = field(metadata=stored("n_coupled", low=0, high="n_cells"))
+    offsets: NDArray[np.int64] = field(metadata=stored("n_times", low=0))
+    start: NDArray[np.float64] = field(metadata=stored("n_coupled", low=TINY))
+    end: NDArray[np.float64] = field(metadata=stored("n_coupled", low=TINY))
+    times: NDArray[np.float64] = field(metadata=stored("n_times"))
+    mass: NDArray[np.float64] = field(metadata=stored("n_times", low=TINY))
+    before: NDArray[np.float64] = field(metadata=stored("n_cells", "n_dims", gaps=True))
+    after: NDArray[np.float64] = field(metadata=stored("n_cells", "n_dims", gaps=True))
+    scale: NDArray[np.float64] = field(metadata=stored("n_intervals", low=TINY))
+    epsilon: float = field(metadata=stored(low=TINY))
+    tau: NDArray[np.float64] = field(metadata=stored(2, low=TINY, high=1))
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.device import resolve_device
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.parallel import blocks
-from cellrank_velot._utils.stage import Stage, frozen
+from cellrank_velot._utils.stage import Stage, frozen, stored
 from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.graph.residuals import residuals, structured_share
 from cellrank_velot.transport.problem import TransportOptions, TransportProblem
@@ -83,17 +83,17 @@ class TransportVelocity(Stage):
     (1.0, 1.0)
     """
 
-    velocity: NDArray[np.float64]
-    relaxation: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    n_effective: NDArray[np.float64]
-    disagreement: NDArray[np.float64]
-    support: NDArray[np.float64]
-    n_forward: NDArray[np.int64]
-    n_backward: NDArray[np.int64]
-    converged: NDArray[np.bool_]
-    marginal_error: NDArray[np.float64]
-    growth: NDArray[np.float64] | None = None
+    velocity: NDArray[np.float64] = field(metadata=stored("n_cells", "n_dims", gaps=True))
+    relaxation: NDArray[np.float64] = field(metadata=stored("n_cells", "n_dims"))
+    spread: NDArray[np.float64] = field(metadata=stored("n_cells", "n_dims", low=0, gaps=True))
+    n_effective: NDArray[np.float64] = field(metadata=stored("n_cells", low=0))
+    disagreement: NDArray[np.float64] = field(metadata=stored("n_cells", low=0, gaps=True))
+    support: NDArray[np.float64] = field(metadata=stored("n_cells", low=0, high=1 + 1e-9))
+    n_forward: NDArray[np.int64] = field(metadata=stored("n_cells", low=0))
+    n_backward: NDArray[np.int64] = field(metadata=stored("n_cells", low=0))
+    converged: NDArray[np.bool_] = field(metadata=stored("n_pairs"))
+    marginal_error: NDArray[np.float64] = field(metadata=stored("n_pairs", gaps=True))
+    growth: NDArray[np.float64] | None = field(default=None, metadata=stored("n_cells"))
 
     @property
     def n_windows(self) -> NDArray[np.int64]:

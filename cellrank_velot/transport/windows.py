@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
 from cellrank_velot._utils.options import Options
-from cellrank_velot._utils.stage import Stage
+from cellrank_velot._utils.stage import Stage, stored
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.graph.residuals import residuals
 
@@ -103,13 +103,13 @@ class Windows(Stage):
     True
     """
 
-    indices: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    pairs: NDArray[np.int64]
-    dt: NDArray[np.float64]
-    cluster: NDArray[np.int64]
-    n_skipped: int
-    time_lag: float = float("nan")
+    indices: NDArray[np.int64] = field(metadata=stored("n_entries", low=0, high="n_cells"))
+    offsets: NDArray[np.int64] = field(metadata=stored("n_offsets", low=0))
+    pairs: NDArray[np.int64] = field(metadata=stored("n_pairs", 2, low=0, high="n_offsets"))
+    dt: NDArray[np.float64] = field(metadata=stored("n_pairs"))
+    cluster: NDArray[np.int64] = field(metadata=stored("n_cells", low=0))
+    n_skipped: int = field(metadata=stored(low=0))
+    time_lag: float = field(default=float("nan"), metadata=stored(gaps=True))
 
     def __post_init__(self) -> None:
         """Check that every index has something to point to."""
