@@ -112,7 +112,8 @@ def from_cellrank() -> list[str]:
     return sorted(name for name, owner in owners.items() if not owner.__module__.startswith("cellrank_velot."))
 
 
-autosummary_context = {"from_cellrank": from_cellrank()}
+KERNELS = ["OTVelocityKernel", "OTTimeSeriesKernel"]
+autosummary_context = {"from_cellrank": from_cellrank(), "kernels": KERNELS}
 
 
 def copy_notebooks(app: Any) -> None:

@@ -53,8 +53,9 @@ def find_documented(app: Any, env: Any, node: Any, content: Any) -> Any:
     target, domain = node.get("reftarget", ""), env.get_domain("py")
     if node.get("refdomain") != "py":
         return None
-    kernel = f"{PACKAGE}.OTVelocityKernel."
-    known = kernel + target if kernel + target in domain.objects else same_object(target, domain.objects)
+    of_kernels = [f"{PACKAGE}.{kernel}.{target}" for kernel in app.config.autosummary_context["kernels"]]
+    known = next((name for name in of_kernels if name in domain.objects), None)
+    known = known or same_object(target, domain.objects)
     if known is not None:
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", known, node, content)
     return content if has_no_page(target) or target in app.config.autosummary_context["from_cellrank"] else None

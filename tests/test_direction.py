@@ -188,6 +188,9 @@ def test_the_result_is_for_people(tested):
         ({"edges": [("a", "b")]}, ValueError, "Expected `labels`"),
         ({"labels": ["a"]}, ValueError, "`labels` of shape"),
         ({"labels": ["a"] * 240, "edges": [("a", "z")]}, ValueError, "two of the clusters"),
+        ({"window_options": {"size": 9}}, TypeError, r"'window_size'.* in `window_options`, found \['size'\]"),
+        ({"velocity_options": {"eps": 9}}, TypeError, r"'epsilon'.* in `velocity_options`, found \['eps'\]"),
+        ({"velocity_options": {"epsilon": 0}}, ValueError, "`epsilon`"),
     ],
 )
 def test_bad_input_is_refused(planted, change, error, match):

@@ -392,6 +392,9 @@ def test_held_out_agreement_refuses_bad_input(planted):
         metrics.held_out_agreement(planted.x, planted.time, planted.graph, held_out=1)
     with pytest.raises(ValueError, match="`240` cells"):
         metrics.held_out_agreement(planted.x, planted.time[1:], planted.graph)
+    for name in ("windows", "velocity", "field"):
+        with pytest.raises(TypeError, match=rf"in `{name}`, found \['nope'\]"):
+            metrics.held_out_agreement(planted.x, planted.time, planted.graph, **{name: {"nope": 1}})
 
 
 # ------------------------------------------------------------------------------------------------------------- genes

@@ -73,3 +73,17 @@ def test_unknown_methods_and_two_time_points_are_refused(moving):
         held_out_time(x, time, methods=["magic"])
     with pytest.raises(ValueError, match="between the first and the last"):
         held_out_time(x[time < 2], time[time < 2], 1.0)
+    with pytest.raises(TypeError, match=r"'tau'.* in `coupling_options`, found \['eta'\]"):
+        held_out_time(x, time, coupling_options={"eta": 1})
+    with pytest.raises(TypeError, match=r"'diffusion'.* in `field_options`, found \['tau'\]"):
+        held_out_time(x, time, field_options={"tau": 1})
+
+
+def test_couplings_take_their_options_and_the_growth_that_is_expected(moving):
+    x, time = moving
+    usual, exact, prior = (
+        held_out_time(x, time, methods=["paths"], n_cells=60, **options).w1[0]
+        for options in ({}, {"coupling_options": {"tau": 1.0}}, {"prior": x[:, 1]})
+    )
+    assert usual != exact
+    assert usual != prior

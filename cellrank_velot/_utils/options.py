@@ -12,7 +12,7 @@ from cellrank_velot._utils.device import resolve_device
 from cellrank_velot._utils.memory import bytes_of, jobs_within
 from cellrank_velot._utils.parallel import count_jobs
 
-__all__ = ["Options", "Run"]
+__all__ = ["Options", "Run", "options_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +75,20 @@ class Run(Options):
     def limited(self, fixed: float, of_job: float, step: str) -> Self:
         """Return it with as many jobs as :meth:`jobs` allows; without a limit it stays as it is."""
         return self if self.memory_limit is None else replace(self, n_jobs=self.jobs(fixed, of_job, step))
+
+
+def options_of(
+    argument: str, given: Mapping[str, Any] | None, *kinds: type[Options], **defaults: Any
+) -> tuple[Any, ...]:
+    """Return the options of each kind from those that a user gave by name, with these defaults in place of the usual.
+
+    An unknown name is an error that lists the known ones.
+    """
+    found, rest = [], {**defaults, **(given or {})}
+    for kind in kinds:
+        options, rest = kind.split(rest)
+        found.append(options)
+    if rest:
+        known = [field.name for kind in kinds for field in fields(kind)]
+        raise TypeError(f"Expected the names {known} in `{argument}`, found {list(rest)}.")
+    return tuple(found)

@@ -14,27 +14,12 @@ from sklearn.neighbors import NearestNeighbors
 
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_choice
-from cellrank_velot.cells.basis import find_basis, read_basis
+from cellrank_velot.cells.basis import read_basis
 from cellrank_velot.cells.clusters import read_clusters
-from cellrank_velot.cells.genes import read_loadings
-from cellrank_velot.cells.graph import check_graph, readable, warn_about_graph
-from cellrank_velot.cells.time import TIME_KEYS, TimeKind, find_time_key, read_time
+from cellrank_velot.cells.time import TimeKind, read_time
 from cellrank_velot.cells.time_points import check_snapshots
 
-__all__ = [
-    "TIME_KEYS",
-    "CellStates",
-    "TimeKind",
-    "check_graph",
-    "find_basis",
-    "find_time_key",
-    "read_basis",
-    "read_cells",
-    "read_loadings",
-    "read_time",
-    "readable",
-    "warn_about_graph",
-]
+__all__ = ["CellStates", "read_cells"]
 
 logger = logging.getLogger("cellrank_velot")
 

@@ -1,6 +1,7 @@
-"""Is there a direction at all? Shuffled time (``permutation``), reversed time (``flip``), what is known (``root``).
+"""Checks of the direction of time: whether there is more direction than by chance, and whether it is the right one.
 
-Plain functions over arrays. Depends on the stages windows and velocity; knows neither AnnData nor CellRank.
+In go positions, a pseudotime and a neighbour graph. ``permutation`` compares with shuffled time, ``flip`` with reversed
+time, ``root`` with what is known from elsewhere. Each returns what it found, which says in words what it means.
 """
 
 from cellrank_velot.direction.flip import FlipTest, flip_test

@@ -1,7 +1,4 @@
-"""What the checks of direction share: checks of their input, and the velocity as a function of time.
-
-Depends on the stages windows and velocity, numpy and scipy; knows neither AnnData nor CellRank.
-"""
+"""Checks of input, and the velocity as a function of time, for the tests of direction."""
 
 from __future__ import annotations
 
@@ -13,14 +10,27 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.options import Run, options_of
 from cellrank_velot._utils.validation import check_seed
 from cellrank_velot.transport import TransportOptions, WindowOptions, build_windows, cluster_cells, compute_velocity
 
-__all__ = ["check_cells", "check_labels", "check_time", "pattern", "velocity_by_time"]
+__all__ = [
+    "FloatArray",
+    "IntArray",
+    "VelocityByTime",
+    "check_cells",
+    "check_labels",
+    "check_time",
+    "pattern",
+    "velocity_by_time",
+]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+VelocityByTime = Callable[[FloatArray], FloatArray]
 
 
-def check_time(time: ArrayLike) -> NDArray[np.float64]:
+def check_time(time: ArrayLike) -> FloatArray:
     """Return one time per cell, finite and not constant."""
     values = np.asarray(time, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
@@ -30,9 +40,7 @@ def check_time(time: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-def check_cells(
-    x: NDArray[np.float64], time: NDArray[np.float64], graph: sp.csr_matrix
-) -> tuple[NDArray[np.float64], NDArray[np.float64], sp.csr_matrix]:
+def check_cells(x: FloatArray, time: FloatArray, graph: sp.csr_matrix) -> tuple[FloatArray, FloatArray, sp.csr_matrix]:
     """Return positions, time scaled to [0, 1], as the time lag expects it, and the graph without stored zeros."""
     x, time = np.asarray(x, dtype=np.float64), check_time(time)
     if x.ndim != 2 or x.shape[0] != time.size or not np.isfinite(x).all():
@@ -62,31 +70,33 @@ def pattern(graph: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def velocity_by_time(
-    x: NDArray[np.float64],
+    x: FloatArray,
     graph: sp.csr_matrix,
-    neighborhoods: NDArray[np.int64] | None,
+    neighborhoods: IntArray | None,
     window_options: Mapping[str, Any] | None,
-    velocity_options: Mapping[str, Any],
+    velocity_options: Mapping[str, Any] | None,
     random_state: int,
-) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Return the velocity as a function of time, which can be pickled; the neighbourhoods are the same for any time."""
+    **usual: Any,
+) -> VelocityByTime:
+    """Return the velocity as a function of time, which can be pickled. Windows are in the same clusters for any time.
+
+    ``usual`` are options of transport in place of its own defaults.
+    """
     check_seed(random_state)
-    if neighborhoods is None:
-        neighborhoods = cluster_cells(x, random_state=random_state)
-    windows = WindowOptions(**{"random_state": random_state, **(window_options or {})})
-    options, rest = TransportOptions.split(velocity_options)
-    run = Run(**{"device": "cpu", **rest})
-    return partial(_velocity, x=x, graph=graph, labels=neighborhoods, windows=windows, options=options, run=run)
+    (windows,) = options_of("window_options", window_options, WindowOptions, random_state=random_state)
+    options, run = options_of("velocity_options", velocity_options, TransportOptions, Run, device="cpu", **usual)
+    labels = cluster_cells(x, random_state=random_state) if neighborhoods is None else neighborhoods
+    return partial(_velocity, x=x, graph=graph, labels=labels, windows=windows, options=options, run=run)
 
 
 def _velocity(
-    time: NDArray[np.float64],
-    x: NDArray[np.float64],
+    time: FloatArray,
+    x: FloatArray,
     graph: sp.csr_matrix,
-    labels: NDArray[np.int64],
+    labels: IntArray,
     windows: WindowOptions,
     options: TransportOptions,
     run: Run,
-) -> NDArray[np.float64]:
+) -> FloatArray:
     built = build_windows(x, time, windows, labels=labels)
     return compute_velocity(x, time, built, graph, options, run).velocity

@@ -1,7 +1,4 @@
-"""Reversed time: whether the velocity reverses with it, as that of a flow does and that of noise does not.
-
-Depends on ``_common``, numpy, scipy and pandas; knows neither AnnData nor CellRank.
-"""
+"""The flip test: the velocity of a flow reverses with time, that of noise does not."""
 
 from __future__ import annotations
 
@@ -22,15 +19,15 @@ __all__ = ["FlipTest", "flip_test"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FlipTest(Stage):
-    """What :func:`flip_test` found.
+    """Result of :func:`flip_test`. Printed, it says what it means.
 
     Attributes
     ----------
     cosine
-        Cosine of each cell's velocity with the reverse of its velocity in reversed time, shape ``[n_cells]``; NaN
-        without a velocity. 1 where it reverses with time, -1 where it does not notice.
+        Cosine between each cell's velocity and minus its velocity in reversed time, shape ``[n_cells]``. It is 1 where
+        the velocity reverses with time, -1 where it stays the same, NaN without a velocity.
     labels
-        Cluster of each cell, shape ``[n_cells]``, as text; ``None`` where no clusters were given.
+        Cluster of each cell as text, shape ``[n_cells]``; ``None`` where no clusters were given.
 
     Examples
     --------
@@ -53,11 +50,11 @@ class FlipTest(Stage):
 
     @property
     def reversed_share(self) -> float:
-        """Share of these cells whose velocity reverses, by a positive cosine."""
+        """Share of the cells with a velocity whose velocity reverses: their cosine is positive."""
         return float((self.cosine[np.isfinite(self.cosine)] > 0).mean())
 
     def to_frame(self) -> pd.DataFrame:
-        """Return mean cosine, share of reversed cells and number of cells, of all cells and of each cluster."""
+        """Return mean cosine, share of reversed cells and number of cells: of all cells, and of each cluster."""
         known = np.isfinite(self.cosine)
         groups = {"all": known}
         if self.labels is not None:
@@ -88,13 +85,13 @@ def flip_test(
     velocity_options: Mapping[str, Any] | None = None,
     random_state: int = 0,
 ) -> FlipTest:
-    r"""Reverse the time and see whether the velocity reverses.
+    """Reverse the time and see whether the velocity reverses.
 
-    Compares the forward velocity :math:`v(t)` with :math:`-v(-t)` by their cosine, in each cell. A flow reverses.
-    Noise does not: a cell that is off the manifold is displaced back to it in either direction of time, so that the
-    cosine is negative. Averaged over neighbours it was 0.6 to 0.9 on simulated flows and 0.3 on pancreas, and below
-    -0.3 on all of them with shuffled time. The test says how much of a velocity is flow; it cannot say which of both
-    directions of time is right, as it treats them alike.
+    In each cell, the forward velocity :math:`v(t)` is compared with :math:`-v(-t)` by their cosine. A flow reverses
+    with time. Noise does not: transport moves a cell that lies off the manifold back to it in either direction of time,
+    so its cosine is negative. The mean cosine was 0.6 to 0.9 on simulated flows and 0.3 on pancreas, and below -0.3 on
+    all of them with shuffled time. The test says how much of a velocity is flow. It treats both directions of time
+    alike, so it cannot say which one is right.
 
     Parameters
     ----------
@@ -105,16 +102,19 @@ def flip_test(
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
     labels
-        Cluster of each cell, shape ``[n_cells]``, to report by; not by cluster where not given.
+        Cluster of each cell, shape ``[n_cells]``, for means by cluster; none where not given.
     smooth
         Whether to average velocities over each cell and its neighbours before they are compared.
     neighborhoods
-        Cluster codes within which windows are built, shape ``[n_cells]``; KMeans in ``x`` where not given.
+        Codes of the spatial clusters in which windows are made, shape ``[n_cells]``; KMeans in ``x`` where not given.
     window_options
-        Options of :func:`cellrank_velot.transport.windows.build_windows`.
+        Options of the windows by name, such as ``{"n_clusters": 5}``: those of
+        :meth:`~cellrank_velot.OTVelocityKernel.compute_windows`, with its defaults.
     velocity_options
-        Options of :func:`cellrank_velot.transport.velocity.compute_velocity`. Where not given, all displacements count
-        alike and the whole relaxation is kept: the current velocity, with ``relaxation=0``, reverses by construction.
+        Options of the transport by name, such as ``{"epsilon": 0.1}``: those of
+        :meth:`~cellrank_velot.OTVelocityKernel.compute_velocity`, with its defaults but for ``reach=None``, so that all
+        displacements count alike, and ``relaxation=1.0``. The current velocity (``relaxation=0.0``) would reverse by
+        construction.
     random_state
         Seed of KMeans.
 
@@ -124,6 +124,8 @@ def flip_test(
 
     Raises
     ------
+    TypeError
+        If an option is unknown or of the wrong type.
     ValueError
         If shapes do not fit, values are not finite, or no windows can be built.
 
@@ -140,8 +142,9 @@ def flip_test(
     """
     x, time, graph = check_cells(x, time, graph)
     names = None if labels is None else check_labels(labels, time.size).astype(str)
-    options = {"reach": None, "relaxation": 1.0, **(velocity_options or {})}
-    velocity = velocity_by_time(x, graph, neighborhoods, window_options, options, random_state)
+    velocity = velocity_by_time(
+        x, graph, neighborhoods, window_options, velocity_options, random_state, reach=None, relaxation=1.0
+    )
     forward, reverse = velocity(time), -velocity(1 - time)
     if smooth:
         near = pattern(graph) + sp.identity(time.size, format="csr")

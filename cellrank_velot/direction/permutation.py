@@ -1,12 +1,9 @@
-"""Shuffled time: whether there is more direction, overall and across borders of clusters, than chance would give.
-
-Depends on ``_common``, numpy, scipy and pandas; knows neither AnnData nor CellRank.
-"""
+"""The permutation test: whether there is more direction than shuffled time gives, overall and across borders."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import permutations
@@ -20,13 +17,22 @@ from numpy.typing import ArrayLike, NDArray
 from cellrank_velot._utils.parallel import run
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_choice, check_integer
-from cellrank_velot.direction._common import check_cells, check_labels, pattern, velocity_by_time
+from cellrank_velot.direction._common import (
+    FloatArray,
+    IntArray,
+    VelocityByTime,
+    check_cells,
+    check_labels,
+    pattern,
+    velocity_by_time,
+)
 
 __all__ = ["PermutationTest", "Statistic", "permutation_test"]
 
 logger = logging.getLogger("cellrank_velot")
 
 Statistic = Literal["both", "coherence", "ascent"]
+Edges = Sequence[tuple[Hashable, Hashable]]
 
 STATISTICS = ("coherence", "ascent")
 # Edges whose displacements are held at a time.
@@ -35,12 +41,12 @@ CHUNK_EDGES = 2**18
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PermutationTest(Stage):
-    """What :func:`permutation_test` found.
+    """Result of :func:`permutation_test`. Printed, it says what it means.
 
     Attributes
     ----------
     statistics
-        Names of the statistics that were asked for.
+        Names of the statistics.
     observed
         Statistics with the time given, shape ``[n_statistics]``.
     null
@@ -48,10 +54,10 @@ class PermutationTest(Stage):
     edges
         Source and target cluster of each border.
     n_border
-        Edges of the neighbour graph across each border, shape ``[n_borders]``.
+        Number of edges of the neighbour graph across each border, shape ``[n_borders]``.
     flow
-        Mean cosine of the velocity at each border with the way across it, shape ``[n_borders]``; NaN where clusters
-        do not touch.
+        Mean cosine between the velocity at each border and the way across it, shape ``[n_borders]``; NaN where the
+        clusters do not touch.
     null_flow
         The same with shuffled time, shape ``[n_permutations, n_borders]``.
 
@@ -81,7 +87,7 @@ class PermutationTest(Stage):
 
     @property
     def p_value(self) -> float:
-        """Global p-value: the largest of the statistics, as all of them must exceed chance."""
+        """Global p-value: that of the statistic with the largest one, as all of them must exceed chance."""
         return float(_p_values(self.observed, self.null).max())
 
     @property
@@ -143,20 +149,21 @@ def permutation_test(
 ) -> PermutationTest:
     r"""Test whether there is more direction than shuffled time would give.
 
-    For the time given and for each permutation of it, windows are built, transported, and the velocities :math:`v_i`,
-    before any smoothing, are summarised along the edges (i, j) of the neighbour graph:
+    For the time given and for each permutation of it, windows are made and transported. The velocities :math:`v_i`,
+    before any smoothing, are summarised over the edges (i, j) of the neighbour graph:
 
     - ``"coherence"``, the mean of :math:`\cos(v_i, v_j)`: neighbours agree on where to go;
     - ``"ascent"``, the mean of :math:`\cos(v_i, x_j - x_i)` weighted by :math:`t_j - t_i`: they go where it is later.
 
-    Shuffled time gives either of them by chance but hardly both, so by default both must exceed it: the p-value is the
-    larger one of :math:`p = (1 + \#\{null \geq observed\}) / (1 + n_{permutations})`, each exact under the null
-    :cite:p:`phipson:10`. The maximum is conservative: below 0.05 in clearly fewer than 5 of 100 sets without direction.
+    Shuffled time gives one of them by chance, but hardly both. So by default both must exceed chance: the p-value is
+    the larger of their values of :math:`p = (1 + \#\{null \geq observed\}) / (1 + n_{permutations})`, each of which is
+    exact under the null :cite:p:`phipson:10`. This is conservative: of 100 data sets without direction, clearly fewer
+    than 5 have a p-value below 0.05.
 
-    The null is *time unrelated to position*. A pseudotime that is a function of the positions, as diffusion pseudotime
-    is, gives a coherent field by construction, on a formless cloud as well, and with the opposite sign if the root were
-    at the other end. No shuffling can tell such a direction from a true one: the direction always comes from the time
-    given, and what supports it must come from elsewhere, see :func:`root_check`.
+    The null is *time unrelated to position*. A pseudotime that is a function of the positions, such as diffusion
+    pseudotime, always gives a coherent field: on a formless cloud as well, and the opposite field from a root at the
+    other end. No shuffling can tell such a direction from a true one. The direction always comes from the time given;
+    support for it must come from elsewhere, see :func:`root_check`.
 
     Parameters
     ----------
@@ -167,37 +174,40 @@ def permutation_test(
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``.
     labels
-        Cluster of each cell, shape ``[n_cells]``, to test the flow across borders of clusters; no borders are tested
-        where not given.
+        Cluster of each cell, shape ``[n_cells]``, to test the flow across borders of clusters. Without them no borders
+        are tested.
     edges
-        Source and target cluster of each border to test; all clusters that touch, either way, where not given.
+        Source and target cluster of each border to test. Where not given, all clusters that touch, in both directions.
     n_permutations
         Number of permutations.
     statistic
         ``"coherence"``, ``"ascent"``, or ``"both"``.
     neighborhoods
-        Cluster codes within which windows are built, shape ``[n_cells]``; KMeans in ``x`` where not given. They must
-        not depend on time.
+        Codes of the spatial clusters in which windows are made, shape ``[n_cells]``; KMeans in ``x`` where not given.
+        They must not depend on time.
     window_options
-        Options of :func:`cellrank_velot.transport.windows.build_windows`.
+        Options of the windows by name, such as ``{"n_clusters": 5}``: those of
+        :meth:`~cellrank_velot.OTVelocityKernel.compute_windows`, with its defaults.
     velocity_options
-        Options of :func:`cellrank_velot.transport.velocity.compute_velocity`. Here the relaxation, which points to the
-        manifold whatever the time, is left out and the tolerance is ``1e-3``, where not given.
+        Options of the transport by name, such as ``{"epsilon": 0.1}``: those of
+        :meth:`~cellrank_velot.OTVelocityKernel.compute_velocity`, with its defaults but for ``tol=1e-3`` and
+        ``relaxation=0.0``: the relaxation points to the manifold, whatever the time is.
     random_state
         Seed of the permutations and of KMeans.
     n_jobs
-        Number of jobs, see :func:`cellrank_velot.transport.velocity.compute_velocity`. The result is the same.
+        Number of jobs. ``None`` takes that of joblib's ``parallel_config``, which also chooses between threads,
+        processes and a cluster. The result is the same.
 
     Returns
     -------
-    Observed and shuffled statistics, with p-values. The flow of a border is the mean cosine of the velocity, at both
-    its sides, with the displacement across; it is tested one-sided, so that a border that is crossed the other way
-    has p near one. ``p_border_adjusted`` holds for all borders together.
+    Observed and shuffled statistics, with p-values. The flow of a border is the mean cosine between the velocity at
+    both its sides and the displacement across. It is tested one-sided: a border that is crossed the other way has a
+    p-value near one. ``p_border_adjusted`` holds for all borders together.
 
     Raises
     ------
     TypeError
-        If an option is of the wrong type.
+        If an option is unknown or of the wrong type.
     ValueError
         If shapes do not fit, values are not finite, a cluster is unknown, or no windows can be built.
 
@@ -216,13 +226,14 @@ def permutation_test(
     names = STATISTICS if statistic == "both" else (str(statistic),)
     chosen = [STATISTICS.index(name) for name in names]
     geometry = _measure(x, graph, labels, edges)
-    options = {"relaxation": 0.0, "tol": 1e-3, **(velocity_options or {})}
-    velocity = velocity_by_time(x, graph, neighborhoods, window_options, options, random_state)
+    velocity = velocity_by_time(
+        x, graph, neighborhoods, window_options, velocity_options, random_state, relaxation=0.0, tol=1e-3
+    )
 
     observed = geometry.summarise(velocity(time), time)
     seeds = np.random.SeedSequence(random_state).spawn(n_permutations)
-    tasks = [(seed,) for seed in seeds]
-    shuffled = np.stack(list(run(_summarise_shuffled, tasks, (time, velocity, geometry), n_jobs=n_jobs)))
+    shared = (time, velocity, geometry)
+    shuffled = np.stack(list(run(_summarise_shuffled, [(seed,) for seed in seeds], shared, n_jobs=n_jobs)))
     n_statistics = len(STATISTICS)
     return PermutationTest(
         statistics=names,
@@ -239,11 +250,11 @@ def permutation_test(
 class _Border:
     """Sum over a cell's edges across a border of the unit vectors to the far side, positive from source to target."""
 
-    cells: NDArray[np.int64]
-    way: NDArray[np.float64]
-    n_edges: NDArray[np.int64]
+    cells: IntArray
+    way: FloatArray
+    n_edges: IntArray
 
-    def flow(self, unit: NDArray[np.float64], known: NDArray[np.bool_]) -> float:
+    def flow(self, unit: FloatArray, known: NDArray[np.bool_]) -> float:
         """Return the mean cosine with the way across, NaN without an edge."""
         if not self.cells.size:
             return np.nan
@@ -252,15 +263,15 @@ class _Border:
 
 @dataclass(frozen=True, eq=False)
 class _Geometry:
-    """What of the edges does not depend on time, so that each permutation costs sparse products only."""
+    """All of the edges that does not depend on time. A permutation then costs sparse products only."""
 
-    x: NDArray[np.float64]
-    source: NDArray[np.int64]
+    x: FloatArray
+    source: IntArray
     adjacent: sp.csr_matrix
     inverse_length: sp.csr_matrix
     borders: dict[tuple[Any, Any], _Border]
 
-    def summarise(self, velocity: NDArray[np.float64], time: NDArray[np.float64]) -> NDArray[np.float64]:
+    def summarise(self, velocity: FloatArray, time: FloatArray) -> FloatArray:
         """Return coherence, ascent and the flow of each border, shape ``[2 + n_borders]``."""
         norm = np.linalg.norm(velocity, axis=1)
         known = np.isfinite(norm) & (norm > 0)
@@ -268,35 +279,26 @@ class _Geometry:
         unit[known] = velocity[known] / norm[known, None]
         n_pairs = known @ (self.adjacent @ known.astype(np.float64))
         coherence = (unit * (self.adjacent @ unit)).sum() / max(n_pairs, 1.0)
-        told = known[self.source]
-        later = np.abs(time[self.adjacent.indices] - time[self.source])[told].sum()
+        later = np.abs(time[self.adjacent.indices] - time[self.source])[known[self.source]].sum()
         ascent = (unit * self._uphill(time)).sum() / (later if later > 0 else 1.0)
         return np.array([coherence, ascent, *(border.flow(unit, known) for border in self.borders.values())])
 
-    def _uphill(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _uphill(self, time: FloatArray) -> FloatArray:
         """Sum over the neighbours j of each cell i the unit vectors from i to j times the difference in time."""
         x, t, near = self.x, time[:, None], self.inverse_length
         return np.asarray(near @ (t * x) - t * (near @ x) - x * (near @ t) + t * x * (near @ np.ones_like(t)))
 
 
 def _summarise_shuffled(
-    time: NDArray[np.float64],
-    velocity: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    geometry: _Geometry,
-    seed: np.random.SeedSequence,
-) -> NDArray[np.float64]:
+    time: FloatArray, velocity: VelocityByTime, geometry: _Geometry, seed: np.random.SeedSequence
+) -> FloatArray:
     shuffled = np.random.default_rng(seed).permutation(time)
     with _quiet():
         found = velocity(shuffled)
     return geometry.summarise(found, shuffled)
 
 
-def _measure(
-    x: NDArray[np.float64],
-    graph: sp.csr_matrix,
-    labels: ArrayLike | None,
-    edges: Sequence[tuple[Hashable, Hashable]] | None,
-) -> _Geometry:
+def _measure(x: FloatArray, graph: sp.csr_matrix, labels: ArrayLike | None, edges: Edges | None) -> _Geometry:
     """Measure the edges of the graph, once for all permutations."""
     x = x - x.mean(axis=0)  # differences of products cancel far from the origin
     source = np.repeat(np.arange(x.shape[0]), np.diff(graph.indptr))
@@ -314,14 +316,9 @@ def _measure(
 
 
 def _border(
-    x: NDArray[np.float64],
-    source: NDArray[np.int64],
-    target: NDArray[np.int64],
-    inverse: NDArray[np.float64],
-    forth: NDArray[np.int64],
-    back: NDArray[np.int64],
+    x: FloatArray, source: IntArray, target: IntArray, inverse: FloatArray, forth: IntArray, back: IntArray
 ) -> _Border:
-    """Gather the edges across a border by the cell that they start from; those on the way back are turned around."""
+    """Gather the edges across a border by the cell that they start from, those on the way back turned around."""
     edge = np.concatenate([forth, back])
     sign = np.repeat([1.0, -1.0], [forth.size, back.size])
     ways = (x[target[edge]] - x[source[edge]]) * (sign * inverse[edge])[:, None]
@@ -332,11 +329,8 @@ def _border(
 
 
 def _borders(
-    graph: sp.csr_matrix,
-    source: NDArray[np.int64],
-    labels: ArrayLike | None,
-    edges: Sequence[tuple[Hashable, Hashable]] | None,
-) -> dict[tuple[Any, Any], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    graph: sp.csr_matrix, source: IntArray, labels: ArrayLike | None, edges: Edges | None
+) -> dict[tuple[Any, Any], tuple[IntArray, IntArray]]:
     """Return, for each pair of clusters, the edges of the graph from the first to the second, and those back."""
     if labels is None:
         if edges is not None:
@@ -357,14 +351,14 @@ def _borders(
     return borders
 
 
-def _p_values(observed: NDArray[np.float64], null: NDArray[np.float64]) -> NDArray[np.float64]:
+def _p_values(observed: FloatArray, null: FloatArray) -> FloatArray:
     """Return the share of permutations, the observed one included, that reach the observed value."""
-    # A value that the shuffled time could not give (NaN) counts against a direction; one not observed has no p-value.
+    # Shuffled time without a value (NaN) counts against a direction. Without an observed value there is no p-value.
     p = (1 + (~(null < observed)).sum(axis=0)) / (1 + null.shape[0])
     return np.where(np.isnan(observed), np.nan, p)
 
 
-def _max_p_values(observed: NDArray[np.float64], null: NDArray[np.float64]) -> NDArray[np.float64]:
+def _max_p_values(observed: FloatArray, null: FloatArray) -> FloatArray:
     """Return p-values against the largest standardised value of each permutation."""
     adjusted = np.full(observed.size, np.nan)
     use = np.isfinite(observed)
@@ -379,7 +373,7 @@ def _max_p_values(observed: NDArray[np.float64], null: NDArray[np.float64]) -> N
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what the stages say of shuffled time: they have said it of the time given."""
+    """Hold back messages about shuffled time: there were the same about the time given."""
 
     def reject(record: logging.LogRecord) -> bool:  # one per call: a thread that is done must not unmute the others
         return False

@@ -1,7 +1,4 @@
-"""What is known from elsewhere: whether a reference, and where the earliest cells lie, support the direction.
-
-Depends on ``_common``, numpy, scipy and pandas; knows neither AnnData nor CellRank.
-"""
+"""The root check: whether a reference and the place of the earliest cells support the direction of time."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
-from cellrank_velot.direction._common import check_labels, check_time
+from cellrank_velot.direction._common import FloatArray, check_labels, check_time
 
 __all__ = ["ReferenceKind", "RootCheck", "Verdict", "root_check"]
 
@@ -27,7 +24,7 @@ EXPECTED_SIGN = {"experimental_time": 1, "cytotrace": -1, "increasing_marker": 1
 
 
 class Verdict(StrEnum):
-    """What a check says of the direction of time.
+    """What a check says about the direction of time.
 
     Examples
     --------
@@ -43,26 +40,26 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RootCheck:
-    """What :func:`root_check` found. Parts that were not asked for are NaN and undecided.
+    """Result of :func:`root_check`. Printed, it says what it means. Parts that were not asked for are NaN, undecided.
 
     Attributes
     ----------
     kind
-        What the reference is.
+        Kind of the reference.
     correlation
-        Spearman correlation of time and reference, times the sign expected: positive supports the direction.
+        Spearman correlation of time and reference, times the expected sign: a positive one supports the direction.
     interval
-        Bootstrap interval of it.
+        Bootstrap interval of the correlation, low and high.
     n_cells
-        Cells with a reference.
+        Number of cells with a reference.
     direction
-        Whether the reference supports the direction.
+        Verdict on the direction, by the reference.
     root_share
         Share of the earliest cells that lie in the expected clusters.
     root_base
-        Share of all cells that do.
+        Share of all cells that lie in the expected clusters.
     root
-        Whether the earliest cells lie there.
+        Verdict on the root, by the earliest cells.
 
     Examples
     --------
@@ -125,35 +122,35 @@ def root_check(
     """Compare a pseudotime with what is known from elsewhere: a reference, the cluster of the root, or both.
 
     The direction is supported where the whole interval of the correlation lies above ``min_correlation``, contradicted
-    where it lies below its negative, and undecided between. A root is supported where at least half of the earliest
-    cells lie in its clusters, and contradicted where fewer do than of all cells. The interval is about these cells:
-    cells of one sample are not independent, so another sample may differ by more.
+    where it lies below ``-min_correlation``, and undecided in between. A root is supported where at least half of the
+    earliest cells lie in its clusters, and contradicted where their share is below that of all cells. The interval is
+    valid for these cells: cells of one sample are not independent, so another sample may differ by more.
 
     Parameters
     ----------
     time
         Pseudotime of each cell, shape ``[n_cells]``.
     reference
-        Number for each cell, shape ``[n_cells]``; cells where it is missing (NaN) are left out. Without one, ``labels``
-        and ``root`` are needed.
+        Reference value of each cell, shape ``[n_cells]``. Cells where it is NaN are left out. Without a reference,
+        ``labels`` and ``root`` are needed.
     kind
-        What the reference is, which says what correlation to expect: ``"experimental_time"`` and
-        ``"increasing_marker"`` a positive one; ``"cytotrace"``, the CytoTRACE score that is high in cells that are not
-        differentiated, and ``"decreasing_marker"`` a negative one. CellRank's ``ct_pseudotime`` is a time.
+        Kind of the reference, which decides the expected sign of the correlation. It is positive for
+        ``"experimental_time"`` and ``"increasing_marker"``, negative for ``"decreasing_marker"`` and ``"cytotrace"``,
+        the CytoTRACE score, which is high in undifferentiated cells. CellRank's ``ct_pseudotime`` is a time.
     labels
-        Cluster of each cell, shape ``[n_cells]``; needed for ``root``, and not used without.
+        Cluster of each cell, shape ``[n_cells]``; used with ``root`` only.
     root
-        Cluster, or clusters, where the process is expected to begin; not looked at where not given.
+        Cluster, or clusters, where the process is expected to begin. Without it the root is not checked.
     min_correlation
-        Correlation that means something, in ``[0, 1)``.
+        Smallest correlation that counts, in ``[0, 1)``.
     earliest
-        Share of the cells that count as the earliest, at least one cell.
+        Share of the cells that count as the earliest, in ``(0, 1]``; at least one cell.
     level
-        Level of the interval.
+        Level of the interval, in ``(0, 1)``.
     n_bootstrap
         Number of bootstrap samples.
     random_state
-        Seed of these.
+        Seed of the bootstrap samples.
 
     Returns
     -------
@@ -197,7 +194,7 @@ def root_check(
     return RootCheck(kind, correlation, interval, n_cells, direction, share, base, verdict)
 
 
-def _complete(time: NDArray[np.float64], reference: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _complete(time: FloatArray, reference: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Return time and reference of the cells that have one."""
     values = np.asarray(reference, dtype=np.float64)
     if values.shape != time.shape:
@@ -211,9 +208,7 @@ def _complete(time: NDArray[np.float64], reference: ArrayLike) -> tuple[NDArray[
     return time[known], values[known]
 
 
-def _bootstrap(
-    a: NDArray[np.float64], b: NDArray[np.float64], n_samples: int, level: float, random_state: int
-) -> tuple[float, float]:
+def _bootstrap(a: FloatArray, b: FloatArray, n_samples: int, level: float, random_state: int) -> tuple[float, float]:
     """Return the percentile interval of the correlation of two rankings."""
     rng = np.random.default_rng(check_seed(random_state))
     drawn = np.empty(n_samples)
@@ -225,7 +220,7 @@ def _bootstrap(
 
 
 def _root_share(
-    time: NDArray[np.float64], labels: ArrayLike | None, root: Hashable | Sequence[Hashable], earliest: float
+    time: FloatArray, labels: ArrayLike | None, root: Hashable | Sequence[Hashable], earliest: float
 ) -> tuple[float, float]:
     """Return the share of the expected clusters among the earliest cells, and among all."""
     if labels is None:
@@ -247,7 +242,7 @@ def _verdict(supported: bool, contradicted: bool) -> Verdict:
     return Verdict.CONTRADICTED if contradicted else Verdict.UNDECIDED
 
 
-def _pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+def _pearson(a: FloatArray, b: FloatArray) -> float:
     """Return the correlation, zero where one of both is constant."""
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))

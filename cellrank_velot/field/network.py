@@ -175,24 +175,48 @@ class VelocityField(Stage):
         return values_at(self, "drift_on", x, time, device)
 
     def on(self, device: torch.device | str) -> Function:
-        """Return the velocity as a function of tensors, ``x [n, n_dims]`` and ``time [n]``, differentiable in both."""
+        """Return the velocity as a function of tensors, ``x [n, n_dims]`` and ``time [n]``, differentiable in both.
+
+        Parameters
+        ----------
+        device
+            Torch device that the tensors are on.
+        """
         heads = self.heads_on(device)
         return lambda x, time: heads(x, time)[0]
 
     def growth_on(self, device: torch.device | str) -> Function:
-        """Return the growth rate as a function of tensors, with values of shape ``[n]``; see :meth:`on`."""
+        """Return the growth rate as a function of tensors, with values of shape ``[n]``; see :meth:`on`.
+
+        Parameters
+        ----------
+        device
+            Torch device that the tensors are on.
+        """
         self._need_heads()
         heads = self.heads_on(device)
         return lambda x, time: heads(x, time)[1]
 
     def score_on(self, device: torch.device | str) -> Function:
-        """Return the gradient of the log density as a function of tensors; see :meth:`on`."""
+        """Return the gradient of the log density as a function of tensors; see :meth:`on`.
+
+        Parameters
+        ----------
+        device
+            Torch device that the tensors are on.
+        """
         self._need_heads()
         heads = self.heads_on(device)
         return lambda x, time: heads(x, time)[2]
 
     def drift_on(self, device: torch.device | str) -> Function:
-        """Return the drift as a function of tensors; see :meth:`drift` and :meth:`on`."""
+        """Return the drift as a function of tensors; see :meth:`drift` and :meth:`on`.
+
+        Parameters
+        ----------
+        device
+            Torch device that the tensors are on.
+        """
         if not self.has_heads:
             return self.on(device)
         heads = self.heads_on(device)
@@ -206,7 +230,13 @@ class VelocityField(Stage):
     def heads_on(
         self, device: torch.device | str
     ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Return velocity, growth and score at once, as a function of tensors; empty where the field has no heads."""
+        """Return velocity, growth and score at once, as a function of tensors; empty where the field has no heads.
+
+        Parameters
+        ----------
+        device
+            Torch device that the tensors are on.
+        """
         n_outputs = 2 * self.n_dims + 1 if self.has_heads else self.n_dims
         network = build_network(self.n_dims + self.use_time, n_outputs, hidden=[w.shape[0] for w in self._inner])
         network.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})

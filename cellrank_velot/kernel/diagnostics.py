@@ -1,17 +1,16 @@
-"""What a user asks of a kernel before trusting it: whether there is a direction, and where it begins and ends.
-
-Thin calls of :mod:`cellrank_velot.direction` and :mod:`cellrank_velot.fates.states`.
-"""
+"""Methods that check a kernel before one trusts it: whether there is a direction, and where it begins and ends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cellrank_velot.cells import read_clusters
-from cellrank_velot.direction import FlipTest, PermutationTest, flip_test, permutation_test
+from cellrank_velot.direction import FlipTest, PermutationTest, Statistic, flip_test, permutation_test
 from cellrank_velot.fates import SinkOptions, SourceOptions, suggest_initial_states, suggest_terminal_states
 from cellrank_velot.kernel.base import BaseVelocityKernel
 
@@ -19,32 +18,65 @@ __all__ = ["DirectionTests", "States"]
 
 
 class DirectionTests(BaseVelocityKernel):
-    """Methods of the kernel for a pseudotime that test its direction."""
+    """Tests of the direction that a pseudotime gives."""
 
     def permutation_test(
-        self, cluster_key: str | None = None, cluster_edges: Sequence[tuple[str, str]] | None = None, **kwargs: Any
+        self,
+        cluster_key: str | None = None,
+        cluster_edges: Sequence[tuple[str, str]] | None = None,
+        *,
+        n_permutations: int = 199,
+        statistic: Statistic = "both",
+        neighborhoods: NDArray[np.int64] | None = None,
+        window_options: Mapping[str, Any] | None = None,
+        velocity_options: Mapping[str, Any] | None = None,
+        random_state: int = 0,
+        n_jobs: int | None = None,
     ) -> PermutationTest:
         """Test whether there is more direction than a shuffled time would give.
+
+        The velocity is computed anew, for the time given and for each permutation of it. Neighbours must agree in it
+        (``coherence``), and it must point to later neighbours (``ascent``), more than by chance.
+        :func:`cellrank_velot.direction.permutation_test` has the formulas. A pseudotime that is a function of the
+        positions, such as diffusion pseudotime, always passes.
 
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of clusters, whose borders are tested, too; no borders where not given.
+            Key in ``adata.obs`` of clusters, to test also the flow across their borders. No borders are tested where
+            not given.
         cluster_edges
-            Pairs of clusters to test; all that touch where not given.
-        **kwargs
-            Passed on to :func:`cellrank_velot.direction.permutation_test`, e.g. ``n_permutations`` and ``n_jobs``.
+            Pairs of clusters, from and to, whose borders are tested. Where not given, all that touch, both ways.
+        n_permutations
+            Number of permutations. No p-value is below ``1 / (1 + n_permutations)``.
+        statistic
+            ``"coherence"``, ``"ascent"``, or ``"both"``, of which the larger p-value counts.
+        neighborhoods
+            Codes of the spatial clusters in which windows are made, shape ``[n_cells]``; KMeans in the basis where not
+            given. They must not depend on time.
+        window_options
+            Options of the windows by name, such as ``{"n_clusters": 5}``: those of :meth:`compute_windows`, with its
+            defaults.
+        velocity_options
+            Options of the transport by name, such as ``{"epsilon": 0.1}``: those of :meth:`compute_velocity`, with its
+            defaults but for ``tol=1e-3`` and ``relaxation=0.0``.
+        random_state
+            Seed of the permutations and of KMeans.
+        n_jobs
+            Number of jobs. ``None`` takes that of joblib's ``parallel_config``. The result is the same.
 
         Returns
         -------
-        The p-values; printed, it says what they mean.
+        Statistics with the time given and with shuffled time, and p-values. Printed, it says what they mean.
 
         Raises
         ------
         KeyError
             If the clusters are missing.
-        RuntimeError
-            With experimental time.
+        TypeError
+            If an option is unknown or of the wrong type.
+        ValueError
+            If an option is out of range, a cluster is unknown, or no windows can be built.
 
         Examples
         --------
@@ -54,29 +86,63 @@ class DirectionTests(BaseVelocityKernel):
         >>> test.to_frame().columns.tolist()
         ['observed', 'null_mean', 'null_std', 'p_value', 'p_adjusted', 'n_border']
         """
-        cells, clusters = self.cells, _clusters(self, cluster_key)
-        return permutation_test(cells.x, cells.time, self.connectivities, clusters, cluster_edges, **kwargs)
+        cells = self.cells
+        return permutation_test(
+            *(cells.x, cells.time, self.connectivities, _labels(self, cluster_key), cluster_edges),
+            n_permutations=n_permutations,
+            statistic=statistic,
+            neighborhoods=neighborhoods,
+            window_options=window_options,
+            velocity_options=velocity_options,
+            random_state=random_state,
+            n_jobs=n_jobs,
+        )
 
-    def flip_test(self, cluster_key: str | None = None, **kwargs: Any) -> FlipTest:
+    def flip_test(
+        self,
+        cluster_key: str | None = None,
+        *,
+        smooth: bool = True,
+        neighborhoods: NDArray[np.int64] | None = None,
+        window_options: Mapping[str, Any] | None = None,
+        velocity_options: Mapping[str, Any] | None = None,
+        random_state: int = 0,
+    ) -> FlipTest:
         """Reverse the time and see whether the velocity reverses.
+
+        A flow reverses with time, noise does not. The velocity is computed anew for the time given and for reversed
+        time. The test treats both directions of time alike, so it cannot say which one is right.
 
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of clusters to say it for; for all cells alone where not given.
-        **kwargs
-            Passed on to :func:`cellrank_velot.direction.flip_test`.
+            Key in ``adata.obs`` of clusters, for means by cluster; none where not given.
+        smooth
+            Whether to average velocities over each cell and its neighbours before they are compared.
+        neighborhoods
+            Codes of the spatial clusters in which windows are made, shape ``[n_cells]``; KMeans in the basis where not
+            given.
+        window_options
+            Options of the windows by name, such as ``{"n_clusters": 5}``: those of :meth:`compute_windows`, with its
+            defaults.
+        velocity_options
+            Options of the transport by name, such as ``{"epsilon": 0.1}``: those of :meth:`compute_velocity`, with its
+            defaults but for ``reach=None`` and ``relaxation=1.0``.
+        random_state
+            Seed of KMeans.
 
         Returns
         -------
-        Cosines between the velocity and the negative one of reversed time.
+        Cosine between each cell's velocity and minus its velocity in reversed time. Printed, it says what it means.
 
         Raises
         ------
         KeyError
             If the clusters are missing.
-        RuntimeError
-            With experimental time.
+        TypeError
+            If an option is unknown or of the wrong type.
+        ValueError
+            If an option is out of range, or no windows can be built.
 
         Examples
         --------
@@ -86,12 +152,19 @@ class DirectionTests(BaseVelocityKernel):
         >>> test.to_frame().index.tolist()
         ['all', 'Fate A', 'Fate B', 'Progenitor', 'Transition']
         """
-        cells, clusters = self.cells, _clusters(self, cluster_key)
-        return flip_test(cells.x, cells.time, self.connectivities, clusters, **kwargs)
+        cells = self.cells
+        return flip_test(
+            *(cells.x, cells.time, self.connectivities, _labels(self, cluster_key)),
+            smooth=smooth,
+            neighborhoods=neighborhoods,
+            window_options=window_options,
+            velocity_options=velocity_options,
+            random_state=random_state,
+        )
 
 
 class States(BaseVelocityKernel):
-    """Methods of the kernel that suggest where the process begins and ends."""
+    """Suggestions of terminal and initial states, from the transition matrix."""
 
     def suggest_terminal_states(
         self,
@@ -204,8 +277,8 @@ class States(BaseVelocityKernel):
 
     def _chain(self, cluster_key: str | None) -> tuple[Any, Any, Any, Any, Any]:
         matrix = self._needed("transition_matrix", "compute_transition_matrix")
-        return matrix, self.connectivities, self.cells.time, self.adata.obs_names, _clusters(self, cluster_key)
+        return matrix, self.connectivities, self.cells.time, self.adata.obs_names, _labels(self, cluster_key)
 
 
-def _clusters(kernel: BaseVelocityKernel, cluster_key: str | None) -> pd.Series | None:
+def _labels(kernel: BaseVelocityKernel, cluster_key: str | None) -> pd.Series | None:
     return None if cluster_key is None else read_clusters(kernel.adata, cluster_key)

@@ -469,8 +469,7 @@ class Populations(BaseVelocityKernel):
         wanted = None if wanted is None else [str(name) for name in wanted]
         groups = self.adata.obs_names
         if group_by is not None:
-            check_known("adata.obs", group_by, self.adata.obs.columns)
-            groups = pd.Index(self.adata.obs[group_by].astype(str))
+            groups = pd.Index(read_clusters(self.adata, group_by).astype(str))
         if group_by is not None and starts.size > MAX_STARTS:
             starts = np.sort(np.random.default_rng(options.random_state).choice(starts, MAX_STARTS, replace=False))
         paths = self._process(np.repeat(starts, n_particles), until, options, run)

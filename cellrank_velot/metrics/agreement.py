@@ -1,7 +1,4 @@
-"""Does the velocity repeat itself: a field from one part of the cells, against transport in the other part.
-
-Depends on the stages windows, velocity and field, numpy and scipy; knows neither AnnData nor CellRank.
-"""
+"""Whether a velocity repeats itself: a field from one part of the cells, against transport in the other part."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.options import Run, options_of
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_number, check_seed
 from cellrank_velot.field import FieldOptions, fit_field
@@ -34,16 +31,16 @@ FieldFunction = Callable[[FloatArray, FloatArray], FloatArray]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOutAgreement(Stage):
-    """Velocities of the held-out cells, asked and estimated.
+    """Velocities of the held-out cells, predicted from the other cells and estimated from themselves.
 
     Attributes
     ----------
     cells
-        Held-out cells, shape ``[n_held_out]``.
+        Positions of the held-out cells among all, shape ``[n_held_out]``.
     predicted
-        What the field of the other cells says, shape ``[n_held_out, n_dims]``.
+        Velocity of the field of the other cells, shape ``[n_held_out, n_dims]``.
     estimated
-        What transport among the held-out cells says, shape ``[n_held_out, n_dims]``; NaN without an estimate.
+        Velocity from transport among the held-out cells, shape ``[n_held_out, n_dims]``; NaN without an estimate.
 
     Examples
     --------
@@ -70,7 +67,7 @@ class HeldOutAgreement(Stage):
     def r2(self) -> float:
         """Share of the variance of the estimates that the field predicts, at most one; NaN where nothing varies.
 
-        Where all cells move alike, only noise varies and it is about zero or less: read the cosine there.
+        Where all cells move alike, only noise varies, and the share is about zero or less: read the cosine there.
         """
         known = np.isfinite(self.estimated).all(axis=1) & np.isfinite(self.predicted).all(axis=1)
         estimated, predicted = self.estimated[known], self.predicted[known]
@@ -95,9 +92,9 @@ def held_out_agreement(
 ) -> HeldOutAgreement:
     """Fit a field without some of the cells and compare it there with an estimate from these cells alone.
 
-    The two share no cell, so that agreement is no overfitting. It says that an estimate repeats itself, not that it is
-    true: a bias of both is not seen, and the noise of the estimates, which are not smoothed, keeps the cosine below
-    one. Compare fields under the same ``windows`` and ``velocity``.
+    Both share no cell, so their agreement is no overfitting. It says that an estimate repeats itself, not that it is
+    true: a bias of both stays hidden. The estimates are not smoothed, and their noise keeps the cosine below one.
+    Compare fields under the same ``windows`` and ``velocity``.
 
     Parameters
     ----------
@@ -108,15 +105,21 @@ def held_out_agreement(
     graph
         Neighbour graph of shape ``[n_cells, n_cells]``; each part keeps its own edges.
     labels
-        Codes of clusters within which windows are made, shape ``[n_cells]``; KMeans where not given.
+        Codes of the clusters in which windows are made, shape ``[n_cells]``; KMeans where not given.
     held_out
         Share of the cells that are held out, in ``(0, 1)``.
-    windows, velocity, field
-        Options of :func:`~cellrank_velot.transport.windows.build_windows`, of
-        :func:`~cellrank_velot.transport.velocity.compute_velocity` and of :func:`~cellrank_velot.field.fit_field`.
+    windows
+        Options of the windows by name, such as ``{"n_clusters": 5}``: those of
+        :meth:`~cellrank_velot.OTVelocityKernel.compute_windows`, with its defaults.
+    velocity
+        Options of the transport by name, such as ``{"epsilon": 0.1}``: those of
+        :meth:`~cellrank_velot.OTVelocityKernel.compute_velocity`, with its defaults.
+    field
+        Options of the field by name, such as ``{"n_steps": 500}``: those of
+        :meth:`~cellrank_velot.OTVelocityKernel.fit_field`, with its defaults.
     fit
-        Another method to judge in place of the three stages: takes positions, time and graph of the cells that are
-        kept, returns a function from positions and time to velocities. The three stages where not given.
+        Another method to judge, in place of windows, transport and field. It takes positions, time and graph of the
+        cells that are kept, and returns a function from positions and time to velocities.
     random_state
         Seed that chooses the cells.
 
@@ -126,6 +129,8 @@ def held_out_agreement(
 
     Raises
     ------
+    TypeError
+        If an option is unknown or of the wrong type.
     ValueError
         If shapes do not fit, a share is out of range, or a part has too few cells for its windows or its field.
 
@@ -151,20 +156,18 @@ def held_out_agreement(
         raise ValueError(f"Expected time, graph and labels of `{n_cells}` cells, found another number.")
     chosen = np.zeros(n_cells, dtype=np.bool_)
     chosen[np.random.default_rng(random_state).permutation(n_cells)[: round(held_out * n_cells)]] = True
+    (window_options,) = options_of("windows", windows, WindowOptions)
+    options = (window_options, *options_of("velocity", velocity, TransportOptions, Run))
     kept, left_out = (_part(x, time, graph, labels, np.flatnonzero(c)) for c in (~chosen, chosen))
     if fit is None:
-        transport = _transport(kept, windows, velocity)
-        options, rest = FieldOptions.split(field or {})
-        predict: FieldFunction = fit_field(
-            *kept[:2],
-            *(transport.velocity, transport.confidence, kept[2], transport.relaxation),
-            options,
-            Run(**rest),
-        )
+        field_options, run = options_of("field", field, FieldOptions, Run)
+        found = _transport(kept, *options)
+        estimate = found.velocity, found.confidence, kept[2], found.relaxation
+        predict: FieldFunction = fit_field(*kept[:2], *estimate, field_options, run)
     else:
         predict = fit(*kept[:3])
     predicted = np.asarray(predict(*left_out[:2]), dtype=np.float64)
-    return HeldOutAgreement(np.flatnonzero(chosen), predicted, _transport(left_out, windows, velocity).velocity)
+    return HeldOutAgreement(np.flatnonzero(chosen), predicted, _transport(left_out, *options).velocity)
 
 
 _Part = tuple[FloatArray, FloatArray, sp.csr_matrix, NDArray[np.int64] | None]
@@ -178,8 +181,6 @@ def _part(
     return x[cells], time[cells], sp.csr_matrix(graph)[cells][:, cells], codes
 
 
-def _transport(part: _Part, windows: Mapping[str, Any] | None, velocity: Mapping[str, Any] | None) -> TransportVelocity:
+def _transport(part: _Part, windows: WindowOptions, options: TransportOptions, run: Run) -> TransportVelocity:
     x, time, graph, labels = part
-    built = build_windows(x, time, WindowOptions(**(windows or {})), graph=graph, labels=labels)
-    options, rest = TransportOptions.split(velocity or {})
-    return compute_velocity(x, time, built, graph, options, Run(**rest))
+    return compute_velocity(x, time, build_windows(x, time, windows, graph=graph, labels=labels), graph, options, run)

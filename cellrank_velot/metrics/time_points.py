@@ -1,11 +1,10 @@
-"""How well a time point that is left out is foretold from the others.
-
-Depends on couplings, dynamics, field, interpolation, snapshots, numpy, pandas and POT; knows no AnnData.
-"""
+"""How well a time point that is left out is predicted from the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -13,14 +12,20 @@ import ot
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.options import Run, options_of
 from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
-from cellrank_velot.cells.time_points import check_snapshots
+from cellrank_velot.cells import check_snapshots
 from cellrank_velot.dynamics import SimulationOptions, simulate_process
 from cellrank_velot.field import ProcessOptions, fit_process
-from cellrank_velot.timeseries.couplings import CouplingOptions, SnapshotCouplings, couple_snapshots
-from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
-from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
+from cellrank_velot.timeseries import (
+    CouplingOptions,
+    Population,
+    SnapshotCouplings,
+    SnapshotOptions,
+    build_snapshots,
+    couple_snapshots,
+    interpolate_paths,
+)
 
 __all__ = ["HeldOutMethod", "held_out_time", "wasserstein"]
 
@@ -34,12 +39,13 @@ def held_out_time(
     *,
     methods: Sequence[HeldOutMethod] = ("paths", "exact", "previous"),
     mass: Sequence[float] | None = None,
+    prior: NDArray[np.float64] | None = None,
     n_cells: int = 1500,
+    coupling_options: Mapping[str, Any] | None = None,
+    field_options: Mapping[str, Any] | None = None,
     random_state: int = 0,
-    field_options: dict[str, Any] | None = None,
-    **options: Any,
 ) -> pd.DataFrame:
-    """Leave time points out, foretell them from the others, and measure the distance to what was there.
+    """Leave time points out, predict them from the others, and measure the distance to the cells that were there.
 
     Parameters
     ----------
@@ -50,29 +56,37 @@ def held_out_time(
     held_out
         Time points to leave out, one at a time; all but the first and the last where not given.
     methods
-        ``"paths"``: paths of the couplings of the other time points; ``"field"``: the cells before, moved by a field
-        that is fitted to the others; ``"exact"``: straight lines between the time points beside, by exact optimal
-        transport; ``"previous"``: the time point before, as it is.
+        Predictions to compare. ``"paths"``: paths of the couplings of the other time points. ``"field"``: the cells of
+        the time point before, moved by a field that is fitted to the others. ``"exact"``: straight lines between the
+        time points before and after, by exact optimal transport. ``"previous"``: the time point before, as it is.
     mass
         Mass of each time point, shape ``[n_times]``; one where not given.
+    prior
+        Growth rate of each cell that the couplings expect, per unit of time, shape ``[n_cells]``; zero where not given.
     n_cells
-        Largest number of cells on each side of a distance, drawn at random, and of the exact transport.
+        Largest number of cells on each side of a distance and of the exact transport. More cells are drawn at random.
+    coupling_options
+        Options of the couplings by name, such as ``{"tau": 0.8}``: ``epsilon``, ``tau``, ``n_passes``, ``n_draws``,
+        ``tol``, ``max_iter``, ``random_state``, ``device`` and ``show_progress_bar``. They are those of
+        ``compute_velocity`` of the kernel of a time series, with its defaults.
+    field_options
+        Options of the field by name, such as ``{"n_steps": 300}``: ``hidden``, ``diffusion``, ``n_steps``,
+        ``batch_size``, ``learning_rate``, ``random_state``, ``device`` and ``show_progress_bar``. They are those of
+        ``fit_field`` of the kernel of a time series, with its defaults.
     random_state
         Seed.
-    field_options
-        Passed on to :func:`cellrank_velot.field.fit_process`.
-    **options
-        Passed on to :func:`cellrank_velot.timeseries.couplings.couple_snapshots`.
 
     Returns
     -------
     One row for each time point and method: ``w1`` and ``w2``, exact Wasserstein distances with Euclidean cost, in units
-    of the basis, and ``mass_ratio``, the mass foretold over that given.
+    of the basis, and ``mass_ratio``, the predicted mass over the given one.
 
     Raises
     ------
+    TypeError
+        If an option is unknown or of the wrong type.
     ValueError
-        If there are fewer than three time points, or one to leave out is none or has no neighbour on a side.
+        If there are fewer than three time points, or ``held_out`` is no time point between the first and the last.
 
     Examples
     --------
@@ -87,6 +101,9 @@ def held_out_time(
     check_seed(random_state)
     for method in methods:
         check_choice("methods", method, HeldOutMethod)
+    seed = {"random_state": random_state}
+    coupling = options_of("coupling_options", coupling_options, CouplingOptions, Run, **seed)
+    field = options_of("field_options", field_options, ProcessOptions, Run, **seed)
     wanted = points[1:-1] if held_out is None else np.atleast_1d(np.asarray(held_out, dtype=np.float64))
     inner = np.isin(wanted, points[1:-1])
     if points.size < 3 or not inner.all():
@@ -101,9 +118,21 @@ def held_out_time(
         truth = _some(x[time == point], n_cells, rng)
         k = int(np.searchsorted(points, point))
         others = time != point
-        task = _Task(x[others], time[others], float(point), np.delete(masses, k), n_cells, random_state, rng)
+        task = _Task(
+            x=x[others],
+            time=time[others],
+            point=float(point),
+            before=k - 1,
+            mass=np.delete(masses, k),
+            prior=None if prior is None else prior[others],
+            n_cells=n_cells,
+            random_state=random_state,
+            coupling=coupling,
+            field=field,
+            rng=rng,
+        )
         for method in methods:
-            found = FORETELL[method](task, options, field_options or {})
+            found = PREDICT[method](task)
             guess = found if method == "exact" else _thinned(found, n_cells, random_state)
             w1, w2 = wasserstein(guess.x, truth, guess.weights)
             rows.append((float(point), method, w1, w2, found.mass / masses[k]))
@@ -117,15 +146,17 @@ def wasserstein(
 
     Parameters
     ----------
-    x, y
-        Positions, shapes ``[n, n_dims]`` and ``[m, n_dims]``.
+    x
+        Positions of the first cloud, shape ``[n, n_dims]``.
+    y
+        Positions of the second cloud, shape ``[m, n_dims]``.
     weights
-        Weights of ``x``, shape ``[n]``, scaled to sum to one; even where not given.
+        Weights of ``x``, shape ``[n]``, which are scaled to sum to one; equal where not given.
 
     Returns
     -------
-    Both distances, in units of the positions: the mean length of the ways of the mass, and the root of the mean squared
-    length, each of the plan for which it is least.
+    Both distances, in units of the positions: the mean distance that mass moves, and the root of the mean squared
+    distance, each under the transport plan that makes it smallest.
 
     Examples
     --------
@@ -141,66 +172,66 @@ def wasserstein(
     return float(first), float(np.sqrt(max(second, 0.0)))
 
 
+@dataclass(frozen=True, eq=False)
 class _Task:
-    """A time to foretell, and what is known of the others."""
+    """A time to predict, and the cells of the other time points."""
 
-    def __init__(
-        self,
-        x: NDArray[np.float64],
-        time: NDArray[np.float64],
-        point: float,
-        mass: NDArray[np.float64],
-        n_cells: int,
-        random_state: int,
-        rng: np.random.Generator,
-    ) -> None:
-        self.x, self.time, self.point, self.mass = x, time, point, mass
-        self.n_cells, self.random_state, self.rng = n_cells, random_state, rng
-        self.couplings: SnapshotCouplings | None = None
-        points = np.unique(time)
-        self.before = int(np.searchsorted(points, point)) - 1
-        self.ends = points[self.before], points[self.before + 1]
-        self.share = (point - self.ends[0]) / (self.ends[1] - self.ends[0])
+    x: NDArray[np.float64]
+    time: NDArray[np.float64]
+    point: float
+    before: int
+    mass: NDArray[np.float64]
+    prior: NDArray[np.float64] | None
+    n_cells: int
+    random_state: int
+    coupling: tuple[CouplingOptions, Run]
+    field: tuple[ProcessOptions, Run]
+    rng: np.random.Generator
 
-    def couple(self, options: dict[str, Any]) -> SnapshotCouplings:
-        """Return the couplings of the other time points, made once for all methods."""
-        if self.couplings is None:
-            windows = build_snapshots(self.time, SnapshotOptions(random_state=self.random_state))
-            given, rest = CouplingOptions.split({"random_state": self.random_state, **options})
-            inputs = {"mass": rest.pop("mass", self.mass), "prior": rest.pop("prior", None)}
-            self.couplings = couple_snapshots(self.x, self.time, windows, given, **inputs, run=Run(**rest))[0]
-        return self.couplings
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The time points before and after."""
+        points = np.unique(self.time)
+        return points[self.before], points[self.before + 1]
 
-
-def _by_paths(task: _Task, options: dict[str, Any], _: dict[str, Any]) -> Population:
-    return interpolate_paths(task.couple(options), task.x, task.point)
+    @cached_property
+    def couplings(self) -> SnapshotCouplings:
+        """Couplings of the other time points, made once for all methods."""
+        windows = build_snapshots(self.time, SnapshotOptions(random_state=self.random_state))
+        options, run = self.coupling
+        found, _ = couple_snapshots(self.x, self.time, windows, options, prior=self.prior, mass=self.mass, run=run)
+        return found
 
 
-def _by_field(task: _Task, options: dict[str, Any], field_options: dict[str, Any]) -> Population:
-    given, rest = ProcessOptions.split({"random_state": task.random_state, **field_options})
-    straight = rest.pop("straight", False)
-    field = fit_process(task.couple(options), task.x, given, straight=straight, run=Run(**rest))
+def _by_paths(task: _Task) -> Population:
+    return interpolate_paths(task.couplings, task.x, task.point)
+
+
+def _by_field(task: _Task) -> Population:
+    options, run = task.field
+    field = fit_process(task.couplings, task.x, options, run=run)
     starts = np.flatnonzero(task.time == task.ends[0])
     starts = task.rng.permutation(starts)[: 2 * task.n_cells]
-    # The flow has less chance in it than the process, and moves the population alike.
+    # The flow has less noise than the process, and moves the population alike.
     paths = simulate_process(field, task.x[starts], task.ends[0], task.point, SimulationOptions(noise=False))
     return Population(paths.ends, paths.weights * task.mass[task.before] / starts.size, task.point, starts)
 
 
-def _by_exact_transport(task: _Task, _: dict[str, Any], __: dict[str, Any]) -> Population:
+def _by_exact_transport(task: _Task) -> Population:
     x, y = (_some(task.x[task.time == end], task.n_cells, task.rng) for end in task.ends)
     plan = ot.emd(ot.unif(x.shape[0]), ot.unif(y.shape[0]), ot.dist(x, y), numItermax=10_000_000)
     i, j = np.nonzero(plan)
-    mass = task.mass[task.before] ** (1 - task.share) * task.mass[task.before + 1] ** task.share
-    return Population((1 - task.share) * x[i] + task.share * y[j], mass * plan[i, j], task.point, i)
+    share = (task.point - task.ends[0]) / (task.ends[1] - task.ends[0])
+    mass = task.mass[task.before] ** (1 - share) * task.mass[task.before + 1] ** share
+    return Population((1 - share) * x[i] + share * y[j], mass * plan[i, j], task.point, i)
 
 
-def _by_the_previous(task: _Task, _: dict[str, Any], __: dict[str, Any]) -> Population:
+def _by_the_previous(task: _Task) -> Population:
     cells = np.flatnonzero(task.time == task.ends[0])
     return Population(task.x[cells], np.full(cells.size, task.mass[task.before] / cells.size), task.point, cells)
 
 
-FORETELL: dict[str, Callable[[_Task, dict[str, Any], dict[str, Any]], Population]] = {
+PREDICT: dict[str, Callable[[_Task], Population]] = {
     "paths": _by_paths,
     "field": _by_field,
     "exact": _by_exact_transport,
@@ -209,7 +240,7 @@ FORETELL: dict[str, Callable[[_Task, dict[str, Any], dict[str, Any]], Population
 
 
 def _thinned(population: Population, n: int, random_state: int) -> Population:
-    """Return at most so many particles of a population, alike in weight."""
+    """Return a population of at most ``n`` particles, all of one weight where some had to be drawn."""
     if population.weights.size <= n:
         return population
     x = population.sample(n, random_state)

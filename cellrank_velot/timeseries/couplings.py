@@ -117,17 +117,38 @@ class SnapshotCouplings(Stage):
         return float(np.sqrt(np.sum(self.epsilon * self.scale / 2) / np.sum(np.diff(self.times))))
 
     def pairs(self, interval: int) -> slice:
-        """Return where the pairs of an interval are."""
+        """Return where the pairs of an interval are.
+
+        Parameters
+        ----------
+        interval
+            Number of the interval, from zero: the one between time points ``interval`` and ``interval + 1``.
+        """
         return slice(int(self.offsets[interval]), int(self.offsets[interval + 1]))
 
     def mass_at(self, pairs: NDArray[np.int64] | slice, share: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        """Return the mass of some pairs when this share of their interval is over, shape ``[n]``."""
+        """Return the mass of some pairs when this share of their interval is over, shape ``[n]``.
+
+        Parameters
+        ----------
+        pairs
+            Numbers of the pairs, shape ``[n]``, or a slice of them such as :meth:`pairs` returns.
+        share
+            Share of the interval, in ``[0, 1]``: of each pair, shape ``[n]``, or one for all.
+        """
         return np.asarray(self.start[pairs] ** (1.0 - share) * self.end[pairs] ** share)
 
     def matrix(self, interval: int, n_cells: int) -> sp.csr_matrix:
         """Return the coupling of an interval, as drawn: mass from each cell to each, ``[n_cells, n_cells]``.
 
         The mass of an entry is that which the pair carries half-way.
+
+        Parameters
+        ----------
+        interval
+            Number of the interval, from zero: the one between time points ``interval`` and ``interval + 1``.
+        n_cells
+            Number of cells of the whole series.
         """
         part = self.pairs(interval)
         entries = (self.mass_at(part, 0.5), (self.source[part], self.target[part]))

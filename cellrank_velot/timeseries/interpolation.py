@@ -55,7 +55,15 @@ class Population(Stage):
         return np.asarray(np.average(self.x, axis=0, weights=self.weights))
 
     def sample(self, n: int, random_state: int = 0) -> NDArray[np.float64]:
-        """Draw positions in proportion to the weights, as evenly as can be, shape ``[n, n_dims]``."""
+        """Draw positions in proportion to the weights, as evenly as can be, shape ``[n, n_dims]``.
+
+        Parameters
+        ----------
+        n
+            Number of positions.
+        random_state
+            Seed of the draw.
+        """
         rng = np.random.default_rng(check_seed(random_state))
         order = rng.permutation(self.weights.size)
         cumulated = np.cumsum(self.weights[order])

@@ -147,7 +147,13 @@ class Windows(Stage):
         return np.diff(self.offsets)
 
     def cells(self, window: int) -> NDArray[np.int64]:
-        """Return the cells of one window."""
+        """Return the cells of one window.
+
+        Parameters
+        ----------
+        window
+            Number of the window, from zero.
+        """
         return self.indices[self.offsets[window] : self.offsets[window + 1]]
 
     @classmethod
