@@ -30,7 +30,7 @@ from cellrank_velot.cells import (
 )
 from cellrank_velot.field import VelocityField, fit_field
 from cellrank_velot.field.uncertainty import Uncertainty
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.timeseries import SnapshotCouplings
 from cellrank_velot.transport import TransportVelocity, Windows, end_cells
 

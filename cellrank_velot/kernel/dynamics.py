@@ -40,7 +40,7 @@ from cellrank_velot.dynamics import (
     simulate_flow,
 )
 from cellrank_velot.embedding.projection import Weighting, project_by_linear_map, project_by_transitions
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.storage import pack as storage
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellrank_velot.cells import find_basis, find_cluster_key, read_clusters, read_plane
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.landscape import Landscape, LandscapeOptions, compute_landscape, populations_of
 from cellrank_velot.plotting.landscape import landscape_animation, potential_landscape

@@ -18,7 +18,7 @@ from cellrank_velot._utils.validation import check_known
 from cellrank_velot.cells import CellSelector, Interval, read_clusters, read_loadings, read_pca, select_cells
 from cellrank_velot.dynamics import FlowOptions, SimulationOptions, TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.region import Region
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.kernel.dynamics import clusters_for, first_tenth, starts_for
 from cellrank_velot.perturbation import (

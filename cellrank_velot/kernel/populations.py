@@ -22,7 +22,7 @@ from cellrank_velot.dynamics import (
     labels_near,
     simulate_process,
 )
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.timeseries import Population, SnapshotCouplings, interpolate_paths
 

@@ -14,7 +14,7 @@ from cellrank_velot._utils.options import Run
 from cellrank_velot.cells import TimeKind
 from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.field.uncertainty import Steps, UncertaintyOptions, compute_uncertainty
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.diagnostics import DirectionTests, States
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes

@@ -13,7 +13,7 @@ from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.cells import CellSelector, basis_name, gene_names, read_clusters, read_gene_loadings, select_cells
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.field import VelocityField
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_network
 from cellrank_velot.regulation import (

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.kernel.transitions import PARAMS
 from cellrank_velot.storage.pack import STAGES, pack, sealed

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_choice, check_known, first_names
 from cellrank_velot.field import ProcessOptions, fit_process
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.diagnostics import States
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot.cells import read_loadings, warn_about_graph
-from cellrank_velot.kernel._whole import all_or_nothing
+from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.storage.pack import fingerprint
 from cellrank_velot.transitions import (

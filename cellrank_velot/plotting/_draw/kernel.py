@@ -73,7 +73,8 @@ def suffix_of(data: AnnData | HasAnnData, backward: bool | None) -> str:
 def kernel_of(data: Any, *needs: str) -> Any:
     """Return the kernel, which has the attributes that a plot needs; others, and combinations, lack them."""
     if not all(hasattr(data, name) for name in needs):
-        raise TypeError(f"Expected the `OTVelocityKernel` itself, found `{type(data).__name__}`.")
+        ours = "OTTimeSeriesKernel" if "interpolate" in needs else "OTVelocityKernel"
+        raise TypeError(f"Expected the `{ours}` itself, found `{type(data).__name__}`.")
     return data
 
 
