@@ -19,8 +19,6 @@ PACKAGE = HERE.parent / "cellrank_velot"
 FIGURE = HERE / "figures" / "architecture.svg"
 GAP = " "  # begins the name of a place where a line passes a row
 SHARED = "_utils"  # what every room may use: checks of arguments, devices, jobs, memory
-# Imports upwards that are still there, with the reason.
-EXCEPTIONS = {("plotting", "kernel"): "plots of windows read a kernel from a file"}
 COLORS = {
     "neither AnnData nor CellRank": "#e8e8e8",
     "AnnData": "#bfe0f5",
@@ -80,7 +78,7 @@ def read_package() -> tuple[dict[str, set[str]], dict[str, str]]:
         if name in ("__init__", "__main__"):  # the door
             continue
         names = list(imported(source(path)))
-        used = {found for found in map(room, names) if found and (name, found) not in EXCEPTIONS}
+        used = {found for found in map(room, names) if found}
         imports.setdefault(name, set()).update(used - {name})
         hosts.setdefault(name, set()).update(n.split(".")[0] for n in names)
     kinds = {

@@ -8,6 +8,7 @@ import torch
 
 import cellrank_velot as cv
 from cellrank_velot._utils import device as _device
+from cellrank_velot._utils import parallel
 from cellrank_velot._utils.device import as_tensor, float_on, in_parts, with_halves
 from cellrank_velot.field import evaluation, training
 from cellrank_velot.transitions import similarities
@@ -47,11 +48,11 @@ def test_card_agrees_with_the_processor(adata, options):
 def test_way_of_a_card_agrees_with_loops(adata, monkeypatch, precision, options):
     expected = kernel_of(adata, "cpu", **options)
 
-    def batched(problem, use, limit, reach, n_jobs, few_at_a_time, show_progress_bar):
-        return pairs._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), show_progress_bar)
+    def batched(problem, use, limit, reach, run):
+        return pairs._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), run.show_progress_bar)
 
     monkeypatch.setattr(pairs, "_sum_in_loops", batched)
-    monkeypatch.setattr(similarities, "_has_loops", lambda device: False)
+    monkeypatch.setattr(similarities, "_in_loops", lambda options, device: False)
     monkeypatch.setattr(_device, "float_on", lambda device: precision)
     assert_close(kernel_of(adata, "cpu", **options), expected)
 
@@ -114,11 +115,11 @@ def test_small_card_gives_the_same(adata, monkeypatch, caplog):
     """Transport, field and matrix go on in halves, and nothing is added twice."""
     expected = kernel_of(adata, "cpu")
 
-    def batched(problem, use, limit, reach, n_jobs, few_at_a_time, show_progress_bar):
-        return pairs._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), show_progress_bar)
+    def batched(problem, use, limit, reach, run):
+        return pairs._sum_in_batches(problem, use, limit, reach, torch.device("cpu"), run.show_progress_bar)
 
     monkeypatch.setattr(pairs, "_sum_in_loops", batched)
-    monkeypatch.setattr(similarities, "_has_loops", lambda device: False)
+    monkeypatch.setattr(similarities, "_in_loops", lambda options, device: False)
     # At the second side of a batch, when the first one is done.
     of_transport = small_card(monkeypatch, pair_batches, "sinkhorn", 5, lambda cost, *_: cost.shape[0])
     of_edges = small_card(monkeypatch, similarities, "_compare", 1000, lambda v, *_: v.shape[0])
@@ -148,7 +149,7 @@ def test_card_without_any_memory_says_what_to_set(adata, monkeypatch, step):
     def full(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    for module, name in ((pairs, "as_tensor"), (training, "as_tensor"), (similarities, "as_tensor"), (pairs, "run")):
+    for module, name in ((pairs, "as_tensor"), (training, "as_tensor"), (similarities, "as_tensor"), (parallel, "run")):
         monkeypatch.setattr(module, name, full)
     options = {"smooth": False, "variance_stabilize": True} if step == "compute_transition_matrix" else {}
     with pytest.raises(MemoryError, match=r"no memory left for .*set `device='cpu'`"):

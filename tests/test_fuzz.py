@@ -32,6 +32,7 @@ from sklearn.neighbors import kneighbors_graph
 
 import cellrank_velot
 from cellrank_velot import OTVelocityKernel
+from cellrank_velot.kernel.base import WrongTimeError
 
 PACKAGE = str(Path(cellrank_velot.__file__).parent)
 QUIET = {"show_progress_bar": False}
@@ -469,7 +470,7 @@ def mixed_in(kernel: OTVelocityKernel) -> cr.kernels.Kernel:
 
 def is_clear(error: Exception) -> bool:
     """Return whether an error was raised on purpose, in our code or in the host's, and says something."""
-    if type(error) not in DOCUMENTED or len(str(error)) < 20:
+    if type(error) not in (*DOCUMENTED, WrongTimeError) or len(str(error)) < 20:
         return False
     last = error.__traceback__
     while last.tb_next is not None:

@@ -355,7 +355,22 @@ def test_options_are_refused():
 
 
 # -------------------------------------------------------------------------------------------------------------- kernel
-class Series(Landscapes):
+def methods_of(*mixins: type):
+    """Let a class of the tests have the methods of parts of the kernel, without the kernel."""
+
+    def decorate(cls: type) -> type:
+        for mixin in mixins:
+            for name, value in vars(mixin).items():
+                if callable(value) and name not in vars(cls):
+                    setattr(cls, name, value)
+        cls._refuse_options = lambda *_: None
+        return cls
+
+    return decorate
+
+
+@methods_of(Landscapes)
+class Series:
     """A time series of a cloud that moves by 3 in each unit of time, with what its landscape needs."""
 
     basis, cluster_key, field = "X_pca", None, None

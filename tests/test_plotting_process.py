@@ -15,7 +15,7 @@ from sklearn.neighbors import kneighbors_graph
 from cellrank_velot import OTVelocityKernel
 from cellrank_velot.dynamics.descent import ProcessFates
 from cellrank_velot.dynamics.process import ProcessPaths
-from cellrank_velot.kernel.plots import Plots
+from cellrank_velot.kernel.plots import Plots, SeriesPlots
 from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
 from cellrank_velot.plotting._draw.paths import NOWHERE
 from cellrank_velot.plotting.descent import fate_bars, fate_heatmap
@@ -52,7 +52,22 @@ def adata() -> AnnData:
     return adata
 
 
-class Kernel(Plots):
+def methods_of(*mixins: type):
+    """Let a class of the tests have the methods of parts of the kernel, without the kernel."""
+
+    def decorate(cls: type) -> type:
+        for mixin in mixins:
+            for name, value in vars(mixin).items():
+                if callable(value) and name not in vars(cls):
+                    setattr(cls, name, value)
+        cls._refuse_options = lambda *_: None
+        return cls
+
+    return decorate
+
+
+@methods_of(Plots, SeriesPlots)
+class Kernel:
     """What the plots know of a kernel: its cells, and what it computes, which is planted here."""
 
     basis, cluster_key, field = "X_pca", None, None
@@ -265,7 +280,7 @@ def test_paths_are_placed_in_another_embedding_and_broken_where_it_is_torn(kerne
 
 
 def test_paths_that_cannot_be_drawn_are_refused(kernel, adata):
-    with pytest.raises(TypeError, match="Expected the `OTVelocityKernel` itself, found `AnnData`"):
+    with pytest.raises(TypeError, match="Expected the `OTTimeSeriesKernel` itself, found `AnnData`"):
         process_paths(adata, planted_paths())
     with pytest.raises(TypeError, match="Expected `paths` to be `ProcessPaths`, found `int`"):
         process_paths(kernel, 3)
@@ -372,7 +387,7 @@ def test_dots_are_as_many_as_there_is_mass(kernel):
 
 
 def test_populations_that_cannot_be_drawn_are_refused(kernel, adata):
-    with pytest.raises(TypeError, match="Expected the `OTVelocityKernel` itself"):
+    with pytest.raises(TypeError, match="Expected the `OTTimeSeriesKernel` itself"):
         population(adata, 1.0)
     with pytest.raises(ValueError, match="at least one time"):
         population(kernel, [])
@@ -393,7 +408,7 @@ def test_plots_compute_what_is_not_given(kernel, adata):
     assert kernel.asked == [("fate_probabilities", keys), ("ancestry", keys), ("ancestry", by_cell)]
     assert labelled(process_paths(kernel, show=False), "paths")
     for plot in (fate_bars, fate_heatmap, fate_cells):
-        with pytest.raises(TypeError, match="Expected the `OTVelocityKernel` itself, found `AnnData`"):
+        with pytest.raises(TypeError, match="Expected the `OTTimeSeriesKernel` itself, found `AnnData`"):
             plot(adata)
 
 

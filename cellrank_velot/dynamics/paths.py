@@ -183,7 +183,7 @@ class Trajectories(Stage):
         Parameters
         ----------
         ids
-            Numbers of trajectories, as in :attr:`ids`, or a mask of shape ``[n_trajectories]``.
+            Numbers of trajectories, as in ``ids``, or a mask of shape ``[n_trajectories]``.
 
         Returns
         -------

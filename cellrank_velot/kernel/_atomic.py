@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
 from anndata import AnnData
@@ -33,9 +34,12 @@ def all_or_nothing(*, writes: bool = False) -> Callable[[Callable[Arguments, Res
     """
 
     def decorate(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        known = signature(method).parameters
+
         @wraps(method)
         def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             kernel: Any = args[0]
+            kernel._refuse_options(method.__name__, [name for name in kwargs if name not in known])
             attributes = _copied(vars(kernel))
             written = _Written(kernel.adata) if writes else None
             try:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -49,10 +51,11 @@ class WrongTimeError(AttributeError, RuntimeError):
 class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     """Base of the kernels for a pseudotime and for real time points."""
 
-    # Options of each step, by step, and the names that only the kernel of the other kind of time has.
+    # Options of each step, what this kind of time is called, how to get the other one, and its kernel.
     _options_of_steps: ClassVar[dict[str, type[Options]]]
-    _elsewhere: ClassVar[frozenset[str]] = frozenset()
-    _hint: ClassVar[str] = ""
+    _time: ClassVar[str]
+    _instead: ClassVar[str]
+    _other: ClassVar[type[BaseVelocityKernel]]
 
     def __init__(
         self,
@@ -445,10 +448,22 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         kernel._forget_matrix()
         return kernel
 
+    def _refuse_options(self, method: str, names: Sequence[str]) -> None:
+        """Say of options that only the other kind of kernel has where they are."""
+        there = signature(getattr(self._other, method)).parameters if hasattr(self._other, method) else {}
+        for name in names:
+            if name in there:
+                raise TypeError(
+                    f"Expected `{name}` with {self._other._time} only, found it in `{method}` of {self._time}: "
+                    f"{self._instead}."
+                )
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             """Say of a method that only the other kind of kernel has where it is."""
-            if name in self._elsewhere and not hasattr(type(self), name):
-                raise WrongTimeError(self._hint.format(name))
+            if name[0] != "_" and hasattr(self._other, name) and not hasattr(type(self), name):
+                raise WrongTimeError(
+                    f"Expected {self._other._time}, found {self._time}, which has no `{name}`: {self._instead}."
+                )
             return super().__getattribute__(name)  # raises what it raised before

@@ -105,11 +105,8 @@ class OTVelocityKernel(
     """
 
     _options_of_steps = STEPS["pseudotime"]
-    _elsewhere = frozenset(dir(OTTimeSeriesKernel))
-    _hint = (
-        "Expected snapshots at real time points, found pseudotime, which has no `{}`: "
-        "`OTVelocityKernel(adata, time_key=..., time_kind='experimental')`."
-    )
+    _time = "pseudotime"
+    _instead = "`OTVelocityKernel(adata, time_key=..., time_kind='experimental')` is for time points"
 
     def __new__(
         cls,
@@ -171,7 +168,7 @@ class OTVelocityKernel(
             Share of a window that the next window has, too, in ``[0, 1)``.
         min_window_size
             Smallest number of cells of a window, at least 2. A neighbourhood with less than twice as many cells has no
-            windows; :attr:`Windows.n_skipped` counts such neighbourhoods.
+            windows; ``vk.windows.n_skipped`` counts such neighbourhoods.
         time_lag
             Time from a window to its target, in units of the time. ``"auto"`` takes the shortest lag, from 0.02 to 0.12
             of the whole time, at which the median distance between windows exceeds the median distance of cells from
@@ -397,7 +394,7 @@ class OTVelocityKernel(
         True
         """
         options = FieldOptions(
-            hidden=tuple(hidden),
+            hidden=hidden,
             use_time=use_time,
             lambda_smooth=lambda_smooth,
             lambda_curl=lambda_curl,
@@ -494,3 +491,7 @@ class OTVelocityKernel(
 
     def _compute_velocity(self, run: Run) -> Self:
         return self.compute_velocity(**run.to_dict())
+
+
+# Each knows the other, to say of a method or an option where it is.
+OTVelocityKernel._other, OTTimeSeriesKernel._other = OTTimeSeriesKernel, OTVelocityKernel

@@ -95,8 +95,8 @@ class OTTimeSeriesKernel(
     """
 
     _options_of_steps = STEPS["experimental"]
-    _elsewhere = frozenset(("compute_uncertainty", "flip_test", "permutation_test", "velocity_uncertainty"))
-    _hint = "Expected pseudotime, found real time points, which have no `{}`: their order needs no test."
+    _time = "snapshots at real time points"
+    _instead = "`OTVelocityKernel(adata, time_key=...)` is for a pseudotime"
 
     def __init__(
         self,
@@ -316,7 +316,7 @@ class OTTimeSeriesKernel(
         ((400, 10), True)
         """
         options = ProcessOptions(
-            hidden=tuple(hidden),
+            hidden=hidden,
             diffusion=diffusion,
             n_steps=n_steps,
             batch_size=batch_size,

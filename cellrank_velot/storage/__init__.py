@@ -1,7 +1,7 @@
 """What is written to an AnnData, and read back.
 
-``pack`` turns the stages into arrays that h5ad can hold and back into stages; ``tables`` says what each must look like,
-so that a damaged file is named in the error and nothing of it is run.
+``pack`` turns the stages into arrays that h5ad can hold and back into stages; ``read`` checks what a file holds, so
+that the error names a damaged entry and nothing of it is run. ``h5ad`` writes the file.
 """
 
 from cellrank_velot.storage.h5ad import write_h5ad

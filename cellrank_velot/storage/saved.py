@@ -82,6 +82,11 @@ class SavedKernel:
         return cls(adata, entry.init, entry.params, options, cells, graph, **stages)
 
     @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Options of each step, by step."""
+        return {step: options.to_dict() for step, options in self.options.items()}
+
+    @property
     def backward(self) -> bool:
         """Direction of the process."""
         return bool(self.init.get("backward", False))
