@@ -36,6 +36,8 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
+# What the kernel for real time points alone has.
+OF_TIME_POINTS = {"ancestry", "fate_probabilities", "growth", "interpolate", "simulate_process"}
 WRITE_FIRST = "Call `kernel.write_to_adata()` first."
 WRITE_OR_PASS = "Call `kernel.write_to_adata()` first, or pass the kernel."
 # Where `write_to_adata` puts what the kernel has under these names.
@@ -73,7 +75,7 @@ def suffix_of(data: AnnData | HasAnnData, backward: bool | None) -> str:
 def kernel_of(data: Any, *needs: str) -> Any:
     """Return the kernel, which has the attributes that a plot needs; others, and combinations, lack them."""
     if not all(hasattr(data, name) for name in needs):
-        ours = "OTTimeSeriesKernel" if "interpolate" in needs else "OTVelocityKernel"
+        ours = "OTTimeSeriesKernel" if OF_TIME_POINTS & set(needs) else "OTVelocityKernel"
         raise TypeError(f"Expected the `{ours}` itself, found `{type(data).__name__}`.")
     return data
 
