@@ -159,7 +159,9 @@ def places(rows: dict[str, int], chains: list[list[str]]) -> dict[str, float]:
             for name in reversed(names):  # and back from the right
                 x[name] = min(x[name], edge - width(name) / 2)
                 edge = x[name] - width(name) / 2 - GAP_X
-    return x
+    left = min(x[name] - width(name) / 2 for name in rows)
+    right = max(x[name] + width(name) / 2 for name in rows)
+    return {name: middle + (WIDTH - left - right) / 2 for name, middle in x.items()}
 
 
 def width(name: str) -> float:
