@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import product
+from itertools import chain, product
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +23,7 @@ from cellrank_velot._utils.parallel import Jobs
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_known
 from cellrank_velot.cells import read_clusters
-from cellrank_velot.kernel import OTVelocityKernel
+from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel
 from cellrank_velot.metrics import SCORES, cross_boundary_correctness, summary
 from cellrank_velot.metrics.table import step_forward
 from cellrank_velot.storage.pack import STAGES, plain
@@ -40,6 +40,8 @@ STEPS = {
     "field": "fit_field",
     "transition": "compute_transition_matrix",
 }
+# Kernels by their kind of time: their steps take different parameters.
+KERNELS: dict[str, type] = {"pseudotime": OTVelocityKernel, "experimental": OTTimeSeriesKernel}
 # What a combination may fail with while the others go on: bad values, missing keys, numerical trouble, a full GPU.
 ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -66,14 +68,16 @@ def gridsearch(
     Parameters
     ----------
     adata
-        Annotated data with a pseudotime in ``obs``, positions in ``obsm`` and a neighbour graph in ``obsp``. Nothing is
+        Annotated data with a time in ``obs``, positions in ``obsm`` and a neighbour graph in ``obsp``. Nothing is
         written to it.
     param_grid
         Values to try, a list for each parameter. Names are those of the arguments of
         :class:`~cellrank_velot.OTVelocityKernel` and its methods ``compute_windows``, ``compute_velocity``,
         ``fit_field`` and ``compute_transition_matrix``. A name that several of them have, such as ``random_state``,
         goes to all of them. With ``"kernel."``, ``"windows."``, ``"velocity."``, ``"field."`` or ``"transition."``
-        before it, a name goes to this step only, and the plain name to the others.
+        before it, a name goes to this step only, and the plain name to the others. With the parameter
+        ``time_kind="experimental"`` they are those of :class:`~cellrank_velot.OTTimeSeriesKernel`; the seed of its
+        draws is ``"velocity.random_state"``.
     cluster_edges
         Pairs of clusters, from and to, that cells are known to move along. Without them there are no
         ``cross_boundary`` scores.
@@ -149,6 +153,7 @@ class _Plan:
 
     grid: dict[str, list[Any]]
     fixed: dict[str, Any]
+    known: dict[str, list[str]]
     steps: dict[str, tuple[str, ...]]
 
     @classmethod
@@ -162,8 +167,11 @@ class _Plan:
         twice = sorted(set(param_grid) & set(fixed_params))
         if twice:
             raise ValueError(f"Expected a parameter in `param_grid` or in `fixed_params`, found {twice} in both.")
-        steps = _resolve([*param_grid, *fixed_params])
-        return cls({name: _values(name, values) for name, values in param_grid.items()}, dict(fixed_params), steps)
+        grid = {name: _values(name, values) for name, values in param_grid.items()}
+        kind_keys = ("time_kind", "kernel.time_kind")
+        kinds = [kind for key in kind_keys for kind in (*grid.get(key, ()), fixed_params.get(key))]
+        known = _known([kind for kind in KERNELS if kind in kinds] or ["pseudotime"])
+        return cls(grid, dict(fixed_params), known, _resolve([*param_grid, *fixed_params], known))
 
     def combinations(self) -> list[Choice]:
         """Return all combinations, the last parameter varying fastest."""
@@ -182,13 +190,18 @@ class _Plan:
     def options(self, choice: Choice, step: str) -> dict[str, Any]:
         """Return the arguments of a step."""
         given = {name: values[i] for (name, values), i in zip(self.grid.items(), choice, strict=True)} | self.fixed
-        silent = {"show_progress_bar": False} if "show_progress_bar" in _parameters(step) else {}
+        silent = {"show_progress_bar": False} if "show_progress_bar" in self.known[step] else {}
         return silent | {_argument(name): value for name, value in given.items() if step in self.steps[name]}
 
 
-def _parameters(step: str) -> list[str]:
-    """Return the names of the parameters of a step."""
-    signature = inspect.signature(getattr(OTVelocityKernel, STEPS[step]))
+def _known(kinds: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of the parameters of each step, of the kernels for some kinds of time."""
+    names = {step: [_parameters(KERNELS[kind], method) for kind in kinds] for step, method in STEPS.items()}
+    return {step: list(dict.fromkeys(chain.from_iterable(of_kernels))) for step, of_kernels in names.items()}
+
+
+def _parameters(kernel: type, method: str) -> list[str]:
+    signature = inspect.signature(getattr(kernel, method))
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [name for name, p in signature.parameters.items() if p.kind in named and name not in ("self", "adata")]
 
@@ -198,16 +211,15 @@ def _argument(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _resolve(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _resolve(names: Sequence[str], known: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
     """Return the steps that each name goes to."""
-    known = {step: _parameters(step) for step in STEPS}
     qualified = {f"{step}.{name}": step for step in STEPS for name in known[step]}
     steps: dict[str, tuple[str, ...]] = {}
     for name in names:
         if name in qualified:
             steps[name] = (qualified[name],)
             continue
-        # The seed of the velocity is for real time points, which a search does not have.
+        # The draws of real time points have a seed of their own, `velocity.random_state`.
         takers = tuple(step for step in STEPS if name in known[step] and (step, name) != ("velocity", "random_state"))
         if not takers:
             raise ValueError(_unknown(name, known, list(qualified)))

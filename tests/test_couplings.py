@@ -425,3 +425,8 @@ def test_mass_of_bridges_is_that_of_their_pairs(real):
     for share in (0.0, 0.3, 1.0):
         mass = real.log_mass(pairs, torch.tensor(share)).exp().numpy()
         np.testing.assert_allclose(mass, real.couplings.mass_at(slice(None), share))
+
+
+def test_one_tau_in_an_array_is_a_number():
+    assert CouplingOptions(tau=np.array(0.8)) == CouplingOptions(tau=0.8)
+    assert CouplingOptions(tau=np.array([0.9, 0.8])) == CouplingOptions(tau=[0.9, 0.8])

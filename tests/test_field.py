@@ -593,9 +593,14 @@ def test_divergence_of_the_training_is_an_error(cells: Cells):
         ({"device": "abacus"}, ValueError, "Expected `device` to be 'auto'"),
         ({"hidden": (16, 0)}, ValueError, "Expected `hidden`"),
         ({"hidden": (16, -3)}, ValueError, "Expected `hidden`"),
-        ({"hidden": 16}, TypeError, "hidden|iterable"),
+        ({"hidden": 16}, TypeError, "`hidden` to be a sequence of layer sizes, found `int`"),
+        ({"hidden": "ab"}, TypeError, "`hidden` to be a sequence of layer sizes, found `str`"),
     ],
 )
 def test_bad_options(cells: Cells, option: dict, error: type, message: str):
     with pytest.raises(error, match=message):
         cells.fit(**{"n_steps": 2, **option})
+
+
+def test_none_stands_for_the_default_as_in_version_0_1():
+    assert FieldOptions(n_steps=None, batch_size=None, learning_rate=None) == FieldOptions()

@@ -240,6 +240,12 @@ def test_errors_leave_the_data_alone(change, options, error, message):
     assert list(adata.obs) == ["kind"]
 
 
+def test_both_lists_are_looked_up_before_anything_is_scored(monkeypatch):
+    monkeypatch.setattr(sc.tl, "score_genes", lambda *args, **kwargs: pytest.fail("scored"))
+    with pytest.raises(ValueError, match="at least `2` apoptosis genes"):
+        score_growth(planted(), apoptosis_genes=["nope", "nor this"])
+
+
 def test_no_anndata():
     with pytest.raises(TypeError, match="`adata` to be an AnnData, found `list`"):
         score_growth([])

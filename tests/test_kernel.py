@@ -502,6 +502,19 @@ def test_nothing_is_printed(adata: AnnData, capsys):
     assert "%|" not in printed.err
 
 
+@pytest.mark.parametrize("hidden", [[8], (np.int64(8),), np.array([8])])
+def test_options_may_be_of_any_kind_of_number_and_sequence(computed, hidden):
+    computed.fit_field(hidden, n_steps=np.int64(2), batch_size=np.int32(50), learning_rate=np.float32(0.5), **QUIET)
+    found = computed.settings["field"]
+    assert (found["hidden"], found["n_steps"], found["batch_size"], found["learning_rate"]) == ((8,), 2, 50, 0.5)
+    assert type(found["n_steps"]) is int
+
+
+def test_layer_sizes_that_are_no_sequence_are_refused(computed):
+    with pytest.raises(TypeError, match="`hidden` to be a sequence of layer sizes, found `int`"):
+        computed.fit_field(hidden=5)
+
+
 def test_progress_bars_are_shown_when_asked(adata: AnnData, capsys):
     kernel = OTVelocityKernel(adata, cluster_key="clusters").compute_windows(min_window_size=10)
     kernel.compute_velocity().fit_field(hidden=(8,), n_steps=30)

@@ -13,6 +13,7 @@ from anndata import AnnData
 from cellrank_velot import OTTimeSeriesKernel, OTVelocityKernel, datasets
 from cellrank_velot.dynamics import Rescaled
 from cellrank_velot.field import ProcessOptions, fit_process
+from cellrank_velot.timeseries import PopulationOptions, SnapshotOptions
 from cellrank_velot.timeseries.couplings import couple_snapshots
 from cellrank_velot.timeseries.interpolation import interpolate_paths
 
@@ -117,6 +118,13 @@ def test_backward_and_algebra(kernel):
 def test_options_of_the_matrix(kernel, smooth: bool):
     kernel.compute_transition_matrix(similarity="correlation", smooth=smooth, settle=True, threshold=0.01)
     np.testing.assert_allclose(row_sums(kernel), 1)
+
+
+def test_samples_of_the_field_are_refused_before_work(adata):
+    kernel = OTTimeSeriesKernel(adata, time_key="day")
+    with pytest.raises(RuntimeError, match="no `compute_uncertainty`. Pass `smooth=False`"):
+        kernel.compute_transition_matrix(model="monte_carlo")
+    assert kernel.windows is None
 
 
 def test_matrix_is_cached_and_what_comes_after_a_step_is_cleared(kernel):
@@ -444,6 +452,27 @@ def test_wrong_options_of_transport_are_refused_before_work(adata, options: dict
         kernel.compute_velocity(**options, **QUIET)
     assert kernel.windows is None
     assert kernel.couplings is None
+
+
+def test_none_stands_for_the_default_as_in_version_0_1(adata):
+    kernel = OTVelocityKernel(adata, **SERIES).compute_windows(batch_size=None)
+    kernel.compute_velocity(tau=None, n_passes=None, n_draws=None, **QUIET)
+    assert kernel.settings["windows"] == SnapshotOptions().to_dict()
+    assert kernel.settings["velocity"] == PopulationOptions().to_dict()
+    none = dict.fromkeys(("diffusion", "n_steps", "batch_size", "learning_rate"))
+    assert ProcessOptions(**none) == ProcessOptions()
+
+
+def test_layer_sizes_that_are_no_sequence_are_refused(adata):
+    kernel = OTVelocityKernel(adata, **SERIES)
+    with pytest.raises(TypeError, match="`hidden` to be a sequence of layer sizes, found `int`"):
+        kernel.fit_field(hidden=5)
+    assert kernel.windows is None
+
+
+def test_masses_of_a_series_of_pandas_are_saved(kernel):
+    kernel.compute_velocity(mass=pd.Series(masses(kernel.adata)), **QUIET)
+    assert kernel.settings["velocity"]["mass"] == "given"
 
 
 def test_masses_keep_to_their_time_points(adata):

@@ -9,9 +9,11 @@ from scipy.stats import ortho_group, pearsonr
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import OTVelocityKernel, metrics
+from cellrank_velot.metrics import direction as direction_module
 from cellrank_velot.metrics import genes as genes_module
 from cellrank_velot.transitions.matrix import compute_transitions
 from cellrank_velot.transitions.options import TransitionOptions
+from cellrank_velot.transitions.similarities import edge_similarities
 
 NAMES = np.array(["stem", "left", "right"])
 EDGES = [("stem", "left"), ("stem", "right")]
@@ -123,6 +125,18 @@ def test_cross_boundary_equals_its_loop(noisy, kind):
     edges = [*EDGES, ("left", "stem"), ("left", "left")]
     found = metrics.cross_boundary_correctness(*args, edges, kind)
     np.testing.assert_allclose(found, loop_boundary(*args, edges, kind), rtol=1e-12)
+
+
+def test_cross_boundary_is_computed_on_the_cpu(noisy, monkeypatch):
+    used = []
+
+    def noted(*args, run):
+        used.append(run.device)
+        return edge_similarities(*args, run=run)
+
+    monkeypatch.setattr(direction_module, "edge_similarities", noted)
+    metrics.cross_boundary_correctness(*(noisy[name] for name in ("x", "velocity", "graph", "labels")), EDGES)
+    assert used == ["cpu"]
 
 
 def test_coherence_equals_its_loop(noisy):

@@ -127,6 +127,57 @@ def test_a_plot_that_fails_leaves_no_figure_open(job):
     assert not plt.get_fignums()
 
 
+@pytest.mark.parametrize("file", ["picture.nope", "taken/picture.gif"])
+def test_a_plot_that_cannot_be_saved_leaves_no_figure_open(job, file, figdir):
+    (figdir / "taken").write_text("a file where a folder would have to be")
+    with pytest.raises((ValueError, OSError)):
+        pl.training(job.kernel, save=file)
+    with pytest.raises((ValueError, OSError)):
+        pl.flow_animation(job.kernel, job.paths, n_frames=2, save=file)
+    assert not plt.get_fignums()
+
+
+def test_a_film_that_cannot_be_drawn_leaves_no_figure_open(job, monkeypatch):
+    monkeypatch.setattr("cellrank_velot.plotting.particles.LineCollection", None)
+    with pytest.raises(TypeError):
+        pl.flow_animation(job.kernel, job.paths, n_frames=2, show=False)
+    assert not plt.get_fignums()
+
+
+def test_input_is_checked_before_any_work_and_before_a_figure_opens(job, monkeypatch):
+    monkeypatch.setattr(plt, "subplots", lambda *_, **__: pytest.fail("a figure was opened"))
+    monkeypatch.setattr(
+        "cellrank_velot.plotting.velocity.project_by_transitions", lambda *_, **__: pytest.fail("work was done")
+    )
+    refused = pytest.raises(KeyError, match="`color` to be a gene or one of .*, found 'nothing'")
+    for plot in (pl.velocity_stream, pl.velocity_grid, pl.velocity_quiver, pl.velocity_comparison):
+        with refused:
+            plot(job.kernel, color="nothing")
+    with refused:
+        pl.trajectories(job.kernel, job.paths, color="nothing")
+    with refused:
+        pl.embedding(job.adata, "nothing")
+    with pytest.raises(KeyError, match=r"`mark` to be a name of `adata.obs_names` or a position, found 'nobody'"):
+        pl.embedding(job.adata, "true_time", mark="nobody")
+    with pytest.raises(IndexError, match="`mark` to be a position among `300` cells, found `300`"):
+        pl.embedding(job.adata, "true_time", mark=300)
+    with pytest.raises(ValueError, match="at least one panel to draw, found none"):
+        pl.fate_map(job.estimator, lineages=[])
+
+
+def test_one_argument_too_many_is_told_with_the_name_of_the_plot(job):
+    with pytest.raises(TypeError, match=r"windows\(\) got too many positional arguments"):
+        job.kernel.plot_windows("umap", [0], 3)
+
+
+@pytest.mark.parametrize("name", ["growth_map", "fate_bars", "fate_heatmap", "fate_cells", "process_paths"])
+def test_a_kernel_for_a_pseudotime_says_what_it_lacks(job, name):
+    with pytest.raises(RuntimeError, match="Expected snapshots at real time points, found pseudotime"):
+        getattr(pl, name)(job.kernel)
+    with pytest.raises(TypeError, match="the `OTTimeSeriesKernel` itself, found `ConnectivityKernel`"):
+        getattr(pl, name)(cr.kernels.ConnectivityKernel(job.adata))
+
+
 def test_absolute_path_and_default_suffix(job, figdir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     pl.training(job.kernel, save=folder / "training")

@@ -259,6 +259,20 @@ def test_broken_film_leaves_no_file(adata, landscape, figdir: Path, monkeypatch)
     assert not plt.get_fignums()
 
 
+def test_options_are_checked_before_the_kernel_computes_a_landscape(planted, monkeypatch):
+    kernel = OTVelocityKernel(planted.adata())
+    monkeypatch.setattr(OTVelocityKernel, "compute_landscape", lambda *_, **__: pytest.fail("work was done"))
+    for draw in (kernel.plot_landscape, kernel.animate_landscape):
+        with pytest.raises(ValueError, match="Expected `kind` to be one of"):
+            draw(kind="3d")
+        with pytest.raises(ValueError, match="Expected `levels`"):
+            draw(levels=1)
+    with pytest.raises(ValueError, match="Expected `n_columns` to be at least `1`"):
+        kernel.plot_landscape(n_columns=0)
+    with pytest.raises(TypeError, match="Expected Axes with projection='3d'"):
+        kernel.plot_landscape(kind="surface", ax=plt.figure().add_subplot())
+
+
 def test_kernel_draws(planted, figdir):
     kernel = OTVelocityKernel(planted.adata())
     (ax,) = kernel.plot_landscape(show=False)

@@ -187,7 +187,7 @@ def test_fates_of_cells_have_a_panel_for_each_cluster(kernel, adata):
     assert found == expected
     assert titles(fate_cells(adata, fates, "right", "pca", show=False)) == ["right"]
     assert titles(kernel.plot_fates(fates, style="cells", clusters=["right"], show=False)) == ["right"]
-    with pytest.raises(ValueError, match=r"row for each cell, found `2` that are none.*group_by"):
+    with pytest.raises(ValueError, match=r"row for each cell, found `2` rows that are not cells.*group_by"):
         fate_cells(kernel, table())
     with pytest.raises(KeyError, match="never"):
         fate_cells(kernel, fates, "never")
@@ -401,7 +401,7 @@ def test_populations_that_cannot_be_drawn_are_refused(kernel, adata):
 def test_plots_compute_what_is_not_given(kernel, adata):
     assert titles(fate_bars(kernel, show=False)) == ["stem, 2 per cell", "right, 0.5 per cell"]
     fate_heatmap(kernel, of="ancestors", show=False)
-    with pytest.raises(ValueError, match="found `2` that are none"):  # the rows planted here are clusters
+    with pytest.raises(ValueError, match="found `2` rows that are not cells"):  # the rows planted here are clusters
         fate_cells(kernel, of="ancestors", cluster_key="clusters")
     keys = {"cluster_key": "clusters", "group_by": "clusters"}
     by_cell = {"cluster_key": "clusters", "group_by": None}

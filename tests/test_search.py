@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 import cellrank_velot
-from cellrank_velot import OTVelocityKernel, gridsearch, metrics
+from cellrank_velot import OTVelocityKernel, datasets, gridsearch, metrics
 from cellrank_velot.kernel import base as base_module
 from cellrank_velot.kernel import pseudotime as kernel_module
 from cellrank_velot.kernel import transitions as matrix_module
@@ -199,6 +199,21 @@ def test_progress_bar_counts_every_step(adata, capsys):
     grid = {"epsilon": [0.05, -1.0], "similarity": ["cosine", "correlation"]}
     gridsearch(adata, grid, fixed_params=FIXED)
     assert "9/9" in capsys.readouterr().err  # 1 windows, 2 velocities, 2 fields, 4 matrices
+
+
+def test_real_time_points_have_their_own_parameters():
+    adata = datasets.birth_death(n_cells=60, times=[0, 1], random_state=0)
+    series = {"time_kind": "experimental", "n_jobs": 1, "n_steps": 5, "hidden": [8], "n_passes": 1}
+    grid = {"tau": [0.9, 1.0], "diffusion": [0.5]}
+    results = gridsearch(adata, grid, fixed_params=series, show_progress_bar=False)
+    assert results["error"].isna().all()
+    assert results["speed"].nunique() == 2
+    with pytest.raises(ValueError, match="found `'tau'`.* velocity: epsilon, lambda_time"):
+        gridsearch(adata, grid, fixed_params={"time_key": "day"})
+    both = gridsearch(
+        adata, {"time_kind": ["experimental", "pseudotime"], "tau": [0.9]}, fixed_params={"time_key": "day"} | FIXED
+    )
+    assert both["error"].str.contains("Expected `.*` with .* only").all()
 
 
 # ------------------------------------------------------------------------------------------------------------ errors

@@ -50,6 +50,21 @@ def test_version_0_1_is_read(stored, key):
         assert kernel.settings["field"]["n_steps"] == 50
 
 
+def test_the_basis_is_the_one_that_was_found(stored):
+    init = stored.uns["T_fwd_params"]["init"]
+    init["basis"] = init["basis"].removeprefix("X_")
+    assert OTVelocityKernel.from_adata(stored, "T_fwd").basis == "X_pca"
+
+
+def test_settings_may_be_arrays_of_one_value(stored):
+    expected = OTVelocityKernel.from_adata(stored, "T_fwd").settings
+    entry = stored.uns["velot"]["T_fwd"]
+    del entry["checksum"]
+    for values in entry["settings"].values():
+        values.update({name: value if np.ndim(value) else np.array(value) for name, value in values.items()})
+    assert OTVelocityKernel.from_adata(stored, "T_fwd").settings == expected
+
+
 @pytest.mark.parametrize("key", ["T_fwd", "T_series"])
 def test_the_record_of_a_kernel_has_what_the_kernel_has(stored, key):
     kernel, record = OTVelocityKernel.from_adata(stored, key), SavedKernel.read(stored, key)

@@ -19,6 +19,12 @@ __all__ = ["Options", "Run", "options_of"]
 class Options:
     """Base of frozen dataclasses of options. A subclass checks its values in ``__post_init__``."""
 
+    def _without_none(self, *names: str) -> None:
+        """Put the default in place of ``None``, which stood for it in version 0.1.0."""
+        for name in names:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(type(self), name))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options by name, numbers as Python's own."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

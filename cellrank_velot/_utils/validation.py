@@ -72,14 +72,14 @@ def check_known(slot: str, key: Any, available: Iterable[Any], hint: str = "") -
 
 
 def check_scale(slot: str, values: NDArray[np.float64]) -> None:
-    """Refuse numbers whose squares are no numbers, or that hardly differ."""
+    """Refuse numbers whose squares are too large for the computer, or that hardly differ."""
     size = float(np.abs(values).max(initial=0))
     extent = float(np.ptp(values, axis=0).max()) if values.size and size <= LARGEST else 0.0
     if size > LARGEST or 0 < extent < SMALLEST:
         found = f"values up to `{size:g}`" if size > LARGEST else f"an extent of `{extent:g}`"
         raise ValueError(
             f"Expected `{slot}` to have values up to {LARGEST:g} and an extent of at least {SMALLEST:g}, found "
-            f"{found}. Rescale it: squares of these are no numbers."
+            f"{found}. Rescale it: the computer cannot hold the squares of such numbers."
         )
 
 

@@ -39,7 +39,7 @@ def read_clusters(adata: AnnData, cluster_key: str, hint: str = "", *, complete:
 
 
 def check_clusters(adata: AnnData, cluster_key: str, names: Iterable[object]) -> None:
-    """Refuse names that are no clusters of ``adata.obs[cluster_key]``."""
+    """Refuse names that are not clusters of ``adata.obs[cluster_key]``."""
     available = list(read_clusters(adata, cluster_key).cat.categories)
     missing = [name for name in dict.fromkeys(names) if name not in available]
     if missing:

@@ -33,7 +33,7 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
 
 
 def check_graph(adata: AnnData, conn_key: str) -> None:
-    """Refuse a neighbour graph that is missing, or that CellRank cannot read, or whose weights are no weights."""
+    """Refuse a neighbour graph that is missing, or that CellRank cannot read, or whose weights are not weights."""
     check_known("adata.obsp", conn_key, adata.obsp.keys(), "Compute it with `scanpy.pp.neighbors(adata)`.")
     graph, slot = adata.obsp[conn_key], f"adata.obsp[{conn_key!r}]"
     if not isinstance(graph, np.ndarray | sp.spmatrix) or np.dtype(graph.dtype).kind not in "biuf":

@@ -59,7 +59,9 @@ def _by_cells(adata: AnnData, chosen: NDArray[Any]) -> NDArray[np.bool_]:
     names = chosen.astype(str)
     unknown = ~np.isin(names, adata.obs_names)
     if unknown.any():
-        raise KeyError(f"Expected names of cells, found {sorted(set(names[unknown].tolist()))[:3]}, which are none.")
+        raise KeyError(
+            f"Expected names of cells, found {sorted(set(names[unknown].tolist()))[:3]}, which `adata.obs_names` lacks."
+        )
     mask[np.isin(adata.obs_names, names)] = True
     return mask
 

@@ -77,7 +77,7 @@ def simulate_flow(
     KeyError
         If a terminal cluster is not among the clusters.
     TypeError
-        If the starts are no whole numbers.
+        If the starts are not whole numbers.
     ValueError
         If there are no starts, one is out of range, or terminal clusters come without clusters.
 

@@ -79,7 +79,7 @@ def compute_trajectories(
     KeyError
         If a target is not among the clusters.
     TypeError
-        If the starts are no whole numbers.
+        If the starts are not whole numbers.
     ValueError
         If there are no starts, one is out of range, or a target comes without clusters.
 

@@ -50,6 +50,7 @@ class ProcessOptions(Options):
 
     def __post_init__(self) -> None:
         """Check them."""
+        self._without_none("diffusion", "n_steps", "batch_size", "learning_rate")
         object.__setattr__(self, "hidden", layer_sizes(self.hidden))
         if isinstance(self.diffusion, str):
             check_choice("diffusion", self.diffusion, ["auto"])
@@ -204,7 +205,7 @@ def _train(
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
     """Train the network in place; return the history and the step whose weights it has."""
     n_steps, batch_size = options.n_steps, options.batch_size
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=float(options.learning_rate))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     evaluation = points.draw(N_EVALUATION)
     rows: list[tuple[float, ...]] = []

@@ -120,6 +120,7 @@ class FieldOptions(Options):
 
     def __post_init__(self) -> None:
         """Check them."""
+        self._without_none("n_steps", "batch_size", "learning_rate")
         object.__setattr__(self, "hidden", layer_sizes(self.hidden))
         for name in ("lambda_smooth", "lambda_curl", "lambda_divergence"):
             check_number(name, getattr(self, name), low=0)

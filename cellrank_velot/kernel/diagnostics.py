@@ -208,7 +208,7 @@ class States(BaseVelocityKernel):
         RuntimeError
             Before :meth:`compute_transition_matrix`.
         TypeError
-            If an option is no number.
+            If an option is not a number.
         ValueError
             If an option is out of range.
 
@@ -263,7 +263,7 @@ class States(BaseVelocityKernel):
         RuntimeError
             Before :meth:`compute_transition_matrix`.
         TypeError
-            If an option is no number.
+            If an option is not a number.
         ValueError
             If an option is out of range.
 

@@ -137,8 +137,8 @@ class Dynamics(BaseVelocityKernel):
             Distance from the data at which a particle has left them, in units of the spacing of the cells nearby. A
             cell lies at about 1.
         min_speed
-            Speed below which a particle has stalled, as a share of the mean speed of the cells. It is measured on the
-            way by half of the spacing of the cells, so that a particle in a small circle has stalled, too.
+            Speed below which a particle has stalled, as a share of the mean speed of the cells. It is measured
+            over half of the spacing of the cells, so that a particle that moves in a small circle has stalled, too.
         n_neighbors
             Number of nearest cells, five at least, that attract a particle, give its time and vote on its cluster.
         max_attempts_factor
@@ -279,8 +279,8 @@ class Dynamics(BaseVelocityKernel):
         step_size
             Time of one step, as a share of the whole time.
         diffusion
-            Strength of the noise: 0 for none, up to 0.5 mild, from 1 on strong. At 1, a particle has forgotten where
-            among the cells around it was by the time that it has moved by their spacing.
+            Strength of the noise: 0 for none, up to 0.5 mild, from 1 on strong. At 1, where a particle was among the
+            cells around no longer matters once it has moved by their spacing.
         noise_scale
             Noise on the starts: its root mean squared length, as a share of the spacing of the cells.
         time_from
@@ -299,8 +299,8 @@ class Dynamics(BaseVelocityKernel):
             Distance from the data at which a particle has left them, in units of the spacing of the cells nearby. A
             cell lies at about 1.
         min_speed
-            Speed below which a particle has stalled, as a share of the mean speed of the cells. It is measured on the
-            way by half of the spacing of the cells.
+            Speed below which a particle has stalled, as a share of the mean speed of the cells. It is measured
+            over half of the spacing of the cells.
         n_neighbors
             Number of nearest cells, five at least, that attract a particle, give its time and vote on its cluster.
         save_every
@@ -516,7 +516,7 @@ def first_tenth(cells: CellStates, *, backward: bool = False) -> Interval:
 def clusters_for(
     kernel: BaseVelocityKernel, cluster_key: str | None, *names: str | Sequence[str] | None
 ) -> tuple[pd.Series | None, str | None]:
-    """Return the clusters and their key, none where there are none, and refuse names that are no clusters."""
+    """Return the clusters and their key, ``None`` where there are no clusters. Refuse unknown names."""
     named = [name for name in names if name is not None]
     key = find_cluster_key(kernel.adata, cluster_key, kernel.cluster_key)
     if key is None:

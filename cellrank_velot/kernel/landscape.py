@@ -91,7 +91,7 @@ class Landscapes(BaseVelocityKernel):
         RuntimeError
             If a time is between time points and the kernel cannot interpolate.
         TypeError
-            If an option is no number.
+            If an option is not a number.
         ValueError
             If a time is outside those of the kernel, there are too few cells around one, the cells do not spread in
             both dimensions, a time between time points is asked for in another basis, or an option is out of range.

@@ -63,9 +63,9 @@ class Perturbations(BaseVelocityKernel):
     ) -> Perturbation:
         """Change genes in cells, through the loadings of the PCA.
 
-        The field knows a cell by its place in the PCA: a gene counts as far as it has a weight there, and a change that
-        is small beside the spread of the cells does little. Only the given genes are changed. The genes that they
-        regulate follow along the way, as far as the field has learned it.
+        The field knows a cell by its place in the PCA: a gene counts by its weight there, and a change that is small
+        beside the spread of the cells does little. Only the given genes are changed. The genes that they regulate
+        follow along the way, as far as the field has learned it.
 
         The field learns from cells that were not perturbed, and takes correlation for cause. A gene that only marks a
         fate shifts it as much as one that decides it, and in either direction. On a simulated fork whose genes are
@@ -164,8 +164,8 @@ class Perturbations(BaseVelocityKernel):
 
         Does the gene matter more than others? ``n_null`` genes are drawn at random from those whose change moves cells
         about as far, and their change is scaled to reach exactly as far. The p-value is the share of them that shift a
-        fate as much. With 20 genes it is at least 0.048, and no fate of many is significant after adjustment: take 200
-        to report one.
+        fate as much. With 20 genes it is at least 0.048, and after adjustment for several fates none is significant.
+        Take 200 genes for a p-value to report.
 
         Parameters
         ----------

@@ -149,7 +149,8 @@ class Regulations(BaseVelocityKernel):
         RuntimeError
             If the field was not fitted.
         TypeError
-            If cells are given as something else, the decoder is no function, or a number is none.
+            If ``cells`` is of another type than those above, the decoder is not a function, or an option is not a
+            number.
         ValueError
             If a gene has no weight in the basis, there are too many genes, no group has enough cells, two arguments
             exclude each other, shapes do not agree, or an option is out of range.
@@ -250,7 +251,8 @@ class Regulations(BaseVelocityKernel):
         RuntimeError
             If the field was not fitted, or has no growth, as that of a pseudotime.
         TypeError
-            If cells are given as something else, the decoder is no function, or a number is none.
+            If ``cells`` is of another type than those above, the decoder is not a function, or an option is not a
+            number.
         ValueError
             If a gene has no weight in the basis, no group has enough cells, two arguments exclude each other, shapes do
             not agree, or an option is out of range.
@@ -277,7 +279,7 @@ class Regulations(BaseVelocityKernel):
         Parameters
         ----------
         regulation
-            What :meth:`compute_regulation` returned. The last result where not given.
+            What :meth:`compute_regulation` returned; its last result where not given.
         kind
             ``"heatmap"`` for a table of effects, ``"network"`` for arrows between genes.
         **kwargs
@@ -290,7 +292,7 @@ class Regulations(BaseVelocityKernel):
         Raises
         ------
         RuntimeError
-            If none is given and none was computed with the present field.
+            If no regulation is given, and none was computed with the present field.
 
         Examples
         --------

@@ -11,7 +11,7 @@ from anndata import AnnData
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.kernel.transitions import PARAMS
-from cellrank_velot.storage.pack import STAGES, pack, sealed
+from cellrank_velot.storage.pack import STAGES, pack, plain, sealed
 from cellrank_velot.storage.saved import cells_fingerprint, read_entry
 
 __all__ = ["Saving"]
@@ -112,7 +112,7 @@ class Saving(BaseVelocityKernel):
             kernel: Self = super().from_adata(adata, key=key, copy=copy)
         except (KeyError, TypeError, ValueError) as error:
             raise entry.other_data(error) from error
-        kernel._init_kwargs = {**kernel._init_kwargs, **entry.init}
+        kernel._init_kwargs = plain(kernel._init_kwargs)
         stages, kernel._options = entry.stages(adata.obsp[key], kernel.cells)
         kernel._params = {name: entry.params[name] for name in PARAMS if name in entry.params}  # a file sorts them
         for name, stage in stages.items():

@@ -242,7 +242,7 @@ class OTTimeSeriesKernel(
             max_iter=max_iter,
             random_state=random_state,
             growth_key=growth_key,
-            mass="given" if isinstance(mass, Mapping) else mass,
+            mass=mass if mass is None or isinstance(mass, str) else "given",
         )
         run = Run(device=device, show_progress_bar=show_progress_bar)
         prior, masses = self._prior_growth(growth_key), self._mass(mass)

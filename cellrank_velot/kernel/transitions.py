@@ -162,6 +162,8 @@ class TransitionMatrix(BaseVelocityKernel):
             If ``gene_subset`` is not in ``adata.var``, or the loadings are missing.
         MemoryError
             If ``memory_limit`` is too low for so many edges.
+        RuntimeError
+            If samples of the field are asked for with real time points, which have no uncertainty.
         TypeError
             If an option is of the wrong type.
         ValueError
@@ -194,6 +196,11 @@ class TransitionMatrix(BaseVelocityKernel):
         if model == "deterministic":  # which draws nothing
             options = replace(options, n_samples=TransitionOptions.n_samples, random_state=0)
         check_similarity(similarity, self.cells.n_dims)
+        if model == "monte_carlo" and smooth and self.cells.is_series:
+            raise RuntimeError(
+                "Expected a pseudotime for `model='monte_carlo'` with the field, found real time points, which have no "
+                "`compute_uncertainty`. Pass `smooth=False` to take the variance from the couplings."
+            )
         if check_connectivity and self._components is not None:
             warn_about_graph(self.connectivities, strict=True)
         if options == self._request and self._transition_matrix is self._computed:
@@ -237,7 +244,7 @@ class TransitionMatrix(BaseVelocityKernel):
         if not smooth:
             return np.sqrt(self._needed("transport", "compute_velocity").variance)
         if self._uncertainty is None:
-            kernel: Any = self  # of a pseudotime; the other one says that it has none
+            kernel: Any = self  # of a pseudotime
             kernel.compute_uncertainty(show_progress_bar=run.show_progress_bar)
         return np.asarray(self._needed("uncertainty", "compute_uncertainty").std)
 

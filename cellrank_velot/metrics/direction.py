@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
+from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_choice, check_number
 from cellrank_velot.transitions.similarities import edge_similarities
 
@@ -90,7 +91,7 @@ def cross_boundary_correctness(
     rows, cols = _graph_edges(graph, n_cells)
     crosses = (number[codes[rows], codes[cols]] >= 0) & known[rows]
     border = _pattern(rows[crosses], cols[crosses], n_cells)
-    score = edge_similarities(x, velocity, border)
+    score = edge_similarities(x, velocity, border, run=Run(device="cpu"))
     if kind == "fraction":
         score = (score > 0).astype(np.float64)
     rows = np.repeat(np.arange(n_cells), np.diff(border.indptr))

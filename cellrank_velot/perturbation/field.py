@@ -29,11 +29,11 @@ class PerturbedField(Stage):
     r"""Velocity of cells in which genes are held changed.
 
     :math:`v'(x, t) = v(x + D(x), t) + \rho D(x)`. The displacement :math:`D` is a weighted mean over the cells nearest
-    to :math:`x`, as the zero of a single cell is mostly a molecule missed. The cell stays at :math:`x`, and moves as
-    cells move whose genes are as its own would be with the change. To first order the change of the velocity is the
+    to :math:`x`, because a zero in a single cell is mostly a molecule that was missed. The cell stays at :math:`x`, and
+    moves like cells that have its genes after the change. To first order the change of the velocity is the
     Jacobian times the displacement, as in dynamo :cite:`qiu:22`; it adds up along the way. The push :math:`\rho D`
     draws cells to the changed state itself. CellOracle :cite:`kamimoto:23` makes its transitions from such a push,
-    after the change has spread over a network of genes; by default there is none.
+    after the change has spread over a network of genes. By default, there is no push.
 
     For a field with growth, score and noise, growth is that at :math:`x + D`, too. Score and noise are those at
     :math:`x`, as they describe where cells are and not what they do.

@@ -64,7 +64,7 @@ def spatial_clusters(
     RuntimeError
         If the kernel has no windows.
     TypeError
-        If ``data`` is something else.
+        If ``data`` is of another type.
 
     Examples
     --------

@@ -60,8 +60,8 @@ def fate_summary(
     level
         Level of Wilson's confidence interval, see :meth:`cellrank_velot.dynamics.Trajectories.fates`.
     compare
-        Other probabilities of fates to mark beside, by cluster, such as the mean of CellRank's over the cells of the
-        source. The legend has the name of a :class:`pandas.Series`. None where not given.
+        Other probabilities of the fates to mark, by cluster, such as the mean of CellRank's fate probabilities over
+        the cells of the source. The legend calls them by the name of a :class:`pandas.Series`. None where not given.
     cluster_key
         Column of ``adata.obs`` whose colours the fates have. By default that of the kernel, or ``"clusters"``, where it
         has the names of the fates.
@@ -75,7 +75,7 @@ def fate_summary(
     KeyError
         If the flow or a cluster is missing, or ``compare`` has none of the fates.
     TypeError
-        If ``data`` or ``trajectories`` is something else, or a number is none.
+        If ``data`` or ``trajectories`` is of another type, or an option is not a number.
     ValueError
         If the flow has no clusters, no particle came to a fate, or a number is out of range.
 
@@ -156,7 +156,7 @@ def fate_bars(
     KeyError
         If a row or ``cluster_key`` is unknown.
     TypeError
-        If ``data`` or ``fates`` is something else, or there is no kernel to compute the fates.
+        If ``data`` or ``fates`` is of another type, or there is no kernel to compute the fates.
     ValueError
         If there are more than 16 rows, an option is unknown or out of range, or the number of Axes is not that of the
         rows.
@@ -231,7 +231,7 @@ def fate_heatmap(
     KeyError
         If a row or ``cluster_key`` is unknown.
     TypeError
-        If ``data`` or ``fates`` is something else, or there is no kernel to compute the fates.
+        If ``data`` or ``fates`` is of another type, or there is no kernel to compute the fates.
     ValueError
         If there are more than 60 rows, or an option is unknown.
 

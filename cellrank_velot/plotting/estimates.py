@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap
 
 from cellrank_velot.cells import read_embedding
 from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
-from cellrank_velot.plotting._draw.embedding import draw_colored, draw_legend, draw_values
+from cellrank_velot.plotting._draw.embedding import check_color, draw_colored, draw_legend, draw_values
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of
 from cellrank_velot.plotting._draw.legends import BELOW
@@ -169,19 +169,34 @@ def embedding(
 
     Raises
     ------
+    IndexError
+        If there are fewer cells than the position to mark.
     KeyError
-        If the embedding or the colour is missing.
+        If the embedding, the colour or the cell to mark is missing.
 
     Examples
     --------
     >>> ax = pl.embedding(adata, "dpt_pseudotime", mark=adata.uns["iroot"], show=False)
     """
     adata = adata_of(data)
+    check_color(adata, color)
     x, name = read_embedding(adata, basis)
+    marked = None if mark is None else _position(adata, mark)
     with drawing(figure, panel_size=(5.0, 4.0)) as canvas:
         draw_colored(canvas.ax, x, name, adata, color, legend=legend, size=size, cmap=cmap)
-        if mark is not None:
-            at = x[adata.obs_names.get_loc(mark) if isinstance(mark, str) else mark]
+        if marked is not None:
+            at = x[marked]
             canvas.ax.scatter(at[:1], at[1:], zorder=4, label="root", **STAR)
             canvas.ax.legend(**BELOW)
     return canvas.result
+
+
+def _position(adata: AnnData, mark: str | int) -> int:
+    """Return the position of a cell, given by its name or its position."""
+    if isinstance(mark, str):
+        if mark not in adata.obs_names:
+            raise KeyError(f"Expected `mark` to be a name of `adata.obs_names` or a position, found {mark!r}.")
+        return int(np.flatnonzero(adata.obs_names == mark)[0])
+    if not -adata.n_obs <= mark < adata.n_obs:
+        raise IndexError(f"Expected `mark` to be a position among `{adata.n_obs}` cells, found `{mark}`.")
+    return int(mark)

@@ -93,7 +93,7 @@ def potential_landscape(
     KeyError
         If the clusters, or for ``cells`` the basis, are missing.
     TypeError
-        If ``data`` or ``landscape`` is something else, if ``ax`` has not the dimensions that ``kind`` needs, or if
+        If ``data`` or ``landscape`` is of another type, ``ax`` does not have the projection that ``kind`` needs, or
         there is no kernel to compute the landscape or to know the time of the cells.
     ValueError
         If a time is not one of the landscape, an option is unknown or out of range, or the number of Axes is not that
@@ -111,10 +111,6 @@ def potential_landscape(
 
     >>> panels = pl.potential_landscape(sk, basis="pca", times=[0, 3], show=False)
     """
-    if landscape is None:
-        landscape = kernel_of(data, "compute_landscape").compute_landscape(times, basis)
-        times = None
-    chosen = chosen_times(landscape, times)
     options = ReliefOptions(
         kind=kind,
         cells=cells,
@@ -125,8 +121,12 @@ def potential_landscape(
         cmap=cmap,
         view=view,
     )
-    scene = scene_of(data, landscape, options)
     _check_projection(figure.get("ax"), kind)
+    if landscape is None:
+        landscape = kernel_of(data, "compute_landscape").compute_landscape(times, basis)
+        times = None
+    chosen = chosen_times(landscape, times)
+    scene = scene_of(data, landscape, options)
     flat = kind == "contour"
     size = (6.6, 4.6) if not flat else (5.2, 4.2) if len(chosen) == 1 else (2.9, 2.9)
     with drawing(
@@ -213,7 +213,7 @@ def landscape_animation(
     RuntimeError
         If ``.mp4`` is asked for without ``ffmpeg``.
     TypeError
-        If ``data`` or ``landscape`` is something else, or if there is no kernel to compute the landscape or to know the
+        If ``data`` or ``landscape`` is of another type, or there is no kernel to compute the landscape or to know the
         time of the cells.
     ValueError
         If the landscape has one time only, an option is unknown or out of range, or the file is of another kind.
@@ -225,12 +225,6 @@ def landscape_animation(
     """
     check_integer("n_frames", n_frames, low=2)
     film = Film.of(fps, figure)
-    if landscape is None:
-        kernel = kernel_of(data, "compute_landscape")
-        landscape = kernel.compute_landscape(_film_times(kernel, basis, n_frames), basis)
-    chosen = chosen_times(landscape, None)
-    if len(chosen) < 2:
-        raise ValueError(f"Expected a landscape of two times or more, found `{len(chosen)}`.")
     options = ReliefOptions(
         kind=kind,
         cells=cells,
@@ -241,6 +235,12 @@ def landscape_animation(
         cmap=cmap,
         view=view,
     )
+    if landscape is None:
+        kernel = kernel_of(data, "compute_landscape")
+        landscape = kernel.compute_landscape(_film_times(kernel, basis, n_frames), basis)
+    chosen = chosen_times(landscape, None)
+    if len(chosen) < 2:
+        raise ValueError(f"Expected a landscape of two times or more, found `{len(chosen)}`.")
     scene = scene_of(data, landscape, options)
     size, projection = ((5.2, 4.2), None) if kind == "contour" else ((6.6, 4.6), "3d")
     with film.drawing(size, projection) as canvas:

@@ -146,7 +146,7 @@ def trajectories(
     KeyError
         If the embedding, the basis, the trajectories, one of ``ids``, the colour or the clusters are missing.
     TypeError
-        If ``data`` or ``trajectories`` is something else, or an option is no number.
+        If ``data`` or ``trajectories`` is of another type, or an option is not a number.
     ValueError
         If there is nothing to draw, the basis does not fit the trajectories, an option is unknown or out of range, or
         fates are asked for where there are no clusters.
@@ -165,6 +165,7 @@ def trajectories(
     check_number("line_alpha", line_alpha, low=0, high=1, open_low=True)
     check_integer("arrows", arrows, low=0)
     adata = adata_of(data)
+    color = usual_color(adata, color)
     x, name = read_embedding(adata, basis)
     found = _selected(read(data, trajectories, key), ids)
     lines = _lines(found, place_of(data, found, x, velocity_basis), smooth)
@@ -178,7 +179,7 @@ def trajectories(
         marks = _draw_ends(panel, found, lines, look, show_start=show_start, show_end=show_end)
         if legend:
             strokes = [stroke(label, shade) for label, shade in look.labels.items()]
-            _draw_legend(panel, look, [(heading, strokes), ("Start and end", marks)], usual_color(adata, color))
+            _draw_legend(panel, look, [(heading, strokes), ("Start and end", marks)], color)
     return canvas.result
 
 

@@ -84,7 +84,7 @@ def windows(
     RuntimeError
         If the kernel has no windows.
     TypeError
-        If ``data`` is something else, or a pair is not an integer.
+        If ``data`` is of another type, or a pair is not an integer.
     ValueError
         If there is no such pair, or the number of Axes is not that of the pairs.
 
@@ -169,7 +169,7 @@ def window_transport(
     RuntimeError
         If the kernel has no windows or no velocity.
     TypeError
-        If ``data`` is something else, ``pair`` is not an integer, or the colour has numbers.
+        If ``data`` is of another type, ``pair`` is not an integer, or the colour has numbers.
     ValueError
         If there is no such pair, it has no difference in time, or ``max_arcs`` or ``mass`` is out of range.
 

@@ -112,7 +112,7 @@ def flow(
     KeyError
         If the embedding, the basis, the flow or the clusters are missing.
     TypeError
-        If ``data`` or ``trajectories`` is something else, or an option is no number.
+        If ``data`` or ``trajectories`` is of another type, or an option is not a number.
     ValueError
         If there is nothing to draw, the basis does not fit the flow, an option is unknown or out of range, fates are
         asked for where there are no clusters, or the number of Axes is not that of the frames.
@@ -217,7 +217,7 @@ def flow_animation(
     RuntimeError
         If ``.mp4`` is asked for without ``ffmpeg``.
     TypeError
-        If ``data`` or ``trajectories`` is something else, or an option is no number.
+        If ``data`` or ``trajectories`` is of another type, or an option is not a number.
     ValueError
         If there is nothing to draw, the basis does not fit the flow, an option is unknown or out of range, fates are
         asked for where there are no clusters, or the file is of another kind.

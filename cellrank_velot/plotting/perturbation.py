@@ -15,7 +15,7 @@ from cellrank_velot._utils.validation import check_choice, check_known, check_nu
 from cellrank_velot.cells import read_embedding
 from cellrank_velot.embedding import project_by_linear_map, velocity_on_grid
 from cellrank_velot.perturbation import FateShift, Perturbation, PerturbedField
-from cellrank_velot.plotting._draw.arrows import draw_arrows, draw_cells_below, grid_arrows
+from cellrank_velot.plotting._draw.arrows import draw_arrows, draw_cells_below, grid_arrows, usual_color
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, drawing, draws
@@ -76,7 +76,7 @@ def fate_shift(
     KeyError
         If a group is unknown.
     TypeError
-        If ``shift`` is something else.
+        If ``shift`` is of another type.
     ValueError
         If ``alpha`` is out of range or the number of Axes is not that of the groups.
 
@@ -187,6 +187,7 @@ def perturbation_arrows(
     kernel = kernel_of(data, "cells", "connectivities")
     if not isinstance(perturbation, Perturbation):
         raise TypeError(f"Expected `perturbation` to be a `Perturbation`, found `{type(perturbation).__name__}`.")
+    color = usual_color(kernel.adata, color)
     x, name = read_embedding(kernel.adata, basis)
     arrows = project_by_linear_map(kernel.cells.x, _quantity(kernel, perturbation, quantity), x, kernel.connectivities)
     grid = velocity_on_grid(x, arrows, n_grid=n_grid, smooth=smooth, min_density=min_density)

@@ -182,9 +182,9 @@ def fate_cells(
     KeyError
         If the embedding or a cluster is missing.
     TypeError
-        If ``data`` or ``fates`` is something else, or there is no kernel to compute the fates.
+        If ``data`` or ``fates`` is of another type, or there is no kernel to compute the fates.
     ValueError
-        If the rows of the table are no cells, an option is out of range, or the number of Axes is not that of the
+        If the rows of the table are not cells, an option is out of range, or the number of Axes is not that of the
         clusters.
 
     Examples
@@ -200,7 +200,8 @@ def fate_cells(
     at = adata_of(data).obs_names.get_indexer(table.index)
     if (at < 0).any():
         raise ValueError(
-            f"Expected a row for each cell, found `{(at < 0).sum()}` that are none: compute fates without `group_by`."
+            f"Expected a row for each cell, found `{(at < 0).sum()}` rows that are not cells: compute fates without "
+            "`group_by`."
         )
     scale = scale_of(table.to_numpy(), cmap, (0.0, 1.0))
     with drawing(figure, n_panels=len(names), n_columns=n_columns, panel_size=(2.9, 2.8)) as canvas:

@@ -92,7 +92,7 @@ def growth_map(
     RuntimeError
         If the kernel has pseudotime, or no velocity.
     TypeError
-        If ``data`` is something else, or times are asked of an AnnData.
+        If ``data`` is of another type, or times are asked of an AnnData.
     ValueError
         If there are no cells at a time, an option is out of range, or the number of Axes is not that of the panels.
 
@@ -230,6 +230,8 @@ def _growth_groups(
     time = time_of(data)
     points = np.unique(time)
     chosen = points if times is None else np.atleast_1d(np.asarray(times, dtype=np.float64))
+    if not chosen.size:
+        raise ValueError("Expected at least one time point in `times`, found none.")
     for point in chosen:
         if point not in points:
             raise ValueError(f"Expected `times` among the time points {points.tolist()}, found `{point:g}`.")

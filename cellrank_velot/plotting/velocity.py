@@ -14,7 +14,7 @@ from cellrank_velot._utils.validation import check_choice, check_integer, check_
 from cellrank_velot.cells import read_embedding
 from cellrank_velot.embedding.grid import VelocityGrid, velocity_on_grid
 from cellrank_velot.embedding.projection import Weighting, project_by_linear_map, project_by_transitions
-from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below, grid_arrows
+from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below, grid_arrows, usual_color
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of
@@ -111,6 +111,7 @@ def velocity_stream(
     ... )
     """
     adata = adata_of(data)
+    color = usual_color(adata, color)
     x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
@@ -191,6 +192,7 @@ def velocity_grid(
     """
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
+    color = usual_color(adata, color)
     x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
@@ -267,6 +269,7 @@ def velocity_quiver(
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
+    color = usual_color(adata, color)
     x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     cells = _spread(x, velocity, n_arrows)
@@ -335,6 +338,7 @@ def velocity_comparison(
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
+    color = usual_color(adata, color)
     x, name = read_embedding(adata, basis)
     smooth, raw = (_by_linear_map(data, x, key, estimate) for estimate in ("velocity", "raw_velocity"))
     cells = _spread(x, smooth, n_arrows)

@@ -197,6 +197,7 @@ def score_growth(
     True
     """
     check_choice("organism", organism, Organism)
+    check_seed(random_state)
     if not isinstance(key_added, str):
         raise TypeError(f"Expected `key_added` to be a string, found `{type(key_added).__name__}`.")
     rates = RateOptions(birth=birth, death=death, time_unit=time_unit)
@@ -204,10 +205,11 @@ def score_growth(
     die = [g for g in _upper("apoptosis_genes", apoptosis_genes or APOPTOSIS_GENES) if g not in divide]
     check_anndata(adata)
     check_writeable(adata)
-    scores = {
-        title: score_genes(adata, genes, title, organism=organism, layer=layer, random_state=random_state)
+    found = {
+        title: _find_genes(adata, genes, title, organism, layer)
         for title, genes in (("proliferation", divide), ("apoptosis", die))
     }
+    scores = {title: _score(adata, genes, layer, random_state) for title, genes in found.items()}
     rate = growth_rate(scores["proliferation"], scores["apoptosis"], rates)
 
     for title, score in scores.items():
@@ -222,7 +224,6 @@ def score_growth(
 def score_genes(
     adata: AnnData,
     genes: Sequence[str],
-    title: str = "given",
     *,
     organism: Organism = "auto",
     layer: str | None = None,
@@ -234,16 +235,7 @@ def score_genes(
     """
     check_choice("organism", organism, Organism)
     check_seed(random_state)
-    found = _find_genes(adata, _upper("genes", genes), title, organism)
-    expression = _expression(adata, layer)
-    _check_logarithmic(expression[:, found], "adata.X" if layer is None else f"adata.layers[{layer!r}]")
-    # Genes are scored by position, on an object with names that are unique.
-    obs, var = (pd.DataFrame(index=np.arange(size).astype(str)) for size in adata.shape)
-    light = AnnData(expression, obs=obs, var=var)
-    n_bins = int(np.clip(adata.n_vars // _GENES_PER_BIN, 2, _N_BINS))
-    with _global_random_state_kept():
-        sc.tl.score_genes(light, list(found.astype(str)), n_bins=n_bins, random_state=random_state)
-    return light.obs["score"].to_numpy(dtype=np.float64)
+    return _score(adata, _find_genes(adata, _upper("genes", genes), "given", organism, layer), layer, random_state)
 
 
 def growth_rate(
@@ -282,8 +274,10 @@ def _upper(name: str, genes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(gene.upper() for gene in genes))
 
 
-def _find_genes(adata: AnnData, genes: Sequence[str], title: str, organism: Organism) -> NDArray[np.int64]:
-    """Return the positions of the genes that there are."""
+def _find_genes(
+    adata: AnnData, genes: Sequence[str], title: str, organism: Organism, layer: str | None
+) -> NDArray[np.int64]:
+    """Return the positions of the genes that there are, after a look at their expression."""
     # Reversed, so that of names that differ in their case only the first counts.
     position = {str(name).upper(): i for i, name in reversed(list(enumerate(adata.var_names)))}
     mouse = organism == "mouse" or (organism == "auto" and not _in_capitals(adata, [position.get(g) for g in genes]))
@@ -294,6 +288,8 @@ def _find_genes(adata: AnnData, genes: Sequence[str], title: str, organism: Orga
     if found.size < min(_MIN_MATCHED, max(len(genes), 1)):
         raise ValueError(_too_few(adata, genes, title, found.size))
     logger.info("Found %d of %d %s genes", found.size, len(genes), title)
+    slot = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    _check_logarithmic(_expression(adata, layer)[:, found], slot)
     return found
 
 
@@ -333,6 +329,16 @@ def _check_logarithmic(expression: Any, slot: str) -> None:
         )
     if values.size and values.min() < 0:
         logger.warning("`%s` has negative values: genes of comparison are not of the same expression", slot)
+
+
+def _score(adata: AnnData, genes: NDArray[np.int64], layer: str | None, random_state: int) -> NDArray[np.float64]:
+    """Return the score of genes by position, on an object with names that are unique."""
+    obs, var = (pd.DataFrame(index=np.arange(size).astype(str)) for size in adata.shape)
+    light = AnnData(_expression(adata, layer), obs=obs, var=var)
+    n_bins = int(np.clip(adata.n_vars // _GENES_PER_BIN, 2, _N_BINS))
+    with _global_random_state_kept():
+        sc.tl.score_genes(light, list(genes.astype(str)), n_bins=n_bins, random_state=random_state)
+    return light.obs["score"].to_numpy(dtype=np.float64)
 
 
 @contextmanager

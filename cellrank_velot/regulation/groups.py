@@ -20,7 +20,7 @@ logger = logging.getLogger("cellrank_velot")
 
 FloatArray = NDArray[np.float64]
 
-# More numbers than these in a column are no groups.
+# A column with more different numbers than these does not name groups.
 MAX_LEVELS = 50
 
 

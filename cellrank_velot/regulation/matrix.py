@@ -244,8 +244,8 @@ def compute_growth_genes(
     where, fields = resolve_device(run.device), _fields(field)
     if not all(has_growth(one) for one in fields):
         raise RuntimeError(
-            "Expected a field with growth, found none: fit it to an experimental time, with growth, first. A "
-            "pseudotime tells nothing of growth."
+            "Expected a field with growth, found none. Only a field of real time points has growth, "
+            "`OTVelocityKernel(adata, time_kind='experimental')`; a pseudotime tells nothing of growth."
         )
     tables = []
     with single_thread(where):

@@ -228,7 +228,8 @@ def _read_step(values: Any, where: str, kind: type[Options]) -> Options:
         check_plain(f"{where}[{name!r}]", value)
     # A file holds no `None`: what is missing there was one.
     given = {
-        name: tuple(value.tolist()) if isinstance(value, np.ndarray) else plain(value) for name, value in values.items()
+        name: tuple(value.tolist()) if isinstance(value, np.ndarray) else value
+        for name, value in plain(dict(values)).items()
     }
     try:
         return kind(**(dict.fromkeys(names) | given))

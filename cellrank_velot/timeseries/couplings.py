@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -172,13 +173,16 @@ class CouplingOptions(Options):
 
     def __post_init__(self) -> None:
         """Check them."""
+        self._without_none("tau", "n_passes", "n_draws")
         check_number("epsilon", self.epsilon, low=0, open_low=True)
-        values = [*self.tau] if isinstance(self.tau, list | tuple | np.ndarray) else [self.tau, self.tau]
+        tau: Any = self.tau
+        if isinstance(tau, np.ndarray):
+            tau = tau.tolist()  # of an array without dimensions a number
+        values = tau if isinstance(tau, list | tuple) else [tau, tau]
         if len(values) != 2:
             raise ValueError(f"Expected `tau` as one number, or as two for source and target, found `{len(values)}`.")
         pair = tuple(check_number("tau", value, low=0, high=1, open_low=True) for value in values)
-        if isinstance(self.tau, list | tuple | np.ndarray):
-            object.__setattr__(self, "tau", pair)
+        object.__setattr__(self, "tau", pair if isinstance(tau, list | tuple) else tau)
         check_integer("n_passes", self.n_passes, low=1)
         check_integer("n_draws", self.n_draws, low=1)
         check_number("tol", self.tol, low=0, open_low=True)

@@ -25,6 +25,7 @@ class SnapshotOptions(Options):
 
     def __post_init__(self) -> None:
         """Check them."""
+        self._without_none("batch_size")
         check_integer("batch_size", self.batch_size, low=2)
         check_seed(self.random_state)
 

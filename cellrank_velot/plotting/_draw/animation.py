@@ -76,10 +76,14 @@ class Film:
             figure, panels, ours = open_axes(
                 None, panel_size=panel_size, figsize=self.figsize, dpi=self.dpi, projection=projection
             )
-            yield Canvas(figure, panels, 1, ours, returned=False, single=True)
-            # Laid out once: each frame would do it again, and might come out a pixel different.
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+            try:
+                yield Canvas(figure, panels, 1, ours, returned=False, single=True)
+                # Laid out once: each frame would do it again, and might come out a pixel different.
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")
+            except BaseException:
+                plt.close(figure)
+                raise
 
     def play(
         self,
@@ -101,8 +105,8 @@ class Film:
         animation = FuncAnimation(canvas.figure, step, n_frames, init_func=list, interval=1000 / self.fps, blit=False)
         if self.path is not None:
             write = gif or writers["pillow"] if self.path.suffix == ".gif" else writers["ffmpeg"]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 with style(), replacing(self.path) as file:
                     animation.save(file, writer=write(self.fps), dpi=self.dpi)
             except BaseException:

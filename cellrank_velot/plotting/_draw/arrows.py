@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot.embedding.grid import VelocityGrid
 from cellrank_velot.plotting._draw.colors import INK
-from cellrank_velot.plotting._draw.embedding import draw_colored
+from cellrank_velot.plotting._draw.embedding import check_color, draw_colored
 
 __all__ = ["arrows_of", "draw_arrows", "draw_cells_below", "grid_arrows", "usual_color"]
 
@@ -20,16 +20,19 @@ FloatArray = NDArray[np.float64]
 
 def usual_color(adata: AnnData, color: str | None) -> str | None:
     """Return what colours the cells below something: ``"auto"`` is ``"clusters"`` where there is such a column."""
-    if color != "auto":
-        return color
-    return "clusters" if "clusters" in adata.obs else None
+    if color == "auto":
+        return "clusters" if "clusters" in adata.obs else None
+    check_color(adata, color)
+    return color
 
 
 def draw_cells_below(
     ax: Axes, x: FloatArray, name: str, adata: AnnData, color: str | None, *, alpha: float, **kwargs: Any
 ) -> None:
-    """Draw the cells below arrows or lines. The grey of cells without a colour is as pale as it may be."""
-    color = usual_color(adata, color)
+    """Draw the cells below arrows or lines, coloured by what :func:`usual_color` returned.
+
+    The grey of cells without a colour is pale enough.
+    """
     draw_colored(ax, x, name, adata, color, alpha=1.0 if color is None else alpha, **kwargs)
 
 

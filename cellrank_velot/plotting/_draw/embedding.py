@@ -23,6 +23,7 @@ from cellrank_velot.plotting._draw.legends import BELOW, MAX_ROWS, RIGHT, dot
 
 __all__ = [
     "area_of",
+    "check_color",
     "colors_by_name",
     "dot_size",
     "draw_categories",
@@ -91,14 +92,18 @@ def draw_colored(
         draw_values(ax, x, name, numbers, label=color if legend else None, cmap=cmap, **kwargs)
 
 
+def check_color(adata: AnnData, color: str | None) -> None:
+    """Refuse what is neither a column of ``adata.obs`` nor a gene; ``None`` is no colour."""
+    if color is not None and color not in adata.obs and color not in adata.var_names:
+        raise KeyError(
+            f"Expected `color` to be a gene or one of {sorted(map(str, adata.obs.columns))}, found {color!r}."
+        )
+
+
 def _column(adata: AnnData, key: str) -> pd.Series[Any]:
     """Return a column of ``obs`` or the expression of a gene: a number for each cell, or a category."""
-    if key in adata.obs:
-        values = adata.obs[key]
-    elif key in adata.var_names:
-        values = sc.get.obs_df(adata, keys=[key])[key]
-    else:
-        raise KeyError(f"Expected `color` to be a gene or one of {sorted(map(str, adata.obs.columns))}, found {key!r}.")
+    check_color(adata, key)
+    values = adata.obs[key] if key in adata.obs else sc.get.obs_df(adata, keys=[key])[key]
     numeric = pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
     if numeric or isinstance(values.dtype, pd.CategoricalDtype):
         return values

@@ -145,6 +145,8 @@ def drawing(
     figure. A ``title`` that the user did not ask for stays out of the caller's figure.
     """
     check_integer("n_columns", n_columns, low=1)
+    if n_panels == 0:
+        raise ValueError("Expected at least one panel to draw, found none: choose more, or leave the choice out.")
     asked = figure.get("title")
     with style():
         opened, panels, ours = open_axes(
@@ -159,15 +161,15 @@ def drawing(
         show, single = figure.get("show"), n_panels is None
         try:
             yield Canvas(opened, panels, n_columns, ours, returned=show is False, single=single)
-        except BaseException:
+            if single or (asked is not None and len(panels) == 1):
+                panels[0].set_title(title if asked is None else asked)
+            elif asked or (title and asked is None and ours):
+                opened.suptitle(asked or title, x=0.01, ha="left", fontsize=11)
+            close_figure(opened, ours=ours, save=figure.get("save"), show=show)
+        except BaseException:  # also of a file that cannot be written
             if ours:
                 plt.close(opened)
             raise
-        if single or (asked is not None and len(panels) == 1):
-            panels[0].set_title(title if asked is None else asked)
-        elif asked or (title and asked is None and ours):
-            opened.suptitle(asked or title, x=0.01, ha="left", fontsize=11)
-        close_figure(opened, ours=ours, save=figure.get("save"), show=show)
 
 
 def draws(plot: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -187,9 +189,12 @@ def draws(plot: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     @wraps(plot)
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:  # an argument that is unknown or missing
-            raise TypeError(f"{plot.__name__}() {error}") from None
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:  # an argument that is unknown or missing, or one too many
+            got = "got " if str(error).startswith("too many") else ""
+            raise TypeError(f"{plot.__name__}() {got}{error}") from None
+        if given.get("n_columns") is not None:  # before the plot computes anything
+            check_integer("n_columns", given["n_columns"], low=1)
         return plot(*args, **kwargs)
 
     checked.__signature__ = signature  # type: ignore[attr-defined]
@@ -207,7 +212,8 @@ def style() -> AbstractContextManager[None]:
 def even_columns(n_panels: int, n_columns: int) -> int:
     """Return a number of columns that makes rows of like length: six panels are two rows of three, not four and two."""
     check_integer("n_columns", n_columns, low=1)
-    return -(-n_panels // -(-n_panels // n_columns))
+    n_rows = max(-(-n_panels // n_columns), 1)
+    return max(-(-n_panels // n_rows), 1)
 
 
 def color_bar(scale: ScalarMappable, ax: Axes | Sequence[Axes], label: str = "", **options: Any) -> Colorbar:

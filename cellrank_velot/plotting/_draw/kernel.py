@@ -74,9 +74,14 @@ def suffix_of(data: AnnData | HasAnnData, backward: bool | None) -> str:
 
 def kernel_of(data: Any, *needs: str) -> Any:
     """Return the kernel, which has the attributes that a plot needs; others, and combinations, lack them."""
-    if not all(hasattr(data, name) for name in needs):
+    try:
+        for name in needs:
+            getattr(data, name)
+    except AttributeError as error:
+        if isinstance(error, RuntimeError):  # our kernel of the other kind of time, which says so
+            raise
         ours = "OTTimeSeriesKernel" if OF_TIME_POINTS & set(needs) else "OTVelocityKernel"
-        raise TypeError(f"Expected the `{ours}` itself, found `{type(data).__name__}`.")
+        raise TypeError(f"Expected the `{ours}` itself, found `{type(data).__name__}`.") from None
     return data
 
 
