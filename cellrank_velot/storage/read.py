@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cellrank_velot._utils.stage import Stored
 
@@ -57,8 +58,10 @@ def _field(hint: Any, stored: Stored, *, optional: bool) -> Field:
         hint = next(part for part in get_args(hint) if part is not NoneType)
     is_dict = isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping)
     hint = get_args(hint)[1] if is_dict else hint
-    is_array = get_origin(hint) is np.ndarray
-    dtype = get_args(get_args(hint)[1])[0] if is_array else hint
+    # `NDArray[T]` stands for `ndarray[..., dtype[T]]`; from numpy 2.5 on it is an alias that is kept as it is.
+    is_alias = get_origin(hint) is NDArray
+    is_array = is_alias or get_origin(hint) is np.ndarray
+    dtype = get_args(hint)[0] if is_alias else get_args(get_args(hint)[1])[0] if is_array else hint
     kinds = {float: "f", int: "i", bool: "b", str: "s", Any: "n"}
     kind = kinds[dtype] if dtype in kinds else np.dtype(dtype).kind
     return Field({"U": "s"}.get(kind, kind), stored, dtype, is_array, is_dict, optional=optional)
