@@ -5,7 +5,7 @@
 #   make test PYTEST_ARGS="-k field"  arguments handed to pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-notebooks fuzz mutants check format docs notebooks dist clean
+.PHONY: help demo test test-processes test-notebooks fuzz mutants check format docs notebooks dist clean
 .DELETE_ON_ERROR:
 
 # The first that runs and is new enough: a name on the PATH may be a shim for a Python that is not active.
@@ -35,7 +35,10 @@ demo: $(VENV)/.installed  ## run the main job on the embedded data, into demo/
 	$(PY) -m cellrank_velot demo --out demo
 
 test: $(VENV)/.installed-test  ## run the test suite, but for the notebooks
-	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal -m "not notebook" $(PYTEST_ARGS)
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal -m "not notebook and not process" $(PYTEST_ARGS)
+
+test-processes: $(VENV)/.installed-test  ## run the part of it that starts processes and clusters and measures memory
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal -m process $(PYTEST_ARGS)
 
 test-notebooks: $(VENV)/.installed-test  ## run the part of it that runs the notebooks
 	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal -m notebook $(PYTEST_ARGS)

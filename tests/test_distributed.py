@@ -30,6 +30,8 @@ from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity
 from cellrank_velot.transport.windows import WindowOptions, build_windows
 
+pytestmark = pytest.mark.process
+
 PER_CELL = ("velocity", "relaxation", "spread", "n_effective", "disagreement", "support", "n_forward", "n_backward")
 
 

@@ -12,6 +12,8 @@ import pytest
 import cellrank_velot as cv
 from cellrank_velot._utils.memory import bytes_of, jobs_within
 
+pytestmark = pytest.mark.process
+
 QUIET = {"show_progress_bar": False}
 
 

@@ -19,6 +19,8 @@ import cellrank_velot
 from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot._utils.stage import Stage
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(cellrank_velot.__file__).parents[1]
 QUIET = {"show_progress_bar": False}
 FEW = {"hidden": (16, 16), "n_steps": 60, **QUIET}
