@@ -450,7 +450,9 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
 
     def _refuse_options(self, method: str, names: Sequence[str]) -> None:
         """Say of options that only the other kind of kernel has where they are."""
-        there = signature(getattr(self._other, method)).parameters if hasattr(self._other, method) else {}
+        if not names or not hasattr(self._other, method):
+            return
+        there = signature(getattr(self._other, method)).parameters
         for name in names:
             if name in there:
                 raise TypeError(
