@@ -12,7 +12,8 @@ import scanpy as sc
 import scipy.sparse as sp
 from scipy.stats import spearmanr
 
-from cellrank_velot import pp
+from cellrank_velot import datasets, pp
+from cellrank_velot.cells import find_time_key
 
 N_CELLS = 120
 
@@ -55,6 +56,40 @@ def test_pseudotime_recovers_a_planted_line(prepared):
     assert prepared.obs["time"].iloc[prepared.uns["iroot"]] < 0.05
 
 
+def test_geodesic_pseudotime_recovers_a_planted_line_and_is_what_the_kernel_takes(prepared):
+    time = prepared.obs["geodesic_pseudotime"]
+    assert spearmanr(prepared.obs["time"], time).statistic > 0.98
+    assert (time.min(), time.max()) == (0, 1)
+    assert prepared.uns["pseudotime"]["method"] == "geodesic"
+    assert find_time_key(prepared) == prepared.uns["pseudotime"]["key"] == "geodesic_pseudotime"
+    assert list(prepared.uns["pseudotime"]["roots"]) == [prepared.obs_names[prepared.uns["iroot"]]]
+
+
+def test_diffusion_pseudotime_leaves_no_other_time_behind(prepared):
+    adata = prepared.copy()
+    pp.prepare(adata, root_cluster="early", pseudotime="diffusion", **OPTIONS)
+    assert find_time_key(adata) == adata.uns["pseudotime"]["key"] == "dpt_pseudotime"
+    np.testing.assert_allclose(adata.obs["dpt_pseudotime"], prepared.obs["dpt_pseudotime"], atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [50, 51])
+def test_geodesic_pseudotime_follows_a_curved_tree(seed):
+    adata = datasets.tree(600, random_state=seed)
+    pp.prepare(adata, root_cluster="Progenitor", n_pcs=20, normalize=False)
+    truth = adata.obs["true_time"]
+    found = {key: spearmanr(adata.obs[key], truth).statistic for key in ("geodesic_pseudotime", "dpt_pseudotime")}
+    assert found["geodesic_pseudotime"] > max(0.975, found["dpt_pseudotime"] + 0.01)
+
+
+def test_cells_that_no_path_leads_to_are_infinitely_late():
+    adata = two_islands()
+    pp.prepare(adata, pseudotime_key="time", **OPTIONS)
+    pp.set_pseudotime(adata, [50], "geodesic")
+    np.testing.assert_array_equal(np.isinf(adata.obs["geodesic_pseudotime"]), np.arange(N_CELLS) < 40)
+    with pytest.raises(ValueError, match="`method` to be one of"):
+        pp.set_pseudotime(adata, [50], "palantir")
+
+
 def test_all_slots_are_written(prepared):
     assert prepared.obsm["X_pca"].shape == (N_CELLS, 10)
     assert prepared.varm["PCs"].shape == (80, 10)
@@ -76,7 +111,8 @@ def test_dense_sparse_and_integer_counts_agree(prepared):
         adata = counts()
         adata.X = convert(adata.X)
         pp.prepare(adata, root_cluster="early", **OPTIONS)
-        np.testing.assert_allclose(adata.obs["dpt_pseudotime"], prepared.obs["dpt_pseudotime"], atol=1e-3)
+        for key in ("dpt_pseudotime", "geodesic_pseudotime"):
+            np.testing.assert_allclose(adata.obs[key], prepared.obs[key], atol=1e-3)
 
 
 def test_log_normalised_data_are_recognised_and_kept(prepared, caplog):
@@ -167,7 +203,7 @@ def test_root_needs_a_diffusion_map():
 def test_a_given_pseudotime_is_used_as_it_is():
     adata = counts()
     pp.prepare(adata, pseudotime_key="time", **OPTIONS)
-    assert "dpt_pseudotime" not in adata.obs
+    assert not {"dpt_pseudotime", "geodesic_pseudotime"} & set(adata.obs)
     assert "X_umap" in adata.obsm
     np.testing.assert_array_equal(adata.obs["time"], counts().obs["time"])
 
@@ -244,6 +280,7 @@ FAILURES = {
     "NaN": (lambda: with_values("X", np.nan), EARLY, ValueError, "found `2` NaN or infinite"),
     "negative": (lambda: with_values("X", -1), EARLY, ValueError, "`2` negative values.*normalize=False"),
     "normalize": (counts, EARLY | {"normalize": "yes"}, ValueError, r"\[True, False, 'auto'\], found `'yes'`"),
+    "method": (counts, EARLY | {"pseudotime": "x"}, ValueError, r"`pseudotime`.*\['geodesic', 'diffusion'\]"),
     "n_pcs": (counts, EARLY | {"n_pcs": 0}, ValueError, "`n_pcs` to be at least `2`, found `0`"),
     "n_neighbors": (counts, EARLY | {"n_neighbors": 2.5}, TypeError, "`n_neighbors` to be an integer"),
     "few cells": (lambda: counts(n_cells=9), EARLY, ValueError, "at least `10` cells.*found `9` cells"),
@@ -294,9 +331,10 @@ def test_global_random_state_is_left_alone():
 def test_pancreas_is_ordered_as_it_develops(data_dir):
     adata = ad.read_h5ad(data_dir / "pancreas_739.h5ad")
     pp.prepare(adata, root_cluster="Ductal")
-    mean = adata.obs.groupby("clusters", observed=True)["dpt_pseudotime"].mean()
-    early = mean[["Ductal", "Ngn3 low EP", "Ngn3 high EP", "Pre-endocrine"]]
-    assert early.is_monotonic_increasing
-    assert mean[["Alpha", "Beta", "Delta", "Epsilon"]].min() > early.iloc[-1]
+    for key in ("geodesic_pseudotime", "dpt_pseudotime"):
+        mean = adata.obs.groupby("clusters", observed=True)[key].mean()
+        early = mean[["Ductal", "Ngn3 low EP", "Ngn3 high EP", "Pre-endocrine"]]
+        assert early.is_monotonic_increasing
+        assert mean[["Alpha", "Beta", "Delta", "Epsilon"]].min() > early.iloc[-1]
     assert adata.var["highly_variable"].sum() == 2000
     assert adata.obsm["X_pca"].shape == (739, 30)
