@@ -79,6 +79,7 @@ def test_first_known_time_key_is_chosen_and_logged(adata: AnnData, caplog):
 def test_time_keys_are_those_promised():
     assert TIME_KEYS == (
         "pseudotime",
+        "consensus_pseudotime",
         "geodesic_pseudotime",
         "dpt_pseudotime",
         "palantir_pseudotime",

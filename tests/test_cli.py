@@ -189,7 +189,7 @@ def test_run_without_clusters_and_genes(raw, monkeypatch):
     assert "No genes" in (out / "run.log").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "key"), [([], "geodesic"), (["--pseudotime", "diffusion"], "dpt")])
+@pytest.mark.parametrize(("arguments", "key"), [([], "consensus"), (["--pseudotime", "diffusion"], "dpt")])
 def test_root_cell_gives_a_time_on_the_graph_that_is_there(raw, demo, arguments, key):
     def drop(adata):
         del adata.obs["dpt_pseudotime"]
@@ -333,7 +333,7 @@ BAD = {
     "basis unknown": (["--basis", "scvi"], None, r"adata\.obsm\['scvi'\].*X_pca"),
     "basis missing": ([], drop_basis, r"Expected genes or a basis"),
     "embedding unknown": (["--embedding", "tsne"], None, r"adata\.obsm\['tsne'\]"),
-    "pseudotime unknown": (["--pseudotime", "x"], None, r"`pseudotime` to be one of \['geodesic', 'diffusion'\]"),
+    "pseudotime unknown": (["--pseudotime", "x"], None, r"`pseudotime` to be one of \['consensus', 'geodesic'"),
     "weight": (["--weight", "1.5"], None, r"`weight` to be in \(0, 1\], found `1.5`"),
     "one state": (["--n-states", "1"], None, "`n_states` to be at least `2`"),
     "no steps": (["--n-steps", "0"], None, "`n_steps` to be at least `1`"),

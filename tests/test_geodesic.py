@@ -7,7 +7,7 @@ from conftest import neighbor_graph, plant_cells
 from scipy.stats import spearmanr
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot.graph.geodesic import geodesic_distances, near_graph, smoothed
+from cellrank_velot.graph.geodesic import geodesic_distances, near_graph, never_falling, shortest_paths, smoothed
 
 
 def spiral(n_cells: int = 500, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +54,18 @@ def test_parts_are_joined_by_the_shortest_edges_only_where_the_graph_is_whole():
     graph[29, 30] = graph[30, 29] = graph[0, 59] = graph[59, 0] = 0.1
     found = geodesic_distances(near_graph(x, sp.csr_matrix(graph), 4), np.array([0]))
     np.testing.assert_allclose(found, x.ravel(), atol=1e-9)
+
+
+def test_values_never_fall_along_the_paths():
+    x, length = spiral(200)
+    distance, before = shortest_paths(near_graph(x, neighbor_graph(x), 4), np.array([0]))
+    assert before[0] == 0
+    assert (distance[before][1:] < distance[1:]).all()
+    np.testing.assert_array_equal(never_falling(length, before), length)
+    falling = np.minimum(length, 6 - length)
+    found = never_falling(falling, before)
+    assert np.diff(found[np.argsort(distance)]).min() >= 0
+    assert found.max() == falling.max()
 
 
 def test_zero_weights_are_no_edges():

@@ -20,6 +20,7 @@ TimeKind = Literal["pseudotime", "experimental"]
 # Columns that a pseudotime, or the time of a series, is looked for in, in this order.
 TIME_KEYS = (
     "pseudotime",
+    "consensus_pseudotime",
     "geodesic_pseudotime",
     "dpt_pseudotime",
     "palantir_pseudotime",

@@ -18,11 +18,11 @@ from cellrank_velot._utils.jit import compiled, read_only
 from cellrank_velot._utils.parallel import blocks, run
 from cellrank_velot._utils.stage import TINY
 
-__all__ = ["geodesic_distances", "near_graph", "smoothed"]
+__all__ = ["geodesic_distances", "near_graph", "never_falling", "shortest_paths", "smoothed"]
 
 # Cells of one task.
 BLOCK_CELLS = 8192
-N_SMOOTHING, N_NEAREST = 2, 15
+N_SMOOTHING, N_NEAREST = 3, 15
 
 
 def smoothed(values: NDArray[np.float64], graph: sp.csr_matrix, n_steps: int = N_SMOOTHING) -> NDArray[np.float64]:
@@ -65,6 +65,22 @@ def near_graph(x: NDArray[np.float64], graph: sp.csr_matrix, n_neighbors: int = 
 def geodesic_distances(lengths: sp.csr_matrix, sources: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the length of the shortest path from the nearest source, infinite where there is none."""
     return np.asarray(dijkstra(lengths, directed=False, indices=sources, min_only=True))
+
+
+def shortest_paths(lengths: sp.csr_matrix, sources: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the distances and the cell before each on its path: itself for a source, or where there is no path."""
+    distance, before, _ = dijkstra(lengths, directed=False, indices=sources, min_only=True, return_predecessors=True)
+    return np.asarray(distance), np.where(before < 0, np.arange(len(before)), before).astype(np.int64)
+
+
+def never_falling(values: NDArray[np.float64], before: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the largest value on the path to each cell; ``before`` is that of :func:`shortest_paths`."""
+    while True:
+        values = np.maximum(values, values[before])
+        further = before[before]  # steps double
+        if (further == before).all():
+            return values
+        before = further
 
 
 def _symmetric(

@@ -55,8 +55,8 @@ class JobOptions(Options):
     )
     root_cell: str | None = _argument(None, "cell where the process begins, if there is no time yet", metavar="NAME")
     pseudotime: PseudotimeMethod = _argument(
-        "geodesic",
-        "time from the root: geodesic or diffusion (geodesic)",
+        "consensus",
+        "time from the root: consensus, geodesic or diffusion (consensus)",
         check=partial(check_choice, choices=PseudotimeMethod),
     )
     cluster_key: str | None = _argument(None, "column of obs that names the states (clusters, if there)", metavar="KEY")

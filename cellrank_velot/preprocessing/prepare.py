@@ -40,7 +40,7 @@ def prepare(
     root_cluster: str | Sequence[str] | None = None,
     root_cell: str | int | Sequence[str | int] | None = None,
     pseudotime_key: str | None = None,
-    pseudotime: PseudotimeMethod = "geodesic",
+    pseudotime: PseudotimeMethod = "consensus",
     cluster_key: str = "clusters",
     n_pcs: int = 30,
     n_neighbors: int = 30,
@@ -67,10 +67,10 @@ def prepare(
         Numeric column of `obs`, used in place of a pseudotime from a root. It is checked and stays where it is: give
         the same name to the kernel as ``time_key``.
     pseudotime
-        What is computed from the root. ``"geodesic"`` is the length of the shortest path over smoothed positions, in
-        ``obs["geodesic_pseudotime"]``; it follows each branch of a curved tree. ``"diffusion"`` is diffusion pseudotime
-        :cite:p:`haghverdi:16`, in ``obs["dpt_pseudotime"]``, and is written in either case. The kernel takes the
-        geodesic one where both are there and ``time_key`` is not given. See :func:`set_pseudotime`.
+        What is computed from the root. ``"diffusion"`` is diffusion pseudotime :cite:p:`haghverdi:16`. On a curved tree
+        it may fall along a branch, and the velocity turns around there. ``"geodesic"`` is the length of the shortest
+        path over smoothed positions, which does not. ``"consensus"`` is the mean rank of a cell by both. It was the
+        best on simulated and real cells. See :func:`set_pseudotime`.
     cluster_key
         Column of `obs` with the clusters, among them `root_cluster`.
     n_pcs
@@ -93,9 +93,10 @@ def prepare(
     ``None``, or the prepared copy. Written are, where normalised, ``X`` and ``layers["counts"]`` (unless that layer
     exists); ``var["highly_variable"]``, ``varm["PCs"]``, ``obsm["X_pca"]`` of shape ``[n_cells, n_pcs]``,
     ``obsm["X_umap"]``, ``obsp["distances"]``, ``obsp["connectivities"]`` and what goes with them in `uns`; unless
-    `pseudotime_key` is given, ``obsm["X_diffmap"]``, ``uns["iroot"]``, ``obs["dpt_pseudotime"]`` and, unless
-    ``pseudotime="diffusion"``, ``obs["geodesic_pseudotime"]``, both in [0, 1]; ``uns["pseudotime"]`` has the `method`,
-    the `key` in `obs` and the names of the `roots`.
+    `pseudotime_key` is given, ``obsm["X_diffmap"]``, ``uns["iroot"]``, ``obs["dpt_pseudotime"]`` and
+    ``obs["consensus_pseudotime"]`` or ``obs["geodesic_pseudotime"]`` where asked for, in [0, 1]. The kernel prefers
+    these to ``obs["dpt_pseudotime"]``. ``uns["pseudotime"]`` has the `method`, the `key` in `obs` and the names of the
+    `roots`.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def prepare(
     >>> adata = datasets.bifurcation(n_cells=100, preprocess=False)
     >>> pp.prepare(adata, root_cluster="Progenitor", n_pcs=10, n_neighbors=15, normalize=False)
     >>> adata.obsm["X_pca"].shape, adata.uns["pseudotime"]["key"]
-    ((100, 10), 'geodesic_pseudotime')
+    ((100, 10), 'consensus_pseudotime')
     >>> vk = OTVelocityKernel(adata)
     """
     _check_data(adata, copy=copy)
@@ -248,7 +249,7 @@ def _reduce(work: AnnData, *, n_pcs: int, n_neighbors: int, n_hvg: int, random_s
 
 
 def _set_times(work: AnnData, roots: Sequence[int], method: PseudotimeMethod) -> None:
-    """Write the diffusion pseudotime, which comes with the root, and where asked for the geodesic one."""
+    """Write the diffusion pseudotime, which comes with the root, and where asked for another one."""
     work.obs = work.obs.drop(columns=list(PSEUDOTIME_KEYS.values()), errors="ignore")
     set_pseudotime(work, roots)
     if method != "diffusion":

@@ -10,17 +10,22 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from cellrank_velot._utils.validation import check_choice, check_known
 from cellrank_velot.cells import read_basis, read_clusters
-from cellrank_velot.graph.geodesic import geodesic_distances, near_graph, smoothed
+from cellrank_velot.graph.geodesic import near_graph, never_falling, shortest_paths, smoothed
 
 __all__ = ["PSEUDOTIME_KEYS", "PseudotimeMethod", "as_list", "choose_root_cell", "known_clusters", "set_pseudotime"]
 
 logger = logging.getLogger("cellrank_velot")
 
-PseudotimeMethod = Literal["geodesic", "diffusion"]
-PSEUDOTIME_KEYS = {"geodesic": "geodesic_pseudotime", "diffusion": "dpt_pseudotime"}
+PseudotimeMethod = Literal["consensus", "geodesic", "diffusion"]
+PSEUDOTIME_KEYS = {
+    "consensus": "consensus_pseudotime",
+    "geodesic": "geodesic_pseudotime",
+    "diffusion": "dpt_pseudotime",
+}
 
 # Diffusion components that the pseudotime uses, the trivial one included, as in scanpy.
 _N_DPT = 10
@@ -87,9 +92,13 @@ def set_pseudotime(
     every branch: on a tree it may fall towards the end of an inner branch.
 
     The geodesic pseudotime is the length of the shortest path along a neighbour graph. Noise would make short cuts.
-    So positions are smoothed first, twice by :math:`x_i \leftarrow (x_i + \bar x_{N(i)}) / 2` with the weighted mean
-    of the neighbours in the graph given; paths lead over the 15 cells that are nearest there; and four such steps over
-    these cells smooth the lengths.
+    So positions are smoothed first, three times by :math:`x_i \leftarrow (x_i + \bar x_{N(i)}) / 2` with the weighted
+    mean of the neighbours in the graph given; paths lead over the 15 cells that are nearest there; and four such steps
+    over these cells smooth the lengths.
+
+    The consensus is the mean of the ranks that a cell has by both, smoothed likewise. A diffusion pseudotime that falls
+    along a shortest path is first replaced by the largest value on the path. So the geodesic one decides on the order
+    within a branch, and both on how late a branch ends.
 
     Parameters
     ----------
@@ -99,14 +108,15 @@ def set_pseudotime(
     roots
         Positions of the cells where the process begins.
     method
-        ``"diffusion"`` or ``"geodesic"``.
+        ``"diffusion"``, ``"geodesic"`` or ``"consensus"``.
     basis
-        Key in `obsm` of the positions for a geodesic pseudotime.
+        Key in `obsm` of the positions for a geodesic pseudotime or the consensus.
 
     Returns
     -------
-    Nothing. Written are ``uns["iroot"]``, the first root, and ``obs["dpt_pseudotime"]`` or
-    ``obs["geodesic_pseudotime"]``. A geodesic one is infinite for cells that no path leads to.
+    Nothing. Written are ``uns["iroot"]``, the first root, and ``obs["dpt_pseudotime"]``,
+    ``obs["geodesic_pseudotime"]`` or ``obs["consensus_pseudotime"]``. But for a diffusion pseudotime, cells that no
+    path leads to are infinitely late.
 
     Raises
     ------
@@ -125,7 +135,7 @@ def set_pseudotime(
     True
     """
     check_choice("method", method, PseudotimeMethod)
-    time = _diffusion_time(work, roots) if method == "diffusion" else _geodesic_time(work, roots, basis)
+    time = _diffusion_time(work, roots) if method == "diffusion" else _path_time(work, roots, method, basis)
     work.uns["iroot"] = roots[0]
     work.obs[PSEUDOTIME_KEYS[method]] = time
 
@@ -140,13 +150,19 @@ def _diffusion_time(work: AnnData, roots: Sequence[int]) -> NDArray[np.float64]:
     return np.asarray(nearest / nearest.max())
 
 
-def _geodesic_time(work: AnnData, roots: Sequence[int], basis: str) -> NDArray[np.float64]:
+def _path_time(work: AnnData, roots: Sequence[int], method: str, basis: str) -> NDArray[np.float64]:
+    """Return the geodesic pseudotime, or the consensus of it and the diffusion pseudotime."""
     check_known("adata.obsp", "connectivities", work.obsp.keys(), "Call `scanpy.pp.neighbors(adata)` first.")
     graph = sp.csr_matrix(work.obsp["connectivities"], dtype=np.float64)
     lengths = near_graph(smoothed(read_basis(work, basis), graph), graph)
-    distance = geodesic_distances(lengths, np.asarray(roots, dtype=np.int64))
     # Whether near or nearest, a cell counts as one: the lengths themselves hold their noise.
-    time = smoothed(distance, lengths.sign(), _N_STEPS_OF_TIME)
+    near = lengths.sign()
+    distance, before = shortest_paths(lengths, np.asarray(roots, dtype=np.int64))
+    time = smoothed(distance, near, _N_STEPS_OF_TIME)
+    if method == "consensus":
+        diffusion = never_falling(smoothed(_diffusion_time(work, roots), near, _N_STEPS_OF_TIME), before)
+        ranks = np.where(np.isfinite(time), rankdata(time) + rankdata(diffusion), np.inf)
+        time = smoothed(ranks, near, _N_STEPS_OF_TIME)
     reached = time[np.isfinite(time)]
     return np.asarray((time - reached.min()) / np.ptp(reached))
 
