@@ -19,7 +19,14 @@ genes
 
 from cellrank_velot.cells.basis import basis_name, find_basis, read_basis, read_embedding, read_plane
 from cellrank_velot.cells.clusters import check_clusters, find_cluster_key, read_clusters, read_colors
-from cellrank_velot.cells.genes import find_genes, gene_names, read_expression, read_gene_loadings, read_loadings, read_pca
+from cellrank_velot.cells.genes import (
+    find_genes,
+    gene_names,
+    read_expression,
+    read_gene_loadings,
+    read_loadings,
+    read_pca,
+)
 from cellrank_velot.cells.graph import check_graph, readable, warn_about_graph
 from cellrank_velot.cells.read import CellStates, read_cells
 from cellrank_velot.cells.select import (

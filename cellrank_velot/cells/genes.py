@@ -115,7 +115,7 @@ def read_expression(adata: AnnData, layer: str | None = None) -> tuple[Any, bool
     view = view.to_memory() if adata.isbacked else view
     matrix = view.X if layer is None else view.layers[layer]
     matrix = sp.csr_matrix(matrix) if sp.issparse(matrix) else np.asarray(matrix)
-    values = matrix.data if sp.issparse(matrix) else matrix
+    values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
     if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
         return None
     return matrix, bool((values >= 0).all() and (values == np.round(values)).all())

@@ -2,8 +2,8 @@
 
 In go positions, a pseudotime and, where there is one, expression. ``verdict`` asks whether the cells form a course that
 the time runs along: ``walk`` has the random walk over the cells, ``clouds`` the cells without structure that they are
-compared with, ``halves`` the halves of the genes. ``flip`` compares with reversed time, ``root`` with what is known from
-elsewhere. Each returns what it found, which says in words what it means.
+compared with, ``halves`` the halves of the genes. ``flip`` compares with reversed time, ``root`` with what is known
+from elsewhere. Each returns what it found, which says in words what it means.
 """
 
 from cellrank_velot.direction.flip import FlipTest, flip_test

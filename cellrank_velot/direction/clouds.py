@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from sklearn.cluster import KMeans
 
 from cellrank_velot.direction._common import FloatArray, IntArray
-from cellrank_velot.direction.walk import N_MODES, nearest, slow_modes
+from cellrank_velot.direction.walk import nearest, slow_modes
 
 __all__ = ["Comparison", "compare_continuity", "compare_length"]
 
@@ -24,8 +24,8 @@ ENOUGH = 0.3
 # Below this share of the variance, cells in between are too few to compare.
 FEW = 0.01
 MOST_CLOUDS = 6
-# A mode that separates types, or that runs along a course, is slower than the last ones by this much.
-SLOW = 0.7
+# The modes that separate types are slower than the next one by this much.
+GAP = 0.5
 
 
 class Comparison(NamedTuple):
@@ -45,13 +45,13 @@ def compare_length(x: FloatArray, n_draws: int, rng: np.random.Generator) -> Com
 def compare_continuity(x: FloatArray, n_draws: int, rng: np.random.Generator) -> Comparison:
     """Ask whether there are more cells in between than between several clouds; the least sure number counts.
 
-    Clouds are the clusters in the slow modes of the walk, of which k types have k - 1. What is compared is the variance of the modes within them:
-    types without cells in between are points there.
+    Clouds are the clusters in the slow modes of the walk: k types have k - 1 of them and then a gap. What is compared
+    is the variance of the modes within them: types without cells in between are points there.
     """
     walk = slow_modes(nearest(x))
     worst = Comparison(np.nan, np.nan, 0.0)
-    n_slow = int((walk.log_steps[: MOST_CLOUDS - 1] > walk.log_steps[N_MODES // 2 :].mean() + SLOW).sum())
-    for n_clouds in range(2, 2 + max(n_slow, 1)):
+    gaps = -np.diff(walk.log_steps[:MOST_CLOUDS])
+    for n_clouds in 2 + np.flatnonzero(gaps >= min(GAP, gaps.max())):
         modes = _unit(walk.modes[:, : n_clouds - 1])
         labels = KMeans(n_clouds, n_init=4, random_state=int(rng.integers(2**31))).fit_predict(modes)
         drawn = np.array([_in_between(_clouds(x, labels, rng), labels, n_clouds) for _ in range(n_draws)])

@@ -157,8 +157,16 @@ class DirectionTest(Stage):
             index=pd.Index([f"{a} -> {b}" for a, b in names], name="border"),
         )
 
+    def summary(self) -> str:
+        """Return the verdict with what speaks for it and against it, as one paragraph."""
+        return (
+            " ".join(line.strip() for line in [self._verdict(), *self._reasons(), *self._flip()])
+            .replace(" for:", " For:")
+            .replace(" against:", " Against:")
+        )
+
     def __str__(self) -> str:
-        return "\n".join([self._verdict(), *self._reasons(), *self._more()])
+        return "\n".join([self._verdict(), *self._reasons(), *self._flip(), *self._more()])
 
     def _verdict(self) -> str:
         if not self.n_cells.size:
@@ -183,21 +191,28 @@ class DirectionTest(Stage):
                     lines.append(f"  {name}{sign}: {'; '.join(said)}.")
         return lines
 
+    def _flip(self) -> list[str]:
+        if not np.isfinite(self.reversed_share):
+            return []
+        side = "for" if self.reversed_share > 0.5 else "against"
+        return [f"  {side}: the velocity reverses with time in {self.reversed_share:.0%} of the cells."]
+
     def _more(self) -> list[str]:
         lines = []
-        if np.isfinite(self.reversed_share):
-            side = "for" if self.reversed_share > 0.5 else "against"
-            lines.append(f"  {side}: the velocity reverses with time in {self.reversed_share:.0%} of the cells.")
         for name, row in self.border_frame().iterrows():
             known = np.isfinite(row["p_value"])
             p = f", adjusted p = {row['p_adjusted']:.2g}" if known else ""
-            lines.append(f"  {name if not known or row['p_adjusted'] <= self.level else f'({name})'}: flow {row['flow']:.2f}{p}")
+            lines.append(
+                f"  {name if not known or row['p_adjusted'] <= self.level else f'({name})'}: flow {row['flow']:.2f}{p}"
+            )
         if self.null == "positions" and self.n_cells.size:
             lines.append(
                 "  No expression of genes was at hand: chance was taken from clouds with the covariance of the "
                 "positions. This is weaker, as noise is not told from structure by an independent half of the genes."
             )
-        lines.append("  No such test tells which end is the beginning: that comes from the time given, see `root_check`.")
+        lines.append(
+            "  No such test tells which end is the beginning: that comes from the time given, see `root_check`."
+        )
         return lines
 
 
@@ -228,8 +243,8 @@ def direction_test(
     - **continuity**: more cells lie in between than between several such clouds, as many as the walk has slow modes:
       the logarithm of the variance of the modes within clusters exceeds that of clouds by more than 0.15;
     - **genes**: the order in one half of the genes explains the other half within groups of 25 near cells. Chance: the
-      same with the cells of each group exchanged. The noise of different genes is independent, so a pseudotime that
-      follows noise explains nothing. Each half has the effect of its depth removed.
+      same if what is left of each cell had a random sign. The noise of different genes is independent, so a pseudotime
+      that follows noise explains nothing. Each half has the effect of its depth removed.
 
     All four must hold, so the p-value of a part is the largest of them. Clouds say what chance is; p-values come from
     the t distribution of a new cloud.
@@ -258,7 +273,7 @@ def direction_test(
     level
         Level at which there is a direction.
     random_state
-        Seed of the cells drawn, of halves, clouds and exchanges.
+        Seed of the cells drawn, of halves and clouds.
 
     Returns
     -------
@@ -275,9 +290,7 @@ def direction_test(
     Examples
     --------
     >>> expression = adata.layers["true_expression"]
-    >>> test = direction.direction_test(
-    ...     vk.cells.x, vk.cells.time, expression, counts=False
-    ... )
+    >>> test = direction.direction_test(vk.cells.x, vk.cells.time, expression, counts=False)
     >>> test.found
     True
     >>> shuffled = np.random.default_rng(0).permutation(vk.cells.time)
@@ -391,7 +404,7 @@ def _check_expression(expression: sp.csr_matrix | NDArray[Any], n_cells: int) ->
 
 def _most_variable(genes: sp.csr_matrix | NDArray[Any], counts: bool) -> sp.csr_matrix | NDArray[Any] | None:
     """Return the genes that vary, the most variable of them where there are many."""
-    square = genes.multiply(genes) if sp.issparse(genes) else genes.astype(np.float64) ** 2
+    square = sp.csr_matrix(genes).power(2) if sp.issparse(genes) else np.asarray(genes, dtype=np.float64) ** 2
     mean = np.asarray(genes.mean(axis=0)).ravel()
     variance = np.asarray(square.mean(axis=0)).ravel() - mean**2
     # Of counts, what exceeds the Poisson variance, in relation to the mean, as the mean decides the variance.

@@ -27,10 +27,10 @@ class Walk(NamedTuple):
         return -np.log(np.maximum(1 - self.eigenvalues, 1e-6))
 
 
-def nearest(x: FloatArray, n_neighbors: int = 15) -> sp.csr_matrix:
-    """Return a symmetric graph of nearest neighbours with Gaussian weights, shape ``[n_cells, n_cells]``."""
+def nearest(x: FloatArray) -> sp.csr_matrix:
+    """Return a symmetric graph of a tenth of the cells, 10 to 30, as neighbours with Gaussian weights."""
     n = len(x)
-    k = min(n_neighbors, n - 1)
+    k = min(max(n // 10, 10), 30, n - 1)
     x = x - x.mean(axis=0)
     norm = (x**2).sum(axis=1)
     square = norm[:, None] + norm - 2 * x @ x.T
@@ -61,7 +61,7 @@ def slow_modes(graph: sp.csr_matrix) -> Walk:
 
 
 def rooted_time(walk: Walk, first: IntArray) -> FloatArray:
-    """Return the rank of the diffusion pseudotime :cite:p:`haghverdi:16` from the mean of the first cells, in [0, 1]."""
+    """Return the ranks, in [0, 1], of the diffusion pseudotime :cite:p:`haghverdi:16` from the mean of some cells."""
     eigenvalues = walk.eigenvalues
     position = walk.modes * (eigenvalues / np.maximum(1 - eigenvalues, 1e-6))
     distance = np.linalg.norm(position - position[first].mean(axis=0), axis=1)

@@ -13,6 +13,7 @@ from cellrank.estimators import GPCCA
 
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_integer, check_number
+from cellrank_velot.direction import DirectionTest
 from cellrank_velot.kernel import OTVelocityKernel
 
 __all__ = ["JobOptions", "JobResult"]
@@ -92,6 +93,7 @@ class JobResult:
     fates: pd.DataFrame | None = None  # fate probabilities, cells x lineages; none where they could not be computed
     drivers: pd.DataFrame | None = None  # genes x correlations with lineages; none without genes or a choice of fates
     has_macrostates: bool = True
+    direction: DirectionTest | None = None  # whether there is a direction at all
 
     @property
     def adata(self) -> AnnData:

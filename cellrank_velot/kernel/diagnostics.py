@@ -59,7 +59,7 @@ class DirectionTests(BaseVelocityKernel):
         level
             Level at which there is a direction.
         random_state
-            Seed of the cells drawn, of halves, clouds and exchanges.
+            Seed of the cells drawn, of halves and clouds.
 
         Returns
         -------
