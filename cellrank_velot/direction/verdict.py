@@ -72,8 +72,8 @@ class DirectionTest(Stage):
     p_border
         Two-sided p-value of each flow, shape ``[n_borders]``; NaN without expression.
     reversed_share
-        Share of the cells whose velocity reverses with time, see :func:`flip_test`; NaN if not computed. It does not
-        change the verdict.
+        Share of the cells whose velocity reverses with time, see :func:`flip_test`; NaN if not computed. It says how
+        far noise outweighs the flow in single velocities, and does not change the verdict.
     level
         Level of the test.
 
@@ -194,8 +194,8 @@ class DirectionTest(Stage):
     def _flip(self) -> list[str]:
         if not np.isfinite(self.reversed_share):
             return []
-        side = "for" if self.reversed_share > 0.5 else "against"
-        return [f"  {side}: the velocity reverses with time in {self.reversed_share:.0%} of the cells."]
+        noisy = "" if self.reversed_share > 0.5 else ": in the others, noise across the course outweighs the flow along it"
+        return [f"  Velocity: it reverses with time in {self.reversed_share:.0%} of the cells{noisy}."]
 
     def _more(self) -> list[str]:
         lines = []
