@@ -1,6 +1,7 @@
 """What is read from an AnnData, and that bad input gets a clear error and changes nothing."""
 
 import logging
+import re
 
 import anndata
 import numpy as np
@@ -78,6 +79,8 @@ def test_first_known_time_key_is_chosen_and_logged(adata: AnnData, caplog):
 def test_time_keys_are_those_promised():
     assert TIME_KEYS == (
         "pseudotime",
+        "consensus_pseudotime",
+        "geodesic_pseudotime",
         "dpt_pseudotime",
         "palantir_pseudotime",
         "latent_time",
@@ -111,8 +114,31 @@ def test_missing_basis_lists_those_there(adata: AnnData):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_unusable_time_is_counted_and_named(adata: AnnData, bad: float):
     adata.obs.loc[["cell_3", "cell_5", "cell_8", "cell_13"], "dpt_pseudotime"] = bad
-    with pytest.raises(ValueError, match=r"in `4` of `240` cells: 'cell_3', 'cell_5', 'cell_8', \.\.\.\. Diffusion"):
+    cause = "The time of one lineage" if np.isnan(bad) else "A pseudotime is infinite .* connect with the root"
+    with pytest.raises(ValueError, match=rf"in `4` of `240` cells: 'cell_3', 'cell_5', 'cell_8', \.\.\.\. {cause}"):
         read_time(adata, "dpt_pseudotime")
+
+
+def test_error_about_a_time_by_lineage_has_remedies_that_work(adata: AnnData):
+    time = adata.obs.pop("dpt_pseudotime")
+    adata.obs["sling_1"] = time.where(adata.obs["clusters"] != "left")
+    adata.obs["sling_2"] = time.where(adata.obs["clusters"] != "right") + 0.1
+    adata.obs["far"] = time.where(time < 0.9, np.inf)
+
+    def remedies(key: str) -> list[str]:
+        with pytest.raises(ValueError, match="Slingshot, Palantir, Monocle|more neighbours") as error:
+            read_time(adata, key)
+        return re.findall(r"`(adata[^`]* = [^`]*)`", str(error.value))
+
+    names = {"adata": adata.copy(), "np": np}
+    fewer, mean = remedies("sling_1")
+    assert "'sling_1', 'sling_2'" in mean
+    exec(mean, names)
+    assert read_time(names["adata"], "pseudotime").size == 240
+    exec(fewer, names)
+    assert read_time(names["adata"], "sling_1").size == (adata.obs["clusters"] != "left").sum()
+    exec(*remedies("far"), names)
+    assert read_time(names["adata"], "far").max() < 0.9
 
 
 def test_nothing_but_nan_is_refused(adata: AnnData):

@@ -189,15 +189,16 @@ def test_run_without_clusters_and_genes(raw, monkeypatch):
     assert "No genes" in (out / "run.log").read_text()
 
 
-def test_root_cell_gives_a_time_on_the_graph_that_is_there(raw, demo):
+@pytest.mark.parametrize(("arguments", "key"), [([], "consensus"), (["--pseudotime", "diffusion"], "dpt")])
+def test_root_cell_gives_a_time_on_the_graph_that_is_there(raw, demo, arguments, key):
     def drop(adata):
         del adata.obs["dpt_pseudotime"]
 
     root = str(demo.adata.obs_names[int(demo.adata.uns["iroot"])])
-    assert run(changed(raw, drop), "--root-cell", root, "--n-states", "2") == cli.OK
-    time = read_h5ad(raw.parent / "out" / "adata.h5ad").obs["dpt_pseudotime"]
-    assert time[root] == 0
-    assert time.corr(demo.adata.obs["dpt_pseudotime"], method="spearman") > 0.99
+    assert run(changed(raw, drop), "--root-cell", root, "--n-states", "2", *arguments) == cli.OK
+    time = read_h5ad(raw.parent / "out" / "adata.h5ad").obs[f"{key}_pseudotime"]
+    assert time[root] < 0.05
+    assert time.corr(demo.adata.obs["dpt_pseudotime"], method="spearman") > 0.97
 
 
 def test_cells_without_neighbours(raw):
@@ -332,6 +333,7 @@ BAD = {
     "basis unknown": (["--basis", "scvi"], None, r"adata\.obsm\['scvi'\].*X_pca"),
     "basis missing": ([], drop_basis, r"Expected genes or a basis"),
     "embedding unknown": (["--embedding", "tsne"], None, r"adata\.obsm\['tsne'\]"),
+    "pseudotime unknown": (["--pseudotime", "x"], None, r"`pseudotime` to be one of \['consensus', 'geodesic'"),
     "weight": (["--weight", "1.5"], None, r"`weight` to be in \(0, 1\], found `1.5`"),
     "one state": (["--n-states", "1"], None, "`n_states` to be at least `2`"),
     "no steps": (["--n-steps", "0"], None, "`n_steps` to be at least `1`"),

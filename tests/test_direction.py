@@ -161,12 +161,13 @@ def test_few_cells_are_not_tested():
 def test_pancreas_has_a_direction(data_dir):
     adata = datasets.pancreas(data_dir / "pancreas_739.h5ad")
     pp.prepare(adata, root_cluster="Ductal")
-    test = OTVelocityKernel(adata).test_direction("clusters")
+    kernel = OTVelocityKernel(adata)
+    test = kernel.test_direction("clusters")
     assert test.found
     assert test.reversed_share > 0.5
     borders = test.border_frame()
     assert (borders.loc[["Ngn3 low EP -> Ngn3 high EP", "Ngn3 high EP -> Pre-endocrine"], "p_adjusted"] < 0.05).all()
-    data = adata.obsm["X_pca"], adata.obs["dpt_pseudotime"], adata.obsp["connectivities"], adata.obs["clusters"]
+    data = kernel.cells.x, kernel.cells.time, adata.obsp["connectivities"], adata.obs["clusters"]
     given = flip_test(*data)
     mixed = flip_test(data[0], np.random.default_rng(0).permutation(data[1]), *data[2:])
     assert given.mean > 0.2 > 0 > mixed.mean

@@ -12,7 +12,9 @@ import scanpy as sc
 import scipy.sparse as sp
 from scipy.stats import spearmanr
 
-from cellrank_velot import pp
+from cellrank_velot import datasets, pp
+from cellrank_velot.cells import find_time_key
+from cellrank_velot.preprocessing import pseudotime
 
 N_CELLS = 120
 
@@ -55,6 +57,56 @@ def test_pseudotime_recovers_a_planted_line(prepared):
     assert prepared.obs["time"].iloc[prepared.uns["iroot"]] < 0.05
 
 
+@pytest.mark.parametrize("method", ["consensus", "geodesic"])
+def test_pseudotime_along_paths_recovers_a_planted_line_and_is_what_the_kernel_takes(method):
+    prepared = pp.prepare(counts(), root_cluster="early", pseudotime=method, copy=True, **OPTIONS)
+    time = prepared.obs[f"{method}_pseudotime"]
+    assert spearmanr(prepared.obs["time"], time).statistic > 0.98
+    assert (time.min(), time.max()) == (0, 1)
+    assert prepared.uns["pseudotime"]["method"] == method
+    assert find_time_key(prepared) == prepared.uns["pseudotime"]["key"] == f"{method}_pseudotime"
+    assert list(prepared.uns["pseudotime"]["roots"]) == [prepared.obs_names[prepared.uns["iroot"]]]
+
+
+def test_diffusion_pseudotime_leaves_no_other_time_behind(prepared):
+    adata = prepared.copy()
+    pp.prepare(adata, root_cluster="early", pseudotime="diffusion", **OPTIONS)
+    assert find_time_key(adata) == adata.uns["pseudotime"]["key"] == "dpt_pseudotime"
+    np.testing.assert_allclose(adata.obs["dpt_pseudotime"], prepared.obs["dpt_pseudotime"], atol=1e-5)
+
+
+def test_pseudotime_along_paths_follows_a_curved_tree():
+    adata = datasets.tree(600, random_state=51)
+    pp.prepare(adata, root_cluster="Progenitor", n_pcs=20, normalize=False)
+    pp.set_pseudotime(adata, [adata.uns["iroot"]], "geodesic")
+    keys = ("dpt_pseudotime", "consensus_pseudotime", "geodesic_pseudotime")
+    found = [spearmanr(adata.obs[key], adata.obs["true_time"]).statistic for key in keys]
+    assert np.all(np.diff(found) > 0.005)
+    assert found[1] > 0.96
+
+
+def test_consensus_does_not_fall_where_diffusion_pseudotime_does(monkeypatch, prepared):
+    usual = pseudotime._diffusion_time
+    truth = prepared.obs["time"].to_numpy()
+    monkeypatch.setattr(pseudotime, "_diffusion_time", lambda *args: usual(*args) - np.clip(truth - 0.5, 0, 0.2) * 3)
+    adata = prepared.copy()
+    pp.set_pseudotime(adata, [adata.uns["iroot"]])
+    pp.set_pseudotime(adata, [adata.uns["iroot"]], "consensus")
+    assert spearmanr(adata.obs["dpt_pseudotime"], truth).statistic < 0.95
+    assert spearmanr(adata.obs["consensus_pseudotime"], truth).statistic > 0.98
+
+
+def test_cells_that_no_path_leads_to_are_infinitely_late():
+    adata = two_islands()
+    pp.prepare(adata, pseudotime_key="time", **OPTIONS)
+    sc.tl.diffmap(adata)
+    for method in ("geodesic", "consensus"):
+        pp.set_pseudotime(adata, [50], method)
+        np.testing.assert_array_equal(np.isinf(adata.obs[f"{method}_pseudotime"]), np.arange(N_CELLS) < 40)
+    with pytest.raises(ValueError, match="`method` to be one of"):
+        pp.set_pseudotime(adata, [50], "palantir")
+
+
 def test_all_slots_are_written(prepared):
     assert prepared.obsm["X_pca"].shape == (N_CELLS, 10)
     assert prepared.varm["PCs"].shape == (80, 10)
@@ -76,7 +128,8 @@ def test_dense_sparse_and_integer_counts_agree(prepared):
         adata = counts()
         adata.X = convert(adata.X)
         pp.prepare(adata, root_cluster="early", **OPTIONS)
-        np.testing.assert_allclose(adata.obs["dpt_pseudotime"], prepared.obs["dpt_pseudotime"], atol=1e-3)
+        for key in ("dpt_pseudotime", "consensus_pseudotime"):
+            np.testing.assert_allclose(adata.obs[key], prepared.obs[key], atol=1e-3)
 
 
 def test_log_normalised_data_are_recognised_and_kept(prepared, caplog):
@@ -167,7 +220,7 @@ def test_root_needs_a_diffusion_map():
 def test_a_given_pseudotime_is_used_as_it_is():
     adata = counts()
     pp.prepare(adata, pseudotime_key="time", **OPTIONS)
-    assert "dpt_pseudotime" not in adata.obs
+    assert not {"dpt_pseudotime", "consensus_pseudotime"} & set(adata.obs)
     assert "X_umap" in adata.obsm
     np.testing.assert_array_equal(adata.obs["time"], counts().obs["time"])
 
@@ -244,6 +297,7 @@ FAILURES = {
     "NaN": (lambda: with_values("X", np.nan), EARLY, ValueError, "found `2` NaN or infinite"),
     "negative": (lambda: with_values("X", -1), EARLY, ValueError, "`2` negative values.*normalize=False"),
     "normalize": (counts, EARLY | {"normalize": "yes"}, ValueError, r"\[True, False, 'auto'\], found `'yes'`"),
+    "method": (counts, EARLY | {"pseudotime": "x"}, ValueError, r"`pseudotime`.*\['consensus', 'geodesic'"),
     "n_pcs": (counts, EARLY | {"n_pcs": 0}, ValueError, "`n_pcs` to be at least `2`, found `0`"),
     "n_neighbors": (counts, EARLY | {"n_neighbors": 2.5}, TypeError, "`n_neighbors` to be an integer"),
     "few cells": (lambda: counts(n_cells=9), EARLY, ValueError, "at least `10` cells.*found `9` cells"),
@@ -294,9 +348,10 @@ def test_global_random_state_is_left_alone():
 def test_pancreas_is_ordered_as_it_develops(data_dir):
     adata = ad.read_h5ad(data_dir / "pancreas_739.h5ad")
     pp.prepare(adata, root_cluster="Ductal")
-    mean = adata.obs.groupby("clusters", observed=True)["dpt_pseudotime"].mean()
-    early = mean[["Ductal", "Ngn3 low EP", "Ngn3 high EP", "Pre-endocrine"]]
-    assert early.is_monotonic_increasing
-    assert mean[["Alpha", "Beta", "Delta", "Epsilon"]].min() > early.iloc[-1]
+    for key in ("consensus_pseudotime", "dpt_pseudotime"):
+        mean = adata.obs.groupby("clusters", observed=True)[key].mean()
+        early = mean[["Ductal", "Ngn3 low EP", "Ngn3 high EP", "Pre-endocrine"]]
+        assert early.is_monotonic_increasing
+        assert mean[["Alpha", "Beta", "Delta", "Epsilon"]].min() > early.iloc[-1]
     assert adata.var["highly_variable"].sum() == 2000
     assert adata.obsm["X_pca"].shape == (739, 30)

@@ -20,6 +20,8 @@ TimeKind = Literal["pseudotime", "experimental"]
 # Columns that a pseudotime, or the time of a series, is looked for in, in this order.
 TIME_KEYS = (
     "pseudotime",
+    "consensus_pseudotime",
+    "geodesic_pseudotime",
     "dpt_pseudotime",
     "palantir_pseudotime",
     "latent_time",
@@ -71,13 +73,32 @@ def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
     if bad.any():
         raise ValueError(
             f"Expected `adata.obs[{time_key!r}]` to be finite, found NaN or infinite values in `{bad.sum()}` of "
-            f"`{time.size}` cells: {first_names(adata.obs_names, bad)}. Diffusion pseudotime is infinite for cells "
-            "that the neighbour graph does not connect with the root: remove them, or use more neighbours."
+            f"`{time.size}` cells: {first_names(adata.obs_names, bad)}. {_remedy(adata, time_key, time)}"
         )
     if (time == time[0]).all():
         raise ValueError(f"Expected `adata.obs[{time_key!r}]` to vary, found the constant `{time[0]:g}`.")
     check_scale(f"adata.obs[{time_key!r}]", time)
     return time
+
+
+def _remedy(adata: AnnData, time_key: str, time: NDArray[np.float64]) -> str:
+    """Say what to do about cells without a time, by what is known to leave them without one."""
+    if np.isinf(time).any():
+        return (
+            "A pseudotime is infinite for cells that the neighbour graph does not connect with the root: use more "
+            f"neighbours, or leave these cells out, `adata = adata[np.isfinite(adata.obs[{time_key!r}])].copy()`."
+        )
+    if np.isnan(time).all():
+        return "No cell has a time: compute it anew."
+    # Slingshot and Monocle number the times of the lineages.
+    stem = time_key.rstrip("0123456789")
+    others = [key for key in map(str, adata.obs.columns) if key.rstrip("0123456789") == stem]
+    lineages = others if len(others) > 1 else [time_key, "..."]
+    return (
+        "The time of one lineage (Slingshot, Palantir, Monocle) is NaN for the cells of others. Leave them out, "
+        f"`adata = adata[adata.obs[{time_key!r}].notna()].copy()`, or take the mean over the lineages, "
+        f"`adata.obs['pseudotime'] = adata.obs[{lineages}].mean(axis=1)`."
+    )
 
 
 def read_root(adata: AnnData) -> int | None:

@@ -245,7 +245,13 @@ def _dataset(
     adata.X = np.maximum(measured, 0.0)
     if preprocess:
         prepare(
-            adata, root_cluster=circuit.roots, n_pcs=_N_PCS, n_hvg=n_genes, normalize=False, random_state=random_state
+            adata,
+            root_cluster=circuit.roots,
+            pseudotime="diffusion",
+            n_pcs=_N_PCS,
+            n_hvg=n_genes,
+            normalize=False,
+            random_state=random_state,
         )
         adata.obsm["true_velocity_pca"] = adata.layers["true_velocity"] @ adata.varm["PCs"]
     return adata

@@ -22,7 +22,8 @@ from cellrank_velot.cells import (
 from cellrank_velot.job.options import JobOptions
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.plotting._draw.colors import palette
-from cellrank_velot.preprocessing.prepare import choose_root_cell, prepare, set_pseudotime
+from cellrank_velot.preprocessing.prepare import prepare
+from cellrank_velot.preprocessing.pseudotime import PSEUDOTIME_KEYS, choose_root_cell, set_pseudotime
 
 __all__ = ["build_kernel", "prepare_inputs"]
 
@@ -51,16 +52,17 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
             root_cluster=options.root_cluster if time_key is None else None,
             root_cell=options.root_cell if time_key is None else None,
             pseudotime_key=time_key,
+            pseudotime=options.pseudotime,
             cluster_key=options.cluster_key or "clusters",
             n_pcs=options.n_pcs,
             n_neighbors=options.n_neighbors,
             random_state=options.seed,
         )
         logger.info("Computed PCA, neighbours and UMAP from %d genes", adata.n_vars)
-        basis, time_key = "X_pca", time_key or "dpt_pseudotime"
+        basis, time_key = "X_pca", time_key or PSEUDOTIME_KEYS[options.pseudotime]
     _complete_graph(adata, basis, options)
     if time_key is None:
-        time_key = _diffusion_time(adata, options)
+        time_key = _time_from_root(adata, basis, options)
     read_time(adata, time_key)
     if options.embedding in ("umap", "X_umap") and "X_umap" not in adata.obsm:
         _describe_graph(adata)
@@ -134,8 +136,8 @@ def _complete_graph(adata: AnnData, basis: str, options: JobOptions) -> None:
         sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep=basis, random_state=options.seed)
 
 
-def _diffusion_time(adata: AnnData, options: JobOptions) -> str:
-    """Compute a diffusion pseudotime from the root on the graph that is there."""
+def _time_from_root(adata: AnnData, basis: str, options: JobOptions) -> str:
+    """Compute a pseudotime from the root on the graph that is there."""
     _describe_graph(adata)
     warn_about_graph(adata.obsp["connectivities"], strict=True)
     sc.tl.diffmap(adata, random_state=options.seed)
@@ -143,9 +145,9 @@ def _diffusion_time(adata: AnnData, options: JobOptions) -> str:
         root = int(adata.obs_names.get_loc(options.root_cell))
     else:
         root = choose_root_cell(adata, str(options.root_cluster), str(options.cluster_key))
-    set_pseudotime(adata, [root])
-    logger.info("Computed a diffusion pseudotime from cell %r", str(adata.obs_names[root]))
-    return "dpt_pseudotime"
+    set_pseudotime(adata, [root], options.pseudotime, basis=basis)
+    logger.info("Computed a %s pseudotime from cell %r", options.pseudotime, str(adata.obs_names[root]))
+    return PSEUDOTIME_KEYS[options.pseudotime]
 
 
 def _describe_graph(adata: AnnData) -> None:

@@ -12,9 +12,10 @@ from anndata import AnnData
 from cellrank.estimators import GPCCA
 
 from cellrank_velot._utils.options import Options
-from cellrank_velot._utils.validation import check_integer, check_number
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.direction import DirectionTest
 from cellrank_velot.kernel import OTVelocityKernel
+from cellrank_velot.preprocessing.pseudotime import PseudotimeMethod
 
 __all__ = ["JobOptions", "JobResult"]
 
@@ -54,6 +55,11 @@ class JobOptions(Options):
         None, "cluster where the process begins, if there is no time yet", metavar="NAME"
     )
     root_cell: str | None = _argument(None, "cell where the process begins, if there is no time yet", metavar="NAME")
+    pseudotime: PseudotimeMethod = _argument(
+        "consensus",
+        "time from the root: consensus, geodesic or diffusion (consensus)",
+        check=partial(check_choice, choices=PseudotimeMethod),
+    )
     cluster_key: str | None = _argument(None, "column of obs that names the states (clusters, if there)", metavar="KEY")
     basis: str | None = _argument(None, "positions in obsm (X_pca, computed where missing)", metavar="KEY")
     embedding: str = _argument("umap", "embedding of the pictures (umap)", metavar="KEY")

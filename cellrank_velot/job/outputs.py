@@ -14,6 +14,7 @@ from cellrank_velot._utils.files import replacing
 from cellrank_velot.cells import read_clusters, read_root, read_time
 from cellrank_velot.job.options import JobResult
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, write_report
+from cellrank_velot.preprocessing.pseudotime import PSEUDOTIME_KEYS
 from cellrank_velot.storage import write_h5ad
 
 __all__ = ["write_results"]
@@ -72,7 +73,7 @@ def _fate_table(result: JobResult, fates: pd.DataFrame) -> pd.DataFrame:
 def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
     """Draw the figures of a result as PNG files, and return them by name."""
     options, kernel, estimator, basis = result.options, result.kernel, result.estimator, result.options.embedding
-    root = read_root(result.adata) if options.time_key == "dpt_pseudotime" else None
+    root = read_root(result.adata) if options.time_key in PSEUDOTIME_KEYS.values() else None
     figures: dict[str, Figure] = {}
 
     def draw(

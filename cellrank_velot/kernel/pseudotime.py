@@ -63,8 +63,8 @@ class OTVelocityKernel(
         Direction of the process.
     time_key
         Key in ``adata.obs`` of a pseudotime, which is scaled to 0 to 1. The first of ``pseudotime``,
-        ``dpt_pseudotime``, ``palantir_pseudotime``, ``latent_time``, ``velocity_pseudotime`` and ``ct_pseudotime``
-        where not given.
+        ``consensus_pseudotime``, ``geodesic_pseudotime``, ``dpt_pseudotime``, ``palantir_pseudotime``,
+        ``latent_time``, ``velocity_pseudotime`` and ``ct_pseudotime`` where not given.
     basis
         Key in ``adata.obsm`` of the positions, with or without ``X_``: a PCA, a batch-corrected or latent embedding.
     cluster_key

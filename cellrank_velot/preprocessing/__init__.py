@@ -5,7 +5,8 @@ Both write to the AnnData that they are given.
 """
 
 from cellrank_velot.preprocessing.growth import score_growth
-from cellrank_velot.preprocessing.prepare import choose_root_cell, prepare, set_pseudotime
+from cellrank_velot.preprocessing.prepare import prepare
+from cellrank_velot.preprocessing.pseudotime import choose_root_cell, set_pseudotime
 
 __all__ = ["choose_root_cell", "prepare", "score_growth", "set_pseudotime"]
 

@@ -1,4 +1,4 @@
-"""From counts to a time: normalisation, genes, PCA, neighbours, UMAP and diffusion pseudotime, all by scanpy."""
+"""From counts to a time: normalisation, genes, PCA, neighbours and UMAP by scanpy, and a pseudotime from a root."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
-from numpy.typing import NDArray
 
-from cellrank_velot._utils.validation import check_integer, check_known, check_seed
-from cellrank_velot.cells import read_clusters, read_time, warn_about_graph
+from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
+from cellrank_velot.cells import read_time, warn_about_graph
 from cellrank_velot.preprocessing._checks import check_anndata, check_finite, check_writeable, stored
+from cellrank_velot.preprocessing.pseudotime import (
+    PSEUDOTIME_KEYS,
+    PseudotimeMethod,
+    as_list,
+    choose_root_cell,
+    known_clusters,
+    set_pseudotime,
+)
 
-__all__ = ["choose_root_cell", "prepare", "set_pseudotime"]
+__all__ = ["prepare"]
 
 logger = logging.getLogger("cellrank_velot")
 
 _MIN_CELLS, _MIN_GENES = 10, 3
 _TARGET_SUM = 1e4
-# Diffusion components that are computed, and those that the pseudotime uses, the trivial one included, as in scanpy.
-_N_DIFFUSION, _N_DPT = 15, 10
+_N_DIFFUSION = 15  # components that are computed, the trivial one included, as in scanpy
 _MAX_LOG = 15.0  # log1p of a cell's 10 000 counts is 9.2, of a million 13.8
 
 
@@ -34,6 +40,7 @@ def prepare(
     root_cluster: str | Sequence[str] | None = None,
     root_cell: str | int | Sequence[str | int] | None = None,
     pseudotime_key: str | None = None,
+    pseudotime: PseudotimeMethod = "consensus",
     cluster_key: str = "clusters",
     n_pcs: int = 30,
     n_neighbors: int = 30,
@@ -44,8 +51,8 @@ def prepare(
 ) -> AnnData | None:
     """Prepare an AnnData for :class:`~cellrank_velot.OTVelocityKernel`.
 
-    The time comes from exactly one of `root_cluster`, `root_cell` and `pseudotime_key`: a diffusion pseudotime
-    :cite:p:`haghverdi:16` from the root, or a column that exists. The direction of every velocity follows from it.
+    The time comes from exactly one of `root_cluster`, `root_cell` and `pseudotime_key`: a pseudotime from the root, or
+    a column that exists. The direction of every velocity follows from it.
 
     Parameters
     ----------
@@ -57,8 +64,13 @@ def prepare(
     root_cell
         Name or position of the cell where the process begins, or several of them.
     pseudotime_key
-        Numeric column of `obs`, used in place of a diffusion pseudotime. It is checked and stays where it is: give the
-        same name to the kernel as ``time_key``.
+        Numeric column of `obs`, used in place of a pseudotime from a root. It is checked and stays where it is: give
+        the same name to the kernel as ``time_key``.
+    pseudotime
+        What is computed from the root. ``"diffusion"`` is diffusion pseudotime :cite:p:`haghverdi:16`. On a curved tree
+        it may fall along a branch, and the velocity turns around there. ``"geodesic"`` is the length of the shortest
+        path over smoothed positions, which does not. ``"consensus"`` is the mean rank of a cell by both. It was the
+        best on simulated and real cells. See :func:`set_pseudotime`.
     cluster_key
         Column of `obs` with the clusters, among them `root_cluster`.
     n_pcs
@@ -81,7 +93,10 @@ def prepare(
     ``None``, or the prepared copy. Written are, where normalised, ``X`` and ``layers["counts"]`` (unless that layer
     exists); ``var["highly_variable"]``, ``varm["PCs"]``, ``obsm["X_pca"]`` of shape ``[n_cells, n_pcs]``,
     ``obsm["X_umap"]``, ``obsp["distances"]``, ``obsp["connectivities"]`` and what goes with them in `uns`; unless
-    `pseudotime_key` is given, ``obsm["X_diffmap"]``, ``uns["iroot"]`` and ``obs["dpt_pseudotime"]`` in [0, 1].
+    `pseudotime_key` is given, ``obsm["X_diffmap"]``, ``uns["iroot"]``, ``obs["dpt_pseudotime"]`` and
+    ``obs["consensus_pseudotime"]`` or ``obs["geodesic_pseudotime"]`` where asked for, in [0, 1]. The kernel prefers
+    these to ``obs["dpt_pseudotime"]``. ``uns["pseudotime"]`` has the `method`, the `key` in `obs` and the names of the
+    `roots`.
 
     Raises
     ------
@@ -97,12 +112,12 @@ def prepare(
 
     Notes
     -----
-    The diffusion map is scanpy's. The pseudotime is that of :func:`scanpy.tl.dpt` with one difference. Scanpy takes
-    components with an eigenvalue above 0.9994 for a sign of a disconnected graph and nearly drops them. In a connected
-    graph they are the long axes of a thin process, so here they count in full.
+    The diffusion map is scanpy's. The diffusion pseudotime is that of :func:`scanpy.tl.dpt` with one difference.
+    Scanpy takes components with an eigenvalue above 0.9994 for a sign of a disconnected graph and nearly drops them. In
+    a connected graph they are the long axes of a thin process, so here they count in full.
 
-    With several roots, the pseudotime of a cell is that from the nearest root: the smallest of its diffusion
-    pseudotimes from the roots, divided by the largest such value of all cells.
+    With several roots, the pseudotime of a cell is that from the nearest root. Diffusion pseudotimes from each root are
+    first divided by their largest value.
 
     All work is done on a copy and written to `adata` at the end: a failure leaves `adata` as it was.
 
@@ -110,8 +125,8 @@ def prepare(
     --------
     >>> adata = datasets.bifurcation(n_cells=100, preprocess=False)
     >>> pp.prepare(adata, root_cluster="Progenitor", n_pcs=10, n_neighbors=15, normalize=False)
-    >>> adata.obsm["X_pca"].shape, "dpt_pseudotime" in adata.obs
-    ((100, 10), True)
+    >>> adata.obsm["X_pca"].shape, adata.uns["pseudotime"]["key"]
+    ((100, 10), 'consensus_pseudotime')
     >>> vk = OTVelocityKernel(adata)
     """
     _check_data(adata, copy=copy)
@@ -119,9 +134,10 @@ def prepare(
         check_integer(name, value, low=2)
     if normalize not in (True, False, "auto"):
         raise ValueError(f"Expected `normalize` to be one of [True, False, 'auto'], found `{normalize!r}`.")
+    check_choice("pseudotime", pseudotime, PseudotimeMethod)
     check_seed(random_state)
     _check_one_source(root_cluster=root_cluster, root_cell=root_cell, pseudotime_key=pseudotime_key)
-    root_clusters = [] if root_cluster is None else _known_clusters(adata, root_cluster, cluster_key)
+    root_clusters = [] if root_cluster is None else known_clusters(adata, root_cluster, cluster_key)
     roots = [] if root_cell is None else _positions(adata, root_cell)
     if pseudotime_key is not None:
         read_time(adata, pseudotime_key)
@@ -134,63 +150,13 @@ def prepare(
     if pseudotime_key is None:
         sc.tl.diffmap(work, n_comps=min(_N_DIFFUSION, work.n_obs - 2), random_state=random_state)
         roots = roots or [choose_root_cell(work, name, cluster_key) for name in root_clusters]
-        set_pseudotime(work, roots)
+        _set_times(work, roots, pseudotime)
     sc.tl.umap(work, random_state=random_state)
 
     if copy and source is adata:
         source = adata.copy()
     _write_back(source, work, normalized=normalized)
     return source if copy else None
-
-
-def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clusters") -> int:
-    r"""Choose the most extreme cell of a cluster in diffusion space.
-
-    It is the cell of the cluster that lies farthest from the centroid of all cells outside. Squared distances are those
-    of diffusion pseudotime, :math:`\sum_k (\lambda_k / (1 - \lambda_k))^2 (\psi_k(x) - \psi_k(y))^2` over the diffusion
-    components :math:`\psi_k` with eigenvalues :math:`\lambda_k` :cite:p:`haghverdi:16`. Distances are first averaged
-    over each cell's neighbours in the cluster, so that no outlier is chosen. By custom one takes the extreme cell of a
-    diffusion component; here no component has to be chosen by eye.
-
-    Parameters
-    ----------
-    adata
-        Annotated data with a diffusion map (``obsm["X_diffmap"]``, ``uns["diffmap_evals"]``) and
-        ``obsp["connectivities"]``.
-    root_cluster
-        Category of ``obs[cluster_key]``.
-    cluster_key
-        Column of `obs` with the clusters.
-
-    Returns
-    -------
-    Position of the root cell in `adata`.
-
-    Raises
-    ------
-    KeyError
-        If `cluster_key`, the diffusion map or the neighbours are missing.
-    ValueError
-        If `root_cluster` is unknown or holds every cell.
-
-    Examples
-    --------
-    >>> root = pp.choose_root_cell(adata, "Progenitor")
-    >>> adata.obs["clusters"].iloc[root]
-    'Progenitor'
-    >>> root == adata.uns["iroot"]  # the one that `prepare` has chosen
-    True
-    """
-    (name,) = _known_clusters(adata, root_cluster, cluster_key)
-    position = _diffusion_position(adata)
-    check_known("adata.obsp", "connectivities", adata.obsp.keys(), "Call `scanpy.pp.neighbors(adata)` first.")
-    inside = (adata.obs[cluster_key].astype(str) == name).to_numpy()
-    distance = np.linalg.norm(position[inside] - position[~inside].mean(axis=0), axis=1)
-    graph = sp.csr_matrix(adata.obsp["connectivities"])[inside][:, inside] + sp.identity(distance.size)
-    smooth = graph @ distance / np.asarray(graph.sum(axis=1)).ravel()
-    root = int(np.flatnonzero(inside)[np.argmax(smooth)])
-    logger.info("Chose cell %r of cluster %r as a root", str(adata.obs_names[root]), name)
-    return root
 
 
 def _check_data(adata: Any, *, copy: bool) -> None:
@@ -213,27 +179,10 @@ def _check_one_source(**sources: object) -> None:
         )
 
 
-def _known_clusters(adata: AnnData, root_cluster: str | Sequence[str], cluster_key: str) -> list[str]:
-    """Return the names of the root clusters, of which each exists."""
-    clusters = read_clusters(adata, cluster_key)
-    wanted = [str(name) for name in _as_list(root_cluster)]
-    present = sorted(clusters.dropna().astype(str).unique())
-    unknown = [name for name in wanted if name not in present]
-    if unknown or not wanted:
-        raise ValueError(
-            f"Expected `root_cluster` to be of {present} in `adata.obs[{cluster_key!r}]`, found {unknown}."
-        )
-    if len(present) == 1 and clusters.notna().all():
-        raise ValueError(
-            f"Expected a root cluster, found every cell in cluster {present[0]!r}. Pass `root_cell` instead."
-        )
-    return wanted
-
-
 def _positions(adata: AnnData, root_cell: str | int | Sequence[str | int]) -> list[int]:
     """Return the positions of the root cells, which were given by name or position."""
     positions = []
-    for cell in _as_list(root_cell):
+    for cell in as_list(root_cell):
         if isinstance(cell, str):
             if cell not in adata.obs_names:
                 raise KeyError(f"Expected `root_cell` in `adata.obs_names`, found {cell!r}.")
@@ -245,10 +194,6 @@ def _positions(adata: AnnData, root_cell: str | int | Sequence[str | int]) -> li
     if not positions:
         raise ValueError("Expected `root_cell` to name at least one cell, found none.")
     return positions
-
-
-def _as_list(values: Any) -> list[Any]:
-    return [values] if isinstance(values, str) or np.ndim(values) == 0 else list(values)
 
 
 def _check_expression(matrix: Any, *, allow_negative: bool) -> None:
@@ -303,48 +248,14 @@ def _reduce(work: AnnData, *, n_pcs: int, n_neighbors: int, n_hvg: int, random_s
     sc.pp.neighbors(work, n_neighbors=n_neighbors, use_rep="X_pca", random_state=random_state)
 
 
-def _diffusion_position(adata: AnnData) -> NDArray[np.float64]:
-    """Return coordinates whose Euclidean distances are those of diffusion pseudotime, shape ``[n_cells, 9]``."""
-    check_known("adata.obsm", "X_diffmap", adata.obsm.keys(), "Call `scanpy.tl.diffmap(adata)` first.")
-    eigenvalues = np.asarray(adata.uns["diffmap_evals"], dtype=np.float64)[1:_N_DPT]
-    components = np.asarray(adata.obsm["X_diffmap"], dtype=np.float64)[:, 1:_N_DPT]
-    # Eigenvalues are stored in single precision, in which 1 - eigenvalue is known to about 1e-7.
-    return np.asarray(components * eigenvalues / np.maximum(1 - eigenvalues, 1e-6))
-
-
-def set_pseudotime(work: AnnData, roots: Sequence[int]) -> None:
-    """Write the diffusion pseudotime :cite:p:`haghverdi:16` from the nearest root to ``obs["dpt_pseudotime"]``.
-
-    Parameters
-    ----------
-    work
-        Annotated data with a diffusion map of scanpy, ``obsm["X_diffmap"]`` and ``uns["diffmap_evals"]``.
-    roots
-        Positions of the cells where the process begins.
-
-    Returns
-    -------
-    Nothing. Written are ``uns["iroot"]``, the first root, and ``obs["dpt_pseudotime"]``, in [0, 1].
-
-    Raises
-    ------
-    KeyError
-        If there is no diffusion map.
-
-    Examples
-    --------
-    >>> pp.set_pseudotime(adata, [0])
-    >>> float(adata.obs["dpt_pseudotime"].iloc[0])
-    0.0
-    """
-    position = _diffusion_position(work)
-    scaled = []
-    for root in roots:
-        distance = np.linalg.norm(position - position[root], axis=1)
-        scaled.append(distance / distance.max())
-    nearest = np.min(scaled, axis=0)
-    work.uns["iroot"] = roots[0]
-    work.obs["dpt_pseudotime"] = nearest / nearest.max()
+def _set_times(work: AnnData, roots: Sequence[int], method: PseudotimeMethod) -> None:
+    """Write the diffusion pseudotime, which comes with the root, and where asked for another one."""
+    work.obs = work.obs.drop(columns=list(PSEUDOTIME_KEYS.values()), errors="ignore")
+    set_pseudotime(work, roots)
+    if method != "diffusion":
+        set_pseudotime(work, roots, method)
+    names = work.obs_names[roots].astype(str).to_numpy(dtype=object)
+    work.uns["pseudotime"] = {"method": method, "key": PSEUDOTIME_KEYS[method], "roots": names}
 
 
 def _write_back(target: AnnData, work: AnnData, *, normalized: bool) -> None:
@@ -356,8 +267,11 @@ def _write_back(target: AnnData, work: AnnData, *, normalized: bool) -> None:
             target.layers["counts"] = target.X.copy()
         target.X = work.X
     target.var["highly_variable"] = work.var["highly_variable"].to_numpy()
-    if "iroot" in work.uns:
-        target.obs["dpt_pseudotime"] = work.obs["dpt_pseudotime"].to_numpy()
+    for key in PSEUDOTIME_KEYS.values() if "iroot" in work.uns else ():
+        if key in work.obs:
+            target.obs[key] = work.obs[key].to_numpy()
+        elif key in target.obs:  # from another root, perhaps, and the kernel would take it
+            del target.obs[key]
     for slot in ("obsm", "varm", "obsp", "uns"):
         for key, value in getattr(work, slot).items():
             getattr(target, slot)[key] = value

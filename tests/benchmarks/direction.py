@@ -21,8 +21,7 @@ import scipy.sparse as sp
 from common import table
 from families import FAMILIES, HELD_BACK, Family, _circuit, _curves, _observe
 
-from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.preprocessing.prepare import set_pseudotime
+from cellrank_velot import OTVelocityKernel, datasets, pp
 
 DOCS = Path(__file__).parents[2] / "docs"
 N_CELLS, FIRST_SEED = 600, 100
@@ -95,7 +94,7 @@ def timed(adata: ad.AnnData, seed: int, root: int | None = None) -> ad.AnnData:
     if root is None:
         extreme = int(np.argmax(adata.obsm["X_diffmap"][:, 1]))
         root = extreme if seed % 2 else int(np.random.default_rng(seed).integers(adata.n_obs))
-    set_pseudotime(adata, [root])  # that of scanpy; finite where the graph has several parts
+    pp.set_pseudotime(adata, [root])  # that of scanpy; finite where the graph has several parts
     adata.obs["pseudotime"] = adata.obs["dpt_pseudotime"]
     return adata
 
