@@ -99,9 +99,11 @@ def test_positions_alone_are_enough_where_there_are_no_genes():
 
 def test_reversed_time_gets_the_same_verdict():
     adata = course(0)
+    given = verdict(adata)
     adata.obs["dpt_pseudotime"] = 1 - adata.obs["dpt_pseudotime"]
     test = verdict(adata, cluster_key="clusters")
     assert test.found
+    assert test.p_value == pytest.approx(given.p_value)
     assert {"mid -> early", "late -> mid"} <= set(test.border_frame().index)
     assert "No such test tells which end is the beginning" in str(test)
 

@@ -51,8 +51,8 @@ class DirectionTest(Stage):
     n_left_out
         Number of cells in parts that are too small.
     agreement
-        Rank correlation of the time with a diffusion pseudotime computed anew from its earliest cells, shape
-        ``[n_parts]``.
+        Rank correlation of the time with a diffusion pseudotime computed anew from its earliest cells, or back from its
+        latest ones, the larger of both, shape ``[n_parts]``.
     course
         How much longer than a cloud of the same covariance the cells are, as a ratio of the numbers of steps that a
         random walk takes along and across, shape ``[n_parts]``.
@@ -194,7 +194,9 @@ class DirectionTest(Stage):
     def _flip(self) -> list[str]:
         if not np.isfinite(self.reversed_share):
             return []
-        noisy = "" if self.reversed_share > 0.5 else ": in the others, noise across the course outweighs the flow along it"
+        noisy = (
+            "" if self.reversed_share > 0.5 else ": in the others, noise across the course outweighs the flow along it"
+        )
         return [f"  Velocity: it reverses with time in {self.reversed_share:.0%} of the cells{noisy}."]
 
     def _more(self) -> list[str]:
@@ -236,7 +238,8 @@ def direction_test(
     compared with shuffled time. Here the pseudotime is computed anew, on halves of the genes and on clouds without
     structure. A connected part of the neighbour graph has a direction if
 
-    - **time**: its time agrees with a diffusion pseudotime from its own earliest cells, rank correlation at least 0.3;
+    - **time**: its time agrees with a diffusion pseudotime from its own earliest cells, or back from its latest ones,
+      rank correlation at least 0.3;
     - **course**: a random walk takes longer along it than across, compared with one elliptic cloud of the same
       covariance: :math:`\log \tau_1 - \overline{\log \tau_{5..10}}`, where :math:`\tau_k = 1 / (1 - \lambda_k)` is
       the number of steps of the k-th slowest mode, exceeds that of clouds by more than 0.15;
@@ -355,9 +358,15 @@ def _examine(
     rng: np.random.Generator,
 ) -> tuple[list[float], Explained]:
     """Return agreement, course, continuity, explained and three p-values of a part, and the flow across its borders."""
-    first = np.argsort(time, kind="stable")[: max(3, time.size // 100)]
-    again = rooted_time(slow_modes(graph), first)
-    agreement = float(np.corrcoef(rankdata(time), again)[0, 1]) if np.ptp(time) > 0 else 0.0
+    walk, order, n_ends = slow_modes(graph), np.argsort(time, kind="stable"), max(3, time.size // 100)
+    # From the earliest cells or back from the latest ones: the verdict is that of reversed time, too.
+    ends = (order[:n_ends], order[-n_ends:])
+    agreements = [
+        float(np.corrcoef(rankdata(sign * time), rooted_time(walk, end))[0, 1]) if np.ptp(time) > 0 else 0.0
+        for sign, end in zip((1, -1), ends, strict=True)
+    ]
+    best = int(np.argmax(agreements))
+    agreement, first, sign = agreements[best], ends[best], (1, -1)[best]
     course, continuity = compare_length(x, n_draws, rng), compare_continuity(x, n_draws, rng)
     if genes is None:
         found = [explain_other_half(x, x, first, borders, rng)]
@@ -371,7 +380,9 @@ def _examine(
         z = float(np.mean([half.z for half in found]))
         p = float(norm.sf(z))
     across = Explained(
-        z, np.mean([half.border_z for half in found], axis=0), np.mean([half.flow for half in found], axis=0)
+        z,
+        sign * np.mean([half.border_z for half in found], axis=0),
+        sign * np.mean([half.flow for half in found], axis=0),
     )
     ratios = [float(np.exp(known.observed - known.chance)) for known in (course, continuity)]
     return [agreement, *ratios, z, course.p_value, continuity.p_value, p], across

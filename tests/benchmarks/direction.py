@@ -147,7 +147,7 @@ other questions, and there is a direction only if all answers say so:
 
 | evidence | question | chance |
 |---|---|---|
-| time | does the time agree with a pseudotime computed anew from its earliest cells? | a rank correlation of 0.3 |
+| time | does the time agree with a pseudotime computed anew from one of its ends? | a rank correlation of 0.3 |
 | course | does a random walk take longer along the cells than across? | one elliptic cloud of the same covariance |
 | continuity | are there cells in between? | several clouds, as many as the spectrum of the walk suggests |
 | genes | does the order in half of the genes explain the other half within groups of 25 near cells? | random signs |
