@@ -80,7 +80,8 @@ def gridsearch(
         draws is ``"velocity.random_state"``.
     cluster_edges
         Pairs of clusters, from and to, that cells are known to move along. Without them there are no
-        ``cross_boundary`` scores.
+        ``cross_boundary`` scores. With them, windows, velocity and field are computed in reversed time, too, which
+        doubles the work.
     cluster_key
         Key in ``adata.obs`` of the clusters for the scores. The kernel's own clusters, in which windows are made, are
         the parameter ``"cluster_key"``.
@@ -99,13 +100,16 @@ def gridsearch(
     -------
     One row for each combination, the last parameter varying fastest. Columns are the parameters of the grid, then
 
-    - ``cross_boundary_cosine``, ``cross_boundary_fraction``: mean over the edges;
+    - ``cross_boundary_direction``: how far time makes cells cross the borders of the edges, mean over the edges; beside
+      it ``cross_boundary_forward``, ``cross_boundary_reversed`` and ``cross_boundary_no_time``, as
+      :func:`~cellrank_velot.metrics.cross_boundary_direction` explains them;
     - ``inner_cluster_coherence``: mean over the clusters;
     - ``step_forward``: share of cells that a step of the transition matrix leads to a later time;
     - ``speed``: median norm of the velocity; ``coverage``: share of cells with an estimate from transport;
       ``converged``: share of the couplings that converged;
     - ``cosine_to_truth``, ``cosine_to_truth_raw``: of the field and of transport;
-    - ``seconds``: time that all steps of this combination took, also those that it shares with other rows;
+    - ``seconds``: time that all steps of this combination took, also those that it shares with other rows, without what
+      ran in reversed time;
     - ``error``: why there are no scores; ``None`` where there are.
 
     All scores but ``step_forward``, ``coverage``, ``converged`` and ``cosine_to_truth_raw`` are those of the velocity
@@ -129,7 +133,7 @@ def gridsearch(
     ... )
     >>> results.shape[0], int(results["error"].isna().sum())
     (4, 4)
-    >>> best = results.loc[results["cross_boundary_cosine"].idxmax(), list(grid)]
+    >>> best = results.loc[results["cross_boundary_direction"].idxmax(), list(grid)]
     """
     plan = _Plan.of(param_grid, fixed_params or {})
     scoring = _Scoring.of(adata, cluster_key, cluster_edges, true_velocity_key)
@@ -273,15 +277,20 @@ class _Scoring:
             cross_boundary_correctness(nowhere, nowhere, no_graph, clusters, pairs)
         return cls(cluster_key, pairs, truth_key)
 
+    def reverse_of(self, kernel: OTVelocityKernel, step: str) -> OTVelocityKernel | None:
+        """Return the kernel in reversed time where a step must run in it, too: for the scores of borders."""
+        return None if self.edges is None or step == "transition" else kernel._in_reversed_time()
+
     def columns(self) -> list[str]:
         """Return the names of the scores."""
         needed = {"cross_boundary": self.edges, "cosine_to_truth": self.truth_key}
         missing = tuple(prefix for prefix, given in needed.items() if given is None)
         return [name for name in SCORES if not name.startswith(missing)]
 
-    def of_field(self, kernel: OTVelocityKernel) -> dict[str, float]:
+    def of_field(self, kernel: OTVelocityKernel, reverse: OTVelocityKernel | None) -> dict[str, float]:
         """Return the scores that do not depend on the transition matrix."""
-        table = summary(kernel, self.cluster_key, self.edges, self.truth_key)
+        given = None if reverse is None else reverse.velocity
+        table = summary(kernel, self.cluster_key, self.edges, self.truth_key, reversed_velocity=given)
         # The row of all cells is the last of its metric: a cluster may also be named "all".
         overall = table[table["group"] == "all"].drop_duplicates("metric", keep="last")
         return dict(zip(overall["metric"], overall["value"], strict=True))
@@ -305,17 +314,26 @@ def _table(plan: _Plan, scoring: _Scoring, outcomes: Mapping[Choice, _Outcome]) 
 # -------------------------------------------------------------------------------------------------------------- the run
 @dataclass(frozen=True)
 class _Outcome:
-    """What a step hands to those after it: stages, scores, the seconds so far, or the error that ended it."""
+    """What a step hands to those after it: stages, scores, the seconds so far, or the error that ended it.
+
+    ``reverse`` are the stages in reversed time, where there are any.
+    """
 
     stages: dict[str, Stage] = field(default_factory=dict)
+    reverse: dict[str, Stage] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     error: str | None = None
 
     def after(self, before: _Outcome) -> _Outcome:
         """Return this outcome with that of the steps before it."""
-        seconds = before.seconds + self.seconds
-        return _Outcome(before.stages | self.stages, before.scores | self.scores, seconds, self.error)
+        return _Outcome(
+            before.stages | self.stages,
+            before.reverse | self.reverse,
+            before.scores | self.scores,
+            before.seconds + self.seconds,
+            self.error,
+        )
 
 
 def _run(
@@ -340,9 +358,10 @@ def _run(
             found = parallel(
                 delayed(_compute)(
                     kernels[plan.shared(choice, "kernel")].copy(),
+                    scoring.reverse_of(kernels[plan.shared(choice, "kernel")], step),
                     step,
                     plan.options(choice, step),
-                    origin[choice].stages,
+                    origin[choice],
                     scoring,
                 )
                 for choice in todo
@@ -368,24 +387,37 @@ def _read(adata: AnnData, plan: _Plan) -> tuple[dict[Choice, OTVelocityKernel], 
 
 
 def _compute(
-    kernel: OTVelocityKernel, step: str, options: dict[str, Any], stages: dict[str, Stage], scoring: _Scoring
+    kernel: OTVelocityKernel,
+    reverse: OTVelocityKernel | None,
+    step: str,
+    options: dict[str, Any],
+    before: _Outcome,
+    scoring: _Scoring,
 ) -> _Outcome:
-    """Run one step of a kernel on the stages before it, and return what is new."""
-    for name, stage in stages.items():
-        setattr(kernel, f"_{name}", stage)
+    """Run one step of a kernel, and of that in reversed time, on the stages before it, and return what is new."""
     start = perf_counter()
     try:
         # A combination is one job: its steps must not start others.
         with parallel_config(backend="sequential"), single_thread():
-            getattr(kernel, STEPS[step])(**options)
+            stages = _run_step(kernel, step, options, before.stages)
             seconds = perf_counter() - start
-            scores = scoring.of_field(kernel) if step == "field" else {}
+            back = {} if reverse is None else _run_step(reverse, step, options, before.reverse)
+            scores = scoring.of_field(kernel, reverse) if step == "field" else {}
             scores |= {"step_forward": step_forward(kernel)} if step == "transition" else {}
     except ERRORS as error:
         return _Outcome(error=_message(error))
-    # Only new stages go back to the process that asked; it has the others.
-    now = {name: getattr(kernel, name) for name in STAGES if name not in stages}
-    return _Outcome({name: stage for name, stage in now.items() if stage is not None}, scores, seconds)
+    return _Outcome(stages, back, scores, seconds)
+
+
+def _run_step(
+    kernel: OTVelocityKernel, step: str, options: dict[str, Any], before: dict[str, Stage]
+) -> dict[str, Stage]:
+    """Run one step of a kernel on the stages before it, and return the new ones: others are there already."""
+    for name, stage in before.items():
+        setattr(kernel, f"_{name}", stage)
+    getattr(kernel, STEPS[step])(**options)
+    now = {name: getattr(kernel, name) for name in STAGES if name not in before}
+    return {name: stage for name, stage in now.items() if stage is not None}
 
 
 def _message(error: Exception) -> str:

@@ -385,6 +385,32 @@ def test_reversed_time_reverses_the_flow(adata: AnnData, planted):
     assert ((kernel.velocity * planted.velocity).sum(1)[inner] < 0).mean() > 0.9
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_velocity_in_reversed_time_is_that_of_the_same_steps(adata: AnnData, backward: bool):
+    def steps(time_key: str) -> OTVelocityKernel:
+        kernel = OTVelocityKernel(adata, time_key=time_key, backward=backward)
+        kernel.compute_windows(min_window_size=10).compute_velocity(epsilon=0.1, **QUIET)
+        return kernel.fit_field((8,), n_steps=50, **QUIET)
+
+    adata.obs["reversed"] = adata.obs["dpt_pseudotime"].max() - adata.obs["dpt_pseudotime"]
+    kernel = steps("dpt_pseudotime").compute_transition_matrix()
+    before = kernel.copy()
+    found = kernel.reversed_velocity()
+    np.testing.assert_allclose(found, steps("reversed").velocity, rtol=1e-3, atol=1e-3)  # rounded times
+    assert kernel.windows is before.windows
+    assert kernel.settings == before.settings
+    np.testing.assert_array_equal(kernel.cells.time, before.cells.time)
+    assert (kernel.transition_matrix != before.transition_matrix).nnz == 0
+
+
+def test_velocity_in_reversed_time_needs_a_field_and_its_options(adata: AnnData, computed):
+    with pytest.raises(RuntimeError, match=r"field first, as `\.fit_field\(\)`"):
+        OTVelocityKernel(adata).reversed_velocity()
+    computed._options.pop("velocity")  # of a file without them
+    with pytest.raises(RuntimeError, match=r"parameters of \['velocity'\] were not saved"):
+        computed.reversed_velocity()
+
+
 def test_genes_are_compared_through_the_loadings(computed):
     genes = [f"gene_{i}" for i in (1, 4, 7, 8, 11)]
     computed.compute_transition_matrix(gene_subset=genes)

@@ -92,6 +92,24 @@ def test_matrix_steps_along_the_drift_and_onward_in_time(kernel):
     assert cosine[time < 2.5].mean() > 0.4
 
 
+@pytest.mark.parametrize("mass", ["given", "counts", None])
+def test_velocity_in_reversed_time_is_that_of_the_same_steps(adata, mass):
+    """What grows then shrinks, and each time point has its own mass."""
+
+    def velocity(kernel, mass):
+        kernel.compute_velocity(mass=mass, growth_key="true_growth", tau=(0.95, 0.9), **QUIET)
+        return kernel.fit_field(**FAST)
+
+    mirrored = adata.copy()
+    mirrored.obs["day"] = -mirrored.obs["day"]
+    mirrored.obs["true_growth"] *= -1
+    given = mass if mass != "given" else masses(adata)
+    other = mass if mass != "given" else {-day: size for day, size in given.items()}
+    found = velocity(OTTimeSeriesKernel(adata, time_key="day"), given).reversed_velocity()
+    expected = velocity(OTTimeSeriesKernel(mirrored, time_key="day"), other).velocity
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_growth_is_of_transport_before_the_field(adata):
     kernel = OTVelocityKernel(adata, **SERIES)
     with pytest.raises(RuntimeError, match=r"transport first, as `.compute_velocity\(\)`"):

@@ -254,6 +254,99 @@ def test_bad_input_is_refused(line, change, error, match):
         metrics.cross_boundary_correctness(**arguments)
 
 
+# ------------------------------------------------------------------------------------------ direction across borders
+def to_neighbors(x: np.ndarray, graph: sp.csr_matrix) -> np.ndarray:
+    return np.stack([x[graph[i].indices].mean(axis=0) - x[i] for i in range(x.shape[0])])
+
+
+def test_direction_across_borders_knows_the_truth_from_noise(planted):
+    """The way to the neighbours' mean scores as high as the truth by the old score, and nothing by the new one."""
+    rng = np.random.default_rng(0)
+    x = np.hstack([planted.x, rng.normal(scale=0.6, size=(planted.x.shape[0], 10))])  # as counts have it
+    truth = np.hstack([planted.velocity, np.zeros((x.shape[0], 10))])
+    graph, labels = neighbor_graph(x), NAMES[planted.labels]
+    home = to_neighbors(x, graph)
+
+    def scores(forward, backward):
+        return metrics.cross_boundary_direction(x, forward, backward, graph, labels, EDGES)
+
+    true, noise, both = scores(truth, -truth), scores(home, home), scores(truth + 5 * home, -truth + 5 * home)
+    np.testing.assert_allclose(noise["direction"], 0, atol=1e-12)
+    for table in (true, noise, both):
+        np.testing.assert_allclose(table["no_time"], noise["forward"], rtol=1e-12)
+        np.testing.assert_allclose(table["direction"], (table["forward"] - table["reversed"]) / 2)
+    assert (noise["forward"] > true["forward"]).all()
+    assert (both["forward"] > true["forward"]).all()
+    assert (true["direction"] > both["direction"] + 0.1).all()
+    assert (true["direction"] > 0.3).all()
+    np.testing.assert_allclose(scores(-truth, truth)["direction"], -true["direction"])
+
+
+@pytest.mark.parametrize("change", ["rotation", "shift", "speed", "permutation", "weights", "self-loops"])
+def test_invariances_of_direction_across_borders(noisy, change):
+    rng = np.random.default_rng(0)
+    x, velocity, graph, labels = (noisy[name] for name in ("x", "velocity", "graph", "labels"))
+    backward = rng.normal(size=x.shape) - velocity
+    before = metrics.cross_boundary_direction(x, velocity, backward, graph, labels, EDGES)
+    if change == "rotation":
+        x, velocity, backward = (a @ ortho_group.rvs(x.shape[1], random_state=0) for a in (x, velocity, backward))
+    elif change == "shift":
+        x = x + 7
+    elif change == "speed":
+        velocity, backward = 1e3 * velocity, 0.1 * backward
+    elif change == "permutation":
+        order = rng.permutation(x.shape[0])
+        x, velocity, backward, labels = (a[order] for a in (x, velocity, backward, labels))
+        graph = graph[order][:, order]
+    elif change == "weights":
+        graph = graph.copy()
+        graph.data = rng.uniform(1, 2, graph.data.size)
+    else:
+        graph = sp.csr_matrix(graph + sp.eye(x.shape[0]))
+    after = metrics.cross_boundary_direction(x, velocity, backward, graph, labels, EDGES)
+    pd.testing.assert_frame_equal(after, before, rtol=1e-9)
+
+
+def test_direction_across_borders_counts_the_same_cells_throughout(noisy):
+    x, velocity, graph, labels = (noisy[name] for name in ("x", "velocity", "graph", "labels"))
+    backward = -velocity
+    backward[100:130] = np.nan
+    unknown = np.isnan(velocity).any(axis=1) | np.isnan(backward).any(axis=1)
+    found = metrics.cross_boundary_direction(x, velocity, backward, graph, labels, EDGES)
+    each = {"forward": velocity, "reversed": backward, "no_time": to_neighbors(x, graph)}
+    for column, vectors in each.items():
+        vectors = np.where(unknown[:, None], np.nan, vectors)
+        np.testing.assert_allclose(found[column], loop_boundary(x, vectors, graph, labels, EDGES, "cosine"), rtol=1e-9)
+    nothing = metrics.cross_boundary_direction(x, velocity, np.full_like(x, np.nan), graph, labels, EDGES)
+    assert nothing.isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"edges": [("a", "nope")]}, KeyError, r"clusters \['a', 'b', 'c'\], found \['nope'\]"),
+        ({"edges": []}, ValueError, "at least one pair"),
+        ({"reversed_velocity": np.ones((60, 2))}, ValueError, r"`reversed_velocity` of shape `\(60, 3\)`, found `\(60"),
+        ({"reversed_velocity": np.ones(60)}, ValueError, r"`reversed_velocity` of shape `\[n_cells, n_dims\]`"),
+        ({"graph": sp.eye(59).tocsr()}, ValueError, r"`graph` of shape `\(60, 60\)`"),
+        ({"labels": ["a"] * 59}, ValueError, "`labels`"),
+        ({"x": np.full((60, 3), np.nan)}, ValueError, "finite positions"),
+    ],
+)
+def test_bad_input_for_direction_across_borders(line, change, error, match):
+    x, graph, labels = line
+    arguments = {
+        "x": x,
+        "velocity": x,
+        "reversed_velocity": -x,
+        "graph": graph,
+        "labels": labels,
+        "edges": [("a", "b")],
+    }
+    with pytest.raises(error, match=match):
+        metrics.cross_boundary_direction(**arguments | change)
+
+
 # ---------------------------------------------------------------------------------------------------- known velocity
 def test_cosine_to_truth_recovers_the_angle():
     rng = np.random.default_rng(0)
@@ -558,10 +651,13 @@ def test_summary_holds_every_metric(computed, planted):
     clusters = ["left", "right", "stem", "all"]
     for metric in ("inner_cluster_coherence", "speed", "coverage"):
         assert list(value[metric].index) == clusters
-    assert list(value["cross_boundary_cosine"].index) == ["stem -> left", "stem -> right", "all"]
+    assert list(value["cross_boundary_direction"].index) == ["stem -> left", "stem -> right", "all"]
     x, velocity, graph, labels = computed.cells.x, computed.velocity, planted.graph, NAMES[planted.labels]
-    expected = loop_boundary(x, velocity, graph, labels, EDGES, "fraction")
-    np.testing.assert_allclose(value["cross_boundary_fraction"], [*expected, np.mean(expected)])
+    across = metrics.cross_boundary_direction(x, velocity, computed.reversed_velocity(), graph, labels, EDGES)
+    for column, score in across.items():
+        np.testing.assert_array_equal(value[f"cross_boundary_{column}"], [*score, score.mean()])
+    given = metrics.summary(computed, "clusters", EDGES, reversed_velocity=velocity)
+    assert (given.loc[given["metric"] == "cross_boundary_direction", "value"] == 0).all()
     assert value["coverage", "all"] == computed.transport.has_estimate.mean()
     assert value["speed", "stem"] == pytest.approx(np.median(np.linalg.norm(velocity[labels == "stem"], axis=1)))
     assert value["cosine_to_truth", "all"] == metrics.cosine_to_truth(velocity, planted.velocity)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -42,6 +43,8 @@ logger = logging.getLogger("cellrank_velot")
 
 # The steps in their order, by the stage that each gives. A new result makes those after it out of date.
 STAGES = ("windows", "transport", "field", "uncertainty")
+# The methods that a velocity takes, by the names of their options.
+STEPS = {"windows": "compute_windows", "velocity": "compute_velocity", "field": "fit_field"}
 
 
 class WrongTimeError(AttributeError, RuntimeError):
@@ -56,6 +59,8 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     _time: ClassVar[str]
     _instead: ClassVar[str]
     _other: ClassVar[type[BaseVelocityKernel]]
+    # Whether its time runs the other way than that of the AnnData.
+    _reversed: bool = False
 
     def __init__(
         self,
@@ -391,6 +396,61 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
                 run=Run(device=device, show_progress_bar=show_progress_bar),
             )
         return self._current
+
+    def reversed_velocity(self, *, device: str = "auto", show_progress_bar: bool = False) -> NDArray[np.float64]:
+        """Return the velocity that the same steps with the same options give where time runs the other way.
+
+        It tells direction from noise: direction changes its sign with time, noise does not.
+        :func:`cellrank_velot.metrics.cross_boundary_direction` takes it. All steps are repeated at each call, and the
+        kernel stays as it is.
+
+        Parameters
+        ----------
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show progress bars.
+
+        Returns
+        -------
+        Velocity of the field of reversed time at each cell, shape ``[n_cells, n_dims]``, in units of the basis per unit
+        of time.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`fit_field`.
+
+        Examples
+        --------
+        >>> cosine = metrics.cosines(vk.velocity, vk.reversed_velocity())
+        >>> bool(np.median(cosine) < 0)
+        True
+        """
+        self._needed("field", "fit_field")
+        if missing := [step for step in STEPS if step not in self._options]:
+            raise RuntimeError(f"The parameters of {missing} were not saved: call `.fit_field()` again.")
+        twin = self._in_reversed_time()
+        for step, method in STEPS.items():
+            run = {} if step == "windows" else {"device": device, "show_progress_bar": show_progress_bar}
+            getattr(twin, method)(**self._arguments(step), **run)
+        return twin.velocity
+
+    def _in_reversed_time(self) -> Self:
+        """Return a kernel of the same cells whose time runs the other way, before its first step."""
+        twin: Self = self._copy_ignore("_transition_matrix", "_computed", "_logits")
+        # A pseudotime stays within [0, 1]; of real time points the sign alone changes, so that they stay exact.
+        last = 0.0 if self.cells.is_series else 1.0
+        twin._cells, twin._reversed = replace(self.cells, time=last - self.cells.time), True
+        twin._options = {}
+        for name in (*STAGES, "couplings", "current"):
+            setattr(twin, f"_{name}", None)
+        twin._forget_matrix()
+        return twin
+
+    def _arguments(self, step: str) -> dict[str, Any]:
+        """Return the arguments with which a step was run."""
+        return self._options[step].to_dict()
 
     def query_velocity(
         self, positions: NDArray[np.float64], time: NDArray[np.float64] | float | None = None, *, n_neighbors: int = 15

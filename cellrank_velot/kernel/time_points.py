@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from anndata import AnnData
@@ -349,16 +349,23 @@ class OTTimeSeriesKernel(
                 f"Expected finite growth rates in `adata.obs[{growth_key!r}]`, found NaN or infinite ones in "
                 f"`{bad.sum()}` cells: {first_names(self.adata.obs_names, bad)}."
             )
-        return growth
+        return -growth if self._reversed else growth
+
+    def _arguments(self, step: str) -> dict[str, Any]:
+        arguments = super()._arguments(step)
+        if arguments.get("mass") == "given":
+            couplings = self._needed("couplings", "compute_velocity")
+            arguments["mass"] = dict(zip(couplings.times.tolist(), couplings.mass.tolist(), strict=True))
+        return arguments
 
     def _mass(self, mass: Mass | None) -> NDArray[np.float64] | None:
         """Return the mass of each time point, relative to the first."""
-        points = self.cells.time_points
         if mass is None:
             return None
+        points = -self.cells.time_points if self._reversed else self.cells.time_points
         if isinstance(mass, str):
             check_choice("mass", mass, ["counts"])
-            values = np.bincount(np.searchsorted(points, self.cells.time)).astype(np.float64)
+            values = np.unique(self.cells.time, return_counts=True)[1].astype(np.float64)
         else:
             try:
                 by_point = {float(key): float(value) for key, value in dict(mass).items()}

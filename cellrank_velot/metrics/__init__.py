@@ -12,6 +12,7 @@ from cellrank_velot.metrics.direction import (
     cosine_to_truth,
     cosines,
     cross_boundary_correctness,
+    cross_boundary_direction,
     inner_cluster_coherence,
 )
 from cellrank_velot.metrics.genes import gene_velocity, reconstructability_score
@@ -26,6 +27,7 @@ __all__ = [
     "cosine_to_truth",
     "cosines",
     "cross_boundary_correctness",
+    "cross_boundary_direction",
     "gene_velocity",
     "held_out_agreement",
     "held_out_time",

@@ -54,5 +54,8 @@ class VelocityKernel(Protocol):
     def raw_velocity(self) -> NDArray[np.float64]:
         """Velocity from transport, NaN where there is none, shape ``[n_cells, n_dims]``."""
 
+    def reversed_velocity(self) -> NDArray[np.float64]:
+        """Return the velocity of the field where time runs the other way, shape ``[n_cells, n_dims]``."""
+
     def copy(self) -> Any:
         """Return a copy, which has ``compute_transition_matrix``."""

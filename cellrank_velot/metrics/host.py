@@ -89,8 +89,9 @@ def step_boundary_correctness(
     The score of a cell of A with neighbours in B is Pearson's correlation, over the dimensions of ``rep``, of two
     vectors: its expected step under the transition matrix, and the sum of the displacements to these neighbours,
     weighted by the graph. The score of the edge is the mean over these cells. Unlike
-    :func:`~cellrank_velot.metrics.cross_boundary_correctness` it judges the matrix and works for any kernel, also for a
-    combined one. CellRank loops over the cells. All supported versions of CellRank have it.
+    :func:`~cellrank_velot.metrics.cross_boundary_direction` it judges the matrix and works for any kernel, also for a
+    combined one. **It pays for noise**: steps to the mean of the neighbours, without any direction, score high. Compare
+    with those of a ``ConnectivityKernel``. CellRank loops over the cells. All supported versions of CellRank have it.
 
     Parameters
     ----------

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
 from cellrank_velot.cells import read_clusters
 from cellrank_velot.metrics._kernel import VelocityKernel
 from cellrank_velot.metrics.chain import step_forward_fraction
-from cellrank_velot.metrics.direction import (
-    BoundaryKind,
-    cosine_to_truth,
-    cross_boundary_correctness,
-    inner_cluster_coherence,
-)
+from cellrank_velot.metrics.direction import cosine_to_truth, cross_boundary_direction, inner_cluster_coherence
 
 __all__ = ["SCORES", "step_forward", "summary"]
 
 #: Scores of a kernel as a whole, among those of :func:`summary`.
 SCORES = (
-    "cross_boundary_cosine",
-    "cross_boundary_fraction",
+    "cross_boundary_direction",
+    "cross_boundary_forward",
+    "cross_boundary_reversed",
+    "cross_boundary_no_time",
     "inner_cluster_coherence",
     "step_forward",
     "speed",
@@ -40,6 +37,8 @@ def summary(
     cluster_key: str,
     edges: Iterable[tuple[str, str]] | None = None,
     truth_key: str | None = None,
+    *,
+    reversed_velocity: NDArray[np.float64] | None = None,
 ) -> pd.DataFrame:
     """Return all scores of the velocity of a kernel, in one table.
 
@@ -54,12 +53,17 @@ def summary(
     truth_key
         Key in ``adata.obsm`` of a known velocity in the basis of the kernel, shape ``[n_cells, n_dims]``. Without it
         there is no ``cosine_to_truth``.
+    reversed_velocity
+        Velocity of the kernel in reversed time, shape ``[n_cells, n_dims]``, for the scores of borders. Where not
+        given, ``kernel.reversed_velocity()``, which repeats all steps.
 
     Returns
     -------
     Columns ``metric``, ``group`` and ``value``. The group is an edge such as ``"A -> B"``, a cluster, or ``"all"``.
 
-    - ``cross_boundary_cosine``, ``cross_boundary_fraction``: by edge, and the mean over edges (if ``edges`` are given);
+    - ``cross_boundary_direction``: by edge, and the mean over edges (if ``edges`` are given); beside it
+      ``cross_boundary_forward``, ``cross_boundary_reversed`` and ``cross_boundary_no_time``, which
+      :func:`cross_boundary_direction` explains;
     - ``inner_cluster_coherence``: by cluster, and the mean over clusters;
     - ``speed``: median norm of the velocity, in basis units per unit of time, by cluster and over all cells;
     - ``coverage``: share of cells with an estimate from transport, by cluster and over all cells;
@@ -90,11 +94,11 @@ def summary(
     labels = read_clusters(adata, cluster_key)
     rows: list[tuple[str, str, float]] = []
     if edges is not None:
-        pairs = list(edges)
-        for kind in get_args(BoundaryKind):
-            score = cross_boundary_correctness(kernel.cells.x, velocity, kernel.connectivities, labels, pairs, kind)
-            rows += [(str(score.name), f"{a} -> {b}", value) for (a, b), value in score.items()]
-            rows.append((str(score.name), "all", score.mean()))
+        back = kernel.reversed_velocity() if reversed_velocity is None else reversed_velocity
+        across = cross_boundary_direction(kernel.cells.x, velocity, back, kernel.connectivities, labels, edges)
+        for column, score in across.items():
+            rows += [(f"cross_boundary_{column}", f"{a} -> {b}", value) for (a, b), value in score.items()]
+            rows.append((f"cross_boundary_{column}", "all", score.mean()))
     score = inner_cluster_coherence(velocity, kernel.connectivities, labels)
     rows += [(str(score.name), str(cluster), value) for cluster, value in score.items()]
     rows.append((str(score.name), "all", score.mean()))

@@ -21,8 +21,10 @@ from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawi
 __all__ = ["gridsearch_heatmap"]
 
 _LABELS = {
-    "cross_boundary_cosine": "Cross-boundary correctness (cosine)",
-    "cross_boundary_fraction": "Cross-boundary correctness (share)",
+    "cross_boundary_direction": "Direction across borders",
+    "cross_boundary_forward": "Cosine across borders",
+    "cross_boundary_reversed": "Cosine across borders, reversed time",
+    "cross_boundary_no_time": "Cosine across borders, without time",
     "inner_cluster_coherence": "Inner-cluster coherence",
     "step_forward": "Share of cells that step forward",
     "speed": "Median speed",
@@ -52,7 +54,7 @@ def gridsearch_heatmap(
     x: str,
     y: str | None = None,
     *,
-    score: str = "cross_boundary_cosine",
+    score: str = "cross_boundary_direction",
     cmap: str | Colormap = VALUES,
     **figure: Unpack[FigureOptions],
 ) -> Axes | None:

@@ -16,7 +16,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from common import PANCREAS_EDGES, bifurcation, pancreas, quiet, table
+from common import bifurcation, quiet, table
 from scipy.spatial.distance import cdist
 from torch import nn
 
@@ -48,8 +48,7 @@ SMOOTHNESS = (
     "From 0.1 to 1 the strength of smoothing hardly matters, on any set. The best of the five values, which only "
     "the truth can tell, gains 0.0018 on average and 0.005 at most. On six sets of eleven the best is the smallest "
     "value tried, so the optimum may lie below the range. With 0.1 or 0.3 the two small sets, the two noisy ones "
-    "and the shared bifurcation gain 0.002 to 0.005, and none loses; but the pancreas loses 0.009 to 0.016 across "
-    "borders. Values above 1 are worse on nearly all sets.\n\n"
+    "and the shared bifurcation gain 0.002 to 0.005, and none loses. Values above 1 are worse on nearly all sets.\n\n"
     "A search for the best value does not pay. *Halves* compares fields of one half of the cells with the transport "
     "of the other (`metrics.held_out_agreement`, two splits) and takes the best value for all cells. By the cosine "
     "it smooths too much; by the share of variance it is off by 0.014 on one set; both take about twelve times as "
@@ -72,8 +71,7 @@ FLOW = (
     "convergence, with 1000 steps, is flow matching better, by 0.001. Two reasons are likely. A drawn target has "
     "noise that the mean does not have. And points between cells lie nearer to the manifold than the cells, where "
     "the field is evaluated. It makes no difference whether s is a half or uniform. The default is not in this "
-    "table: it keeps a part of the relaxation, which costs 0.012 on the shared bifurcation and raises the score on "
-    "the pancreas."
+    "table: it keeps a part of the relaxation, which costs 0.012 on the shared bifurcation."
 )
 POTENTIAL = (
     "A pure gradient loses on every set with 300 steps. With 1000 it comes within 0.003 of the network with as "
@@ -309,14 +307,9 @@ def choices(kernel: cv.OTVelocityKernel) -> Iterator[tuple[str, str, Callable[[]
 def measure(name: str, seed: int, adata: ad.AnnData) -> Iterator[Row]:
     """Yield the score of each variant on one set."""
     kernel = cv.OTVelocityKernel(adata, time_key="pseudotime").compute_velocity(show_progress_bar=False)
-    x, graph = kernel.cells.x, kernel.connectivities
 
     def score(velocity: np.ndarray) -> Row:
-        if "true_velocity_pca" in adata.obsm:
-            return {"score": metrics.cosine_to_truth(velocity, adata.obsm["true_velocity_pca"])}
-        border = metrics.cross_boundary_correctness(x, velocity, graph, adata.obs["clusters"], PANCREAS_EDGES).mean()
-        inner = metrics.inner_cluster_coherence(velocity, graph, adata.obs["clusters"]).mean()
-        return {"score": border, "coherence": inner}
+        return {"score": metrics.cosine_to_truth(velocity, adata.obsm["true_velocity_pca"])}
 
     row = {"data": name, "seed": seed}
     yield {**row, "table": "smoothness", "variant": "no field: transport", **score(kernel.raw_velocity)}
@@ -338,11 +331,10 @@ def everything(*, quick: bool) -> Iterator[Row]:
             yield from measure(name, seed, adata)
     if not quick:
         yield from measure("shared bifurcation", 0, bifurcation())
-    yield from measure("pancreas", 0, pancreas())
 
 
 def compare(found: pd.DataFrame, part: str, reference: str, noise: float) -> str:
-    """Return one table: the score by set, the paired difference to a reference over the sets with a truth, seconds."""
+    """Return one table: the score by set, the paired difference to a reference over the sets, seconds."""
     default = found[found["variant"] == reference].set_index(["data", "seed"])["score"]
     rows = []
     for variant, group in found[found["table"].eq(part) | found["variant"].eq(reference)].groupby(
@@ -352,11 +344,9 @@ def compare(found: pd.DataFrame, part: str, reference: str, noise: float) -> str
         for data, of_set in group.groupby("data", sort=False):
             score = of_set["score"]
             row[data] = f"{score.mean():.3f}"
-            if data == "pancreas":
-                row[data] += f" / {of_set['coherence'].mean():.3f}"
-            elif len(score) > 1:
+            if len(score) > 1:
                 row[data] += f" ({score.min():.3f} to {score.max():.3f})"
-        paired = (group.set_index(["data", "seed"])["score"] - default).drop("pancreas", level="data", errors="ignore")
+        paired = group.set_index(["data", "seed"])["score"] - default
         row["difference"] = f"{paired.mean():+.4f} ({paired.min():+.3f} to {paired.max():+.3f})"
         row["better, worse"] = f"{(paired > noise).sum()}, {(paired < -noise).sum()}"
         seconds = group["seconds"].median()
@@ -374,9 +364,9 @@ def chosen(found: pd.DataFrame) -> str:
 
 
 def training_noise(found: pd.DataFrame) -> float:
-    """Return the largest difference that the seed of training makes on a set with a truth."""
+    """Return the largest difference that the seed of training makes on a set."""
     of_seed = found["variant"].str.startswith("default, training seed") | found["variant"].eq("lambda_smooth=1")
-    scores = found[of_seed & found["data"].ne("pancreas")].groupby(["data", "seed"])["score"]
+    scores = found[of_seed].groupby(["data", "seed"])["score"]
     return float((scores.max() - scores.min()).max())
 
 
@@ -389,9 +379,8 @@ def document(found: pd.DataFrame) -> str:
         "The tables have the mean cosine to the true velocity over the 80 % fastest cells, as the mean over two seeds "
         "(smallest to largest). Simulated sets have 2000 cells unless the table says otherwise, with `dpt_pseudotime` "
         "as their time, and seeds that development did not use. Development did use the shared bifurcation (3000 "
-        "cells) and the pancreas. For the pancreas: mean cosine across borders / coherence within clusters; neither "
-        "is a truth. *difference*: to the row in bold, set by set, mean over the sets with a truth (smallest to "
-        "largest). *better, worse*: on how many of these sets by more than "
+        "cells). *difference*: to the row in bold, set by set, mean over the sets (smallest to largest). "
+        "*better, worse*: on how many of the sets by more than "
         f"{noise:.4f}, the largest difference that another seed of training makes. *seconds*: median of one fit on "
         f"one core of a shared machine.\n\n## How smooth\n\n{SMOOTHNESS}\n\n"
         f"{compare(found, 'smoothness', default, noise)}\n"
