@@ -226,6 +226,19 @@ def test_time_that_does_not_reach_all_cells_is_refused_before_any_work(raw, caps
     assert "The neighbour graph has 3 components, of 250, 47, 3 cells" in capsys.readouterr().err
 
 
+def test_time_that_falls_and_a_cycle_are_pointed_out(raw, monkeypatch):
+    adata = read_h5ad(raw)
+    time, late = adata.obs["dpt_pseudotime"], adata.obs["clusters"] == "Fate A"
+    adata.obs["dpt_pseudotime"] = time.where(~late, time[late].max() + time[late].min() - time)
+    adata.write_h5ad(raw)
+    monkeypatch.setattr(outputs, "_write_figures", draw_all)
+    assert run(raw, "--cluster-key", "clusters", "--terminal-states", "Fate A,Fate B") in (cli.OK, cli.FAILED)
+    report = (raw.parent / "out" / "report.html").read_text()
+    assert report.count("In cluster Fate A time falls with the distance from the root: ") == 2
+    assert "In cluster Fate B" not in report
+    assert (raw.parent / "out" / "figures" / "time_check.png").exists()
+
+
 def test_wrong_root_is_pointed_out(raw):
     assert run(raw, "--time-key", "dpt_pseudotime", "--root-cluster", "Fate A", "--n-states", "2") == cli.OK
     report = (raw.parent / "out" / "report.html").read_text()

@@ -4,7 +4,8 @@ In goes an AnnData with the names of its slots. Out come arrays, checked: a miss
 range is an error that names the slot. There is one reader for each question:
 
 time
-    ``find_time_key(adata, time_key)``, ``read_time(adata, time_key)``, ``read_root(adata)`` (the root cell or ``None``)
+    ``find_time_key(adata, time_key)``, ``read_time(adata, time_key)``, ``read_root(adata)`` (the root cell) and
+    ``read_roots(adata, time_key)`` (all of them), or ``None``
 positions
     ``find_basis(adata, basis)`` (its key), ``read_basis(adata, basis)`` (all dimensions), ``read_embedding(adata,
     basis)`` (two for a plot, and their name), ``read_plane(adata, basis, dims, known={kernel.basis: kernel.cells.x})``
@@ -30,7 +31,7 @@ from cellrank_velot.cells.select import (
     cells_in_time,
     select_cells,
 )
-from cellrank_velot.cells.time import TIME_KEYS, TimeKind, find_time_key, read_root, read_time
+from cellrank_velot.cells.time import TIME_KEYS, TimeKind, find_time_key, read_root, read_roots, read_time
 from cellrank_velot.cells.time_points import check_snapshots, next_time
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "read_pca",
     "read_plane",
     "read_root",
+    "read_roots",
     "read_time",
     "readable",
     "select_cells",

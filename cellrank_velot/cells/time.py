@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_known, check_scale, first_names
 
-__all__ = ["TIME_KEYS", "TimeKind", "find_time_key", "read_root", "read_time"]
+__all__ = ["TIME_KEYS", "TimeKind", "find_time_key", "read_root", "read_roots", "read_time"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -113,3 +114,12 @@ def read_root(adata: AnnData) -> int | None:
         return int(root)
     logger.warning("`adata.uns['iroot']` is %r, no position among %d cells: it is left out", root, adata.n_obs)
     return None
+
+
+def read_roots(adata: AnnData, time_key: str) -> NDArray[np.int64] | None:
+    """Return the positions of the root cells that ``pp.prepare`` has written for this time; ``None`` without them."""
+    stored = adata.uns.get("pseudotime")
+    if not isinstance(stored, Mapping) or stored.get("key") != time_key or "roots" not in stored:
+        return None
+    positions = adata.obs_names.get_indexer(pd.Index(np.atleast_1d(stored["roots"]).astype(str)))
+    return positions.astype(np.int64) if positions.size and (positions >= 0).all() else None

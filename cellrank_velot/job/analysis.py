@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from cellrank_velot import estimators
@@ -11,6 +12,8 @@ from cellrank_velot.kernel import OTVelocityKernel
 
 __all__ = ["analyse"]
 
+logger = logging.getLogger("cellrank_velot")
+
 
 def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     """Find macrostates, terminal states, fate probabilities and driver genes, from options with all keys found.
@@ -19,6 +22,9 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     are also written to the AnnData, as CellRank writes them.
     """
     time = kernel.cells.time
+    check = kernel.check_time(options.cluster_key)
+    for finding in check.findings:
+        logger.warning("%s. The velocity leads back to the root there: see time_check.png", finding)
     choice = StateOptions(
         n_states=options.n_states, cluster_key=options.cluster_key, terminal_states=options.terminal_states
     )
@@ -36,7 +42,9 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
             raise RuntimeError(
                 "No macrostates were found. Name the clusters where the process ends: `--terminal-states`."
             )
-        result = JobResult(options=options, kernel=kernel, estimator=estimator, has_macrostates=has_macrostates)
+        result = JobResult(
+            options=options, kernel=kernel, estimator=estimator, has_macrostates=has_macrostates, time_check=check
+        )
         fates = estimators.compute_fates(estimator)
         if fates is None:
             return result

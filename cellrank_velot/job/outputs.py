@@ -105,6 +105,14 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
         title="Time",
         caption="The time that the velocity is computed from. With time reversed every arrow would turn around.",
     )
+    if result.time_check is not None and result.time_check.findings:
+        draw(
+            "time_check",
+            plotting.time_check,
+            *(kernel, result.time_check, basis),
+            title="Time and distance from its root",
+            caption="Where time falls while the distance from the root rises, the velocity leads back to the root.",
+        )
     draw(
         "training",
         plotting.training,
@@ -183,6 +191,8 @@ def _summary(result: JobResult) -> list[str]:
         sentences.append(f"A cell at the start, among the earliest {EARLY:.0%}, ends in {chances}.")
     elif result.fates is None:
         sentences.append("Fate probabilities could not be computed, see the warnings.")
+    if result.time_check is not None:
+        sentences += str(result.time_check).splitlines()
     return sentences
 
 

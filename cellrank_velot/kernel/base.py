@@ -31,6 +31,7 @@ from cellrank_velot.cells import (
     readable,
     warn_about_graph,
 )
+from cellrank_velot.direction.cycle import find_loop
 from cellrank_velot.field import VelocityField, fit_field
 from cellrank_velot.field.uncertainty import Uncertainty
 from cellrank_velot.kernel._atomic import all_or_nothing
@@ -124,6 +125,10 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             graph.sum_duplicates()
             self._conn: sp.csr_matrix = graph
         self._components = warn_about_graph(self.connectivities, strict=check_connectivity)
+        if time_kind == "pseudotime":
+            loop = find_loop(self._cells.x, self._cells.time, self.connectivities)
+            if loop:
+                logger.warning("Along `adata.obs[%r]`, %s", time_key, loop)
 
     # ------------------------------------------------------------------------------------------------ the steps
     @abstractmethod

@@ -9,8 +9,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot.cells import read_clusters
-from cellrank_velot.direction import FlipTest, PermutationTest, Statistic, flip_test, permutation_test
+from cellrank_velot.cells import read_clusters, read_roots
+from cellrank_velot.direction import (
+    FlipTest,
+    PermutationTest,
+    Statistic,
+    TimeCheck,
+    flip_test,
+    permutation_test,
+    time_check,
+)
 from cellrank_velot.fates import SinkOptions, SourceOptions, suggest_initial_states, suggest_terminal_states
 from cellrank_velot.kernel.base import BaseVelocityKernel
 
@@ -161,6 +169,39 @@ class DirectionTests(BaseVelocityKernel):
             velocity_options=velocity_options,
             random_state=random_state,
         )
+
+    def check_time(self, cluster_key: str | None = None) -> TimeCheck:
+        """Compare the time with the distance from its own root, along the neighbour graph.
+
+        Where time falls while the distance rises, the velocity leads back to the root.
+        :func:`cellrank_velot.pl.time_check` draws where that is.
+
+        Parameters
+        ----------
+        cluster_key
+            Key in ``adata.obs`` of clusters, for shares by cluster; none where not given.
+
+        Returns
+        -------
+        Distance from the root, and agreement with the time, of each cell. The root is what ``pp.prepare`` has written
+        for this time, otherwise the earliest 1 % of the cells. Printed, it says what it means.
+
+        Raises
+        ------
+        KeyError
+            If the clusters are missing.
+
+        Examples
+        --------
+        >>> check = vk.check_time("clusters")
+        >>> print(check)
+        Time rises with the distance from its root in 100% of the cells.
+        >>> check.to_frame().index.tolist()
+        ['all', 'Fate A', 'Fate B', 'Progenitor', 'Transition']
+        """
+        cells = self.cells
+        roots = read_roots(self.adata, str(self._init_kwargs["time_key"]))
+        return time_check(cells.x, cells.time, self.connectivities, _labels(self, cluster_key), roots)
 
 
 class States(BaseVelocityKernel):

@@ -7,19 +7,24 @@ from typing import Any, Unpack
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 from cellrank_velot.cells import read_embedding
+from cellrank_velot.direction import TimeCheck
 from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
 from cellrank_velot.plotting._draw.embedding import check_color, draw_colored, draw_legend, draw_values
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
-from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, kernel_of
 from cellrank_velot.plotting._draw.legends import BELOW
 
-__all__ = ["confidence", "embedding", "uncertainty"]
+__all__ = ["confidence", "embedding", "time_check", "uncertainty"]
 
 # Beyond a right angle, a direction is no better known than its opposite.
 MAX_ANGLE = 90.0
+# Orange where time falls, blue where it rises.
+AGREEMENT = LinearSegmentedColormap.from_list(
+    "velot_agreement", ["#D55E00", "#E9C9AE", "#DADDE1", "#9DB9D6", "#2E6DAF"]
+)
 # What points out a cell.
 STAR: dict[str, Any] = {"marker": "*", "s": 260, "facecolors": "#D55E00", "edgecolors": "white", "linewidths": 1.2}
 
@@ -129,6 +134,64 @@ def uncertainty(
         if scale.colorbar is not None:
             last = "≥ 90" if (values > MAX_ANGLE).any() else "90"
             scale.colorbar.set_ticks([0, 30, 60, MAX_ANGLE], labels=["0", "30", "60", last])
+    return canvas.result
+
+
+@draws
+def time_check(
+    data: HasAnnData,
+    check: TimeCheck | None = None,
+    basis: str = "umap",
+    *,
+    size: float | None = None,
+    cmap: str | Colormap = AGREEMENT,
+    **figure: Unpack[FigureOptions],
+) -> Axes | None:
+    """Draw whether time rises with the distance from its own root around each cell.
+
+    Where it falls, the velocity leads back to the root. A star marks the root, of several roots the first.
+
+    Parameters
+    ----------
+    data
+        An :class:`~cellrank_velot.OTVelocityKernel`.
+    check
+        Result of its ``check_time``, which is computed where not given.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+    size
+        Area of the cells in square points; by default smaller the more there are.
+    cmap
+        Colours of the correlation of time and distance, from -1 to 1.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the embedding is missing.
+    TypeError
+        If ``data`` is no kernel for a pseudotime.
+    ValueError
+        If the check is of other cells.
+
+    Examples
+    --------
+    >>> ax = pl.time_check(vk, show=False)
+    """
+    kernel = kernel_of(data, "check_time")
+    x, name = read_embedding(kernel.adata, basis)
+    check = kernel.check_time() if check is None else check
+    if check.agreement.size != len(x):
+        raise ValueError(f"Expected a `check` of `{len(x)}` cells, found one of `{check.agreement.size}`.")
+    label = "Correlation of time and distance\nfrom the root; below 0 time falls"
+    with drawing(figure, panel_size=(5.2, 4.0), title=str(check).splitlines()[0]) as canvas:
+        draw_values(canvas.ax, x, name, check.agreement, label=label, cmap=cmap, limits=(-1.0, 1.0), size=size)
+        root = int(np.nanargmin(check.distance))
+        canvas.ax.scatter(x[root, :1], x[root, 1:], zorder=4, label="root", **STAR)
+        canvas.ax.legend(**BELOW)
     return canvas.result
 
 
