@@ -1,178 +1,179 @@
-"""Tests of direction: planted flows are found, shuffled time is not, and the arithmetic agrees with plain loops."""
+"""Tests of direction: courses are found; clouds, types and shuffled time are not, though each has a pseudotime."""
 
-import logging
-
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+from anndata import AnnData
 from scipy.stats import ortho_group, spearmanr
 
-from cellrank_velot import datasets, pp
-from cellrank_velot.direction import PermutationTest, Verdict, flip_test, permutation_test, root_check
-from cellrank_velot.direction.permutation import _max_p_values, _measure, _p_values
+from cellrank_velot import OTVelocityKernel, datasets, pp
+from cellrank_velot.direction import DirectionTest, Verdict, direction_test, flip_test, root_check
+from cellrank_velot.direction.clouds import _cloud, compare_continuity, compare_length
+from cellrank_velot.direction.halves import Border, explain_other_half
+from cellrank_velot.direction.verdict import _borders
+from cellrank_velot.direction.walk import nearest, rooted_time, slow_modes
 
 SMALL = {"window_options": {"min_window_size": 10}}
+QUICK = {"flip": False, "n_draws": 6}
 
 
-@pytest.fixture(scope="module")
-def tested(planted) -> PermutationTest:
-    labels = np.array(["stem", "left", "right"])[planted.labels]
-    return permutation_test(planted.x, planted.time, planted.graph, labels, n_permutations=59, **SMALL)
+def counted(latent: np.ndarray, seed: int, root: int) -> AnnData:
+    """Return latent positions seen as negative-binomial counts, with a diffusion pseudotime as a user computes it."""
+    rng = np.random.default_rng(seed)
+    n_cells, n_latent = latent.shape
+    rate = np.exp(rng.normal(0, 1, 400) + latent @ (0.5 * rng.normal(size=(n_latent, 400))))
+    depth = 3000 * np.exp(0.3 * rng.normal(size=(n_cells, 1)))
+    counts = rng.poisson(depth * rate / rate.sum(axis=1, keepdims=True) * rng.gamma(5, 0.2, rate.shape))
+    adata = AnnData(counts.astype(np.float32))
+    adata.layers["counts"] = adata.X.copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    sc.pp.pca(adata, n_comps=20, random_state=seed)
+    sc.pp.neighbors(adata, n_neighbors=20, random_state=seed)
+    sc.tl.diffmap(adata)
+    pp.set_pseudotime(adata, [root])
+    return adata
 
 
-# ---------------------------------------------------------------------------------------------------- permutations
-def test_a_planted_flow_is_found(tested):
-    assert tested.p_value == pytest.approx(1 / 60)
-    assert (tested.observed > tested.null.max(axis=0)).all()
+def course(seed: int, n_cells: int = 500) -> AnnData:
+    """Return cells along an arc, from its beginning."""
+    rng = np.random.default_rng(seed)
+    angle = np.sort(rng.uniform(0, 2.5, n_cells))
+    latent = np.column_stack([np.cos(angle), np.sin(angle), np.zeros((n_cells, 6))]) * 1.5
+    adata = counted(latent + 0.15 * rng.normal(size=latent.shape), seed, root=0)
+    adata.obs["clusters"] = pd.Categorical(np.array(["early", "mid", "late"])[np.arange(n_cells) * 3 // n_cells])
+    return adata
 
 
-def test_each_border_is_crossed_one_way(tested):
-    frame = tested.to_frame()
-    names = ("left", "right", "stem")
-    assert tested.edges == tuple((a, b) for a in names for b in names if a != b)
-    assert frame.loc[["left -> right", "right -> left"], "p_adjusted"].min() > 0.05
-    for fate in ("left", "right"):
-        assert frame.loc[f"stem -> {fate}", "p_value"] == pytest.approx(1 / 60)
-        assert frame.loc[f"stem -> {fate}", "p_adjusted"] <= 0.05
-        assert frame.loc[f"{fate} -> stem", "p_value"] == 1
-        assert frame.loc[f"stem -> {fate}", "observed"] == pytest.approx(-frame.loc[f"{fate} -> stem", "observed"])
+def cloud(seed: int) -> AnnData:
+    rng = np.random.default_rng(seed)
+    return counted(0.4 * rng.normal(size=(400, 8)) * (seed % 2), seed, root=seed)
 
 
-@pytest.mark.parametrize("name", ["blob", "shuffled bifurcation"])
-def test_without_direction_p_is_rarely_small(name):
-    if name == "shuffled bifurcation":
-        adata = datasets.bifurcation(300)
-    p_values = []
-    for seed in range(7):
-        if name == "blob":
-            adata = datasets.gaussian_blob(200, 5, random_state=seed)
-            time = adata.obs["pseudotime"].to_numpy()
-        else:
-            time = np.random.default_rng(seed).permutation(adata.obs["dpt_pseudotime"].to_numpy())
-        result = permutation_test(
-            adata.obsm["X_pca"], time, adata.obsp["connectivities"], n_permutations=39, random_state=seed
-        )
-        p_values.append(result.p_value)
-    assert sum(p > 0.05 for p in p_values) >= 6
+def types(seed: int) -> AnnData:
+    rng = np.random.default_rng(seed)
+    latent = np.eye(8)[rng.integers(3, size=400)] + 0.2 * rng.normal(size=(400, 8)) * (seed % 2)
+    return counted(latent, seed, root=seed)
+
+
+def shuffled(seed: int) -> AnnData:
+    adata = course(seed)
+    adata.obs["dpt_pseudotime"] = np.random.default_rng(seed).permutation(adata.obs["dpt_pseudotime"].to_numpy())
+    return adata
+
+
+def verdict(adata: AnnData, **options) -> DirectionTest:
+    return OTVelocityKernel(adata).test_direction(**{**QUICK, **options})
+
+
+# ------------------------------------------------------------------------------------------------------------- verdict
+@pytest.mark.parametrize("seed", range(3))
+def test_a_course_in_counts_is_found(seed):
+    test = verdict(course(seed), cluster_key="clusters")
+    assert test.found
+    assert (test.null, test.share) == ("genes", 1.0)
+    frame = test.border_frame()
+    assert {"early -> mid", "mid -> late"} <= set(frame.index[frame["p_adjusted"] < 0.05])
+    assert len(frame) == len({frozenset(name.split(" -> ")) for name in frame.index}), "each border once"
+
+
+@pytest.mark.parametrize("without", [cloud, types, shuffled])
+def test_what_has_no_direction_is_not_found(without):
+    assert not [seed for seed in range(6) if verdict(without(seed), random_state=seed).found]
+
+
+def test_positions_alone_are_enough_where_there_are_no_genes():
+    adata = datasets.bifurcation(400)
+    test = direction_test(adata.obsm["X_pca"], adata.obs["dpt_pseudotime"], flip=False)
+    assert test.found
+    assert test.null == "positions"
+    assert "No expression of genes was at hand" in str(test)
+    assert np.isnan(test.explained).all()
+    for seed in range(4):
+        adata = datasets.gaussian_blob(300, 6, random_state=seed)
+        sc.tl.diffmap(adata)
+        pp.set_pseudotime(adata, [seed])
+        assert not direction_test(adata.obsm["X_pca"], adata.obs["dpt_pseudotime"], flip=False).found
+
+
+def test_reversed_time_gets_the_same_verdict():
+    adata = course(0)
+    given = verdict(adata)
+    adata.obs["dpt_pseudotime"] = 1 - adata.obs["dpt_pseudotime"]
+    test = verdict(adata, cluster_key="clusters")
+    assert test.found
+    assert test.p_value == pytest.approx(given.p_value)
+    assert {"mid -> early", "late -> mid"} <= set(test.border_frame().index)
+    assert "No such test tells which end is the beginning" in str(test)
+
+
+def test_parts_are_tested_by_themselves():
+    adata = course(1)
+    rng = np.random.default_rng(0)
+    x = np.vstack([adata.obsm["X_pca"], 100 + rng.normal(size=(150, 20)), 300 + rng.normal(size=(30, 20))])
+    time = np.concatenate([adata.obs["dpt_pseudotime"], rng.uniform(size=180)])
+    test = direction_test(x, time, flip=False)
+    assert sorted(test.n_cells) == [150, 500]
+    assert test.n_left_out == 30
+    assert test.share == pytest.approx(500 / 680)
+    assert str(test).startswith("Direction: yes in 74% of the cells")
+
+
+def test_units_rotation_and_log_expression_do_not_matter():
+    adata = course(2)
+    x, time, genes = adata.obsm["X_pca"], adata.obs["dpt_pseudotime"].to_numpy(), adata.layers["counts"]
+    one = direction_test(x, time, genes, **QUICK)
+    turned = 3 + 10 * x @ ortho_group.rvs(x.shape[1], random_state=0)
+    other = direction_test(turned, 5 + 7 * time, adata.X, counts=False, **QUICK)
+    assert one.found
+    assert other.found
+    np.testing.assert_allclose(one.agreement, other.agreement, rtol=1e-3)
+    np.testing.assert_allclose(one.course, other.course, rtol=0.1)
+
+
+def test_the_seed_decides():
+    adata = course(0, 200)
+    data = adata.obsm["X_pca"], adata.obs["dpt_pseudotime"], adata.layers["counts"]
+    one, same, other = (direction_test(*data, max_cells=150, random_state=seed, **QUICK) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.p_evidence, same.p_evidence)
+    assert (one.p_evidence != other.p_evidence).any()
+    assert one.n_cells.sum() + one.n_left_out == 150
+
+
+def test_the_verdict_names_what_speaks_against():
+    test = verdict(shuffled(0), flip=True)
+    text = str(test)
+    assert text.startswith("Direction: not shown, p = 1.")
+    assert "against: the time does not follow the cells" in text
+    assert "in the others, noise across the course outweighs the flow" in text
+    frame = test.to_frame()
+    assert not frame.loc[frame["evidence"] == "time", "for"].any()
+    assert frame.loc[frame["evidence"] == "course", "for"].all()
+    with pytest.raises(AttributeError):
+        test.level = 1.0
+
+
+def test_few_cells_are_not_tested():
+    test = direction_test(np.random.default_rng(0).normal(size=(40, 3)), np.arange(40.0), flip=False)
+    assert (test.found, test.p_value, test.share) == (False, 1.0, 0.0)
+    assert str(test).startswith("Direction: not tested")
 
 
 def test_pancreas_has_a_direction(data_dir):
     adata = datasets.pancreas(data_dir / "pancreas_739.h5ad")
     pp.prepare(adata, root_cluster="Ductal")
-    data = adata.obsm["X_pca"], adata.obs["dpt_pseudotime"], adata.obsp["connectivities"], adata.obs["clusters"]
-    edges = [("Ngn3 high EP", "Pre-endocrine"), ("Pre-endocrine", "Beta"), ("Beta", "Pre-endocrine")]
-    result = permutation_test(*data, edges, n_permutations=39)
-    assert result.p_value == pytest.approx(1 / 40)
-    np.testing.assert_allclose(result.p_border, [1 / 40, 1 / 40, 1])
+    kernel = OTVelocityKernel(adata)
+    test = kernel.test_direction("clusters")
+    assert test.found
+    assert test.reversed_share > 0.5
+    borders = test.border_frame()
+    assert (borders.loc[["Ngn3 low EP -> Ngn3 high EP", "Ngn3 high EP -> Pre-endocrine"], "p_adjusted"] < 0.05).all()
+    data = kernel.cells.x, kernel.cells.time, adata.obsp["connectivities"], adata.obs["clusters"]
     given = flip_test(*data)
-    shuffled = flip_test(data[0], np.random.default_rng(0).permutation(data[1]), *data[2:])
-    assert given.mean > 0.2 > 0 > shuffled.mean
+    mixed = flip_test(data[0], np.random.default_rng(0).permutation(data[1]), *data[2:])
+    assert given.mean > 0.2 > 0 > mixed.mean
     assert root_check(data[1], labels=data[3], root="Ductal").root is Verdict.SUPPORTED
-
-
-def test_statistics_agree_with_plain_loops(planted):
-    rng = np.random.default_rng(0)
-    labels = np.array(["stem", "left", "right"])[planted.labels]
-    velocity = planted.velocity + rng.normal(size=planted.x.shape)
-    velocity[:7] = np.nan
-    geometry = _measure(planted.x + 100, planted.graph, labels, [("stem", "left")])
-    coherence, ascent, flow = geometry.summarise(velocity, planted.time)
-
-    unit = velocity / np.linalg.norm(velocity, axis=1, keepdims=True)
-    agree, up, weight, across = [], [], [], []
-    for i, j in zip(*planted.graph.nonzero(), strict=True):
-        if i < 7:
-            continue
-        way = (planted.x[j] - planted.x[i]) / np.linalg.norm(planted.x[j] - planted.x[i])
-        later = planted.time[j] - planted.time[i]
-        if j >= 7:
-            agree.append(unit[i] @ unit[j])
-        up.append(unit[i] @ way * later)
-        weight.append(abs(later))
-        if {labels[i], labels[j]} == {"stem", "left"}:
-            across.append(unit[i] @ way * (1 if labels[i] == "stem" else -1))
-    assert coherence == pytest.approx(np.mean(agree))
-    assert ascent == pytest.approx(np.sum(up) / np.sum(weight))
-    assert flow == pytest.approx(np.mean(across))
-
-
-def test_p_values_count_what_reaches_the_observed():
-    null = np.array([[0.0, 5, np.nan], [1, 5, 0], [2, 5, 0]])
-    np.testing.assert_allclose(_p_values(np.array([2.0, 5, 1]), null), [2 / 4, 4 / 4, 2 / 4])
-    assert np.isnan(_p_values(np.array([np.nan]), null[:, :1])).all()
-
-
-def test_adjusted_p_values_hold_for_all_borders_together():
-    rng = np.random.default_rng(0)
-    smallest = [_max_p_values(z[0], z[1:]).min() for z in rng.normal(size=(400, 100, 6))]
-    assert np.mean(np.array(smallest) <= 0.05) < 0.09
-    single = rng.normal(size=(100, 1))
-    np.testing.assert_allclose(_max_p_values(single[0], single[1:]), _p_values(single[0], single[1:]))
-
-
-def test_rotation_shift_and_scale_do_not_matter(planted):
-    turn = ortho_group.rvs(planted.x.shape[1], random_state=0)
-    one = permutation_test(planted.x, planted.time, planted.graph, n_permutations=3, **SMALL)
-    other = permutation_test(3 + 10 * planted.x @ turn, 5 + 7 * planted.time, planted.graph, n_permutations=3, **SMALL)
-    np.testing.assert_allclose(one.observed, other.observed, rtol=0.02)
-
-
-def test_the_seed_decides_and_the_number_of_jobs_does_not(planted):
-    def null(n_jobs: int = 1, random_state: int = 0) -> np.ndarray:
-        neighborhoods = planted.labels.astype(np.int64)
-        with joblib.parallel_config(backend="threading"):
-            return permutation_test(
-                planted.x, planted.time, planted.graph, n_permutations=6, neighborhoods=neighborhoods,
-                random_state=random_state, n_jobs=n_jobs, **SMALL,
-            ).null  # fmt: skip
-
-    np.testing.assert_array_equal(null(), null(n_jobs=2))
-    assert (null() != null(random_state=1)).any()
-
-
-def test_statistics_can_be_asked_for_alone(planted):
-    result = permutation_test(planted.x, planted.time, planted.graph, n_permutations=19, statistic="coherence", **SMALL)
-    assert result.statistics == ("coherence",)
-    assert result.null.shape == (19, 1)
-    assert result.p_value == pytest.approx(1 / 20)
-
-
-def test_a_border_that_does_not_exist_has_no_p_value(planted):
-    labels = np.where(planted.time < 0.2, "early", np.where(planted.time > 0.8, "late", "mid"))
-    result = permutation_test(
-        planted.x,
-        planted.time,
-        planted.graph,
-        labels,
-        [("early", "late"), ("early", "mid")],
-        n_permutations=19,
-        **SMALL,
-    )
-    np.testing.assert_array_equal(result.n_border == 0, [True, False])
-    assert np.isnan(result.p_border[0])
-    assert np.isnan(result.p_border_adjusted[0])
-    assert result.p_border[1] == pytest.approx(1 / 20)
-
-
-def test_permutations_are_silent(planted, caplog):
-    with caplog.at_level(logging.INFO, logger="cellrank_velot"):
-        permutation_test(planted.x, planted.time, planted.graph, n_permutations=1, **SMALL)
-        n_once = len(caplog.records)
-        caplog.clear()
-        permutation_test(planted.x, planted.time, planted.graph, n_permutations=5, **SMALL)
-    assert len(caplog.records) == n_once
-
-
-def test_the_result_is_for_people(tested):
-    text = str(tested)
-    assert text.startswith("Direction: more than chance, p = 0.0167 of 59 permutations: coherence")
-    assert "stem -> left: flow +" in text
-    frame = tested.to_frame()
-    assert list(frame.index[:2]) == ["coherence", "ascent"]
-    assert frame["n_border"].isna().sum() == 2
-    with pytest.raises(AttributeError):
-        tested.null = None
 
 
 @pytest.mark.parametrize(
@@ -181,22 +182,87 @@ def test_the_result_is_for_people(tested):
         ({"time": np.zeros(240)}, ValueError, "found a constant"),
         ({"time": np.full(240, np.nan)}, ValueError, "found NaN"),
         ({"x": np.zeros((3, 2))}, ValueError, "finite `x` of shape"),
-        ({"graph": np.zeros((2, 2))}, ValueError, "`graph` of shape"),
-        ({"graph": np.zeros((240, 240))}, ValueError, "graph with edges"),
-        ({"n_permutations": 0}, ValueError, "at least `1`"),
-        ({"statistic": "speed"}, ValueError, "`statistic` to be one of"),
-        ({"edges": [("a", "b")]}, ValueError, "Expected `labels`"),
+        ({"expression": np.zeros((3, 50))}, ValueError, "`expression` of shape"),
+        ({"expression": np.full((240, 50), np.nan)}, ValueError, "finite `expression`"),
         ({"labels": ["a"]}, ValueError, "`labels` of shape"),
-        ({"labels": ["a"] * 240, "edges": [("a", "z")]}, ValueError, "two of the clusters"),
-        ({"window_options": {"size": 9}}, TypeError, r"'window_size'.* in `window_options`, found \['size'\]"),
-        ({"velocity_options": {"eps": 9}}, TypeError, r"'epsilon'.* in `velocity_options`, found \['eps'\]"),
-        ({"velocity_options": {"epsilon": 0}}, ValueError, "`epsilon`"),
+        ({"max_cells": 10}, ValueError, "`max_cells`"),
+        ({"n_draws": 2}, ValueError, "at least `3`"),
+        ({"level": 1}, ValueError, r"`level` to be in \(0, 1\)"),
+        ({"n_splits": "2"}, TypeError, "`n_splits`"),
     ],
 )
 def test_bad_input_is_refused(planted, change, error, match):
-    good = {"x": planted.x, "time": planted.time, "graph": planted.graph, "n_permutations": 1}
+    good = {"x": planted.x, "time": planted.time, "flip": False}
     with pytest.raises(error, match=match):
-        permutation_test(**{**good, **change})
+        direction_test(**{**good, **change})
+
+
+# ------------------------------------------------------------------------------------------------------ its parts
+def test_a_cloud_has_the_mean_and_covariance_of_the_cells_and_nothing_else():
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 2 * np.pi, 500)
+    x = 5 + np.column_stack([np.cos(angle), 3 * np.sin(angle), 0.1 * rng.normal(size=500)])
+    drawn = _cloud(x, rng)
+    np.testing.assert_allclose(drawn.mean(axis=0), x.mean(axis=0))
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(x.T), atol=1e-10)
+    holes = [np.linalg.norm((cells - 5)[:, :2] / [1, 3], axis=1) < 0.5 for cells in (x, drawn)]
+    assert holes[0].mean() == 0
+    assert holes[1].mean() > 0.02
+    few = _cloud(x[:5], rng)  # fewer cells than a covariance needs
+    assert few.shape == (5, 3)
+    assert np.isfinite(few).all()
+
+
+def test_only_a_course_is_both_long_and_continuous():
+    rng = np.random.default_rng(0)
+    noise = 0.15 * rng.normal(size=(400, 6))
+    angle = rng.uniform(0, 3, 400)
+    arc = np.column_stack([np.cos(angle), np.sin(angle), np.zeros((400, 4))]) + noise
+    kinds = np.eye(6)[rng.integers(3, size=400)] + 2 * noise
+    found = [
+        [compare(x, 8, np.random.default_rng(1)).p_value < 0.05 for compare in (compare_length, compare_continuity)]
+        for x in (arc, 7 * noise, kinds)
+    ]
+    assert found[0] == [True, True]
+    assert found[1][0] is False
+    assert found[2] == [True, False]
+
+
+def test_independent_halves_explain_nothing_and_halves_of_a_course_do():
+    z = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        depth = np.exp(rng.normal(size=(200, 1)))  # cells of low depth are noisy in both halves
+        own, other = depth * rng.normal(size=(200, 5)), depth * rng.normal(size=(200, 5))
+        z.append(explain_other_half(own, other, np.arange(3), [], rng).z)
+    assert abs(np.mean(z)) < 0.7
+    assert np.std(z) < 1.5
+    rng = np.random.default_rng(0)
+    way = np.linspace(0, 5, 200)[:, None]
+    own, other = np.hstack([way, rng.normal(size=(200, 2))]), np.hstack([-way, rng.normal(size=(200, 2))])
+    names = np.where(way[:, 0] < 2.5, "first", "second")
+    (border,) = _borders(nearest(own), names)
+    found = explain_other_half(own, other, np.arange(3), [border, Border("b", "a", border.to_b, border.from_a)], rng)
+    assert found.z > 4
+    assert found.flow[0] > 0.5
+    np.testing.assert_allclose(found.flow[0], -found.flow[1])
+
+
+def test_the_time_of_the_walk_is_the_order_along_a_line():
+    x = np.column_stack([np.linspace(0, 1, 120), np.zeros(120)])
+    time = rooted_time(slow_modes(nearest(x)), np.arange(2))
+    assert spearmanr(time, x[:, 0]).statistic > 0.99
+    assert (time.min(), time.max()) == (0.0, 1.0)
+
+
+def test_borders_hold_together_by_holms_method():
+    test = DirectionTest(
+        *(np.array([100]), 0, *np.ones((4, 1)), np.zeros((1, 3))),
+        borders=(("a", "b"), ("a", "c"), ("b", "c")), flow=np.array([0.5, -0.2, 0.1]),
+        p_border=np.array([0.01, 0.03, 0.02]), reversed_share=np.nan, level=0.05,
+    )  # fmt: skip
+    np.testing.assert_allclose(test.p_border_adjusted, [0.03, 0.04, 0.04])
+    assert test.border_frame().index.tolist() == ["a -> b", "c -> a", "b -> c"]
 
 
 # ------------------------------------------------------------------------------------------------------------ flip

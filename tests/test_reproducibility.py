@@ -78,7 +78,7 @@ def of_pseudotime(adata: AnnData) -> dict[str, str]:
         ),
         "flow": hashed(kernel.simulate_flow(noise_scale=0.1, **flow, **QUIET)),
         "regulation": hashed(kernel.compute_regulation(n_bootstrap=20)),
-        "permutation test": hashed(kernel.permutation_test(n_permutations=3)),
+        "test of direction": hashed(kernel.test_direction(layer="true_expression", flip=False, n_draws=3)),
         "fate shift": hashed(kernel.fate_shift({adata.var_names[0]: 0.0}, n_null=2, **flow, **QUIET)),
     }
 

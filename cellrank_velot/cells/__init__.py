@@ -15,12 +15,19 @@ clusters
 genes
     ``find_genes(adata, genes)`` (where), ``gene_names(adata, genes)``, ``read_loadings(adata, basis, genes)`` (some),
     ``read_gene_loadings(adata, basis, genes)`` (names and loadings, in the order asked for), ``read_pca(adata,
-    n_dims)`` (all)
+    n_dims)`` (all), ``read_expression(adata, layer)`` (counts, where there are)
 """
 
 from cellrank_velot.cells.basis import basis_name, find_basis, read_basis, read_embedding, read_plane
 from cellrank_velot.cells.clusters import check_clusters, find_cluster_key, read_clusters, read_colors
-from cellrank_velot.cells.genes import find_genes, gene_names, read_gene_loadings, read_loadings, read_pca
+from cellrank_velot.cells.genes import (
+    find_genes,
+    gene_names,
+    read_expression,
+    read_gene_loadings,
+    read_loadings,
+    read_pca,
+)
 from cellrank_velot.cells.graph import check_graph, readable, warn_about_graph
 from cellrank_velot.cells.read import CellStates, read_cells
 from cellrank_velot.cells.select import (
@@ -58,6 +65,7 @@ __all__ = [
     "read_clusters",
     "read_colors",
     "read_embedding",
+    "read_expression",
     "read_gene_loadings",
     "read_loadings",
     "read_pca",

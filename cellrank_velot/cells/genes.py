@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
 
-__all__ = ["find_genes", "gene_names", "read_gene_loadings", "read_loadings", "read_pca"]
+__all__ = ["find_genes", "gene_names", "read_expression", "read_gene_loadings", "read_loadings", "read_pca"]
 
 
 def find_genes(adata: AnnData, genes: Sequence[str] | str | None) -> NDArray[np.int64]:
@@ -92,3 +94,28 @@ def read_gene_loadings(adata: AnnData, basis: str, genes: Sequence[str] | str) -
     if names[names.isin(names[at])].has_duplicates:
         raise ValueError("Expected genes of different names, found some twice: call `adata.var_names_make_unique()`.")
     return [str(gene) for gene in names[at]], loadings[at].T
+
+
+def read_expression(adata: AnnData, layer: str | None = None) -> tuple[Any, bool] | None:
+    """Return the expression of the variable genes, shape ``[n_cells, n_genes]``, and whether it holds counts.
+
+    It is that of ``layer``, else ``adata.layers["counts"]``, else ``adata.X``; ``None`` where there is none that is
+    finite.
+    """
+    if layer is not None:
+        check_known("adata.layers", layer, adata.layers.keys())
+    else:
+        layer = "counts" if "counts" in adata.layers else None
+    if layer is None and adata.X is None:
+        return None
+    chosen = np.ones(adata.n_vars, dtype=bool)
+    if "highly_variable" in adata.var and adata.var["highly_variable"].any():
+        chosen = adata.var["highly_variable"].to_numpy(dtype=bool)
+    view = adata[:, chosen]
+    view = view.to_memory() if adata.isbacked else view
+    matrix = view.X if layer is None else view.layers[layer]
+    matrix = sp.csr_matrix(matrix) if sp.issparse(matrix) else np.asarray(matrix)
+    values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
+    if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+        return None
+    return matrix, bool((values >= 0).all() and (values == np.round(values)).all())

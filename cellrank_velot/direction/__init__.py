@@ -1,25 +1,26 @@
-"""Checks of the direction of time: whether there is more direction than by chance, and whether it is the right one.
+"""Checks of the direction of time: whether there is a direction at all, and whether it is the right one.
 
-In go positions, a pseudotime and a neighbour graph. ``permutation`` compares with shuffled time, ``flip`` with reversed
-time, ``root`` with what is known from elsewhere, ``time`` with the distance from the root of the time itself. Each
+In go positions, a pseudotime and, where there is one, expression. ``verdict`` asks whether the cells form a course that
+the time runs along: ``walk`` has the random walk over the cells, ``clouds`` the cells without structure that they are
+compared with, ``halves`` the halves of the genes. ``flip`` compares with reversed time, ``root`` with what is known
+from elsewhere, ``time`` with the distance from the root of the time itself, and ``cycle`` looks for a closed loop. Each
 returns what it found, which says in words what it means.
 """
 
 from cellrank_velot.direction.flip import FlipTest, flip_test
-from cellrank_velot.direction.permutation import PermutationTest, Statistic, permutation_test
 from cellrank_velot.direction.root import ReferenceKind, RootCheck, Verdict, root_check
 from cellrank_velot.direction.time import TimeCheck, time_check
+from cellrank_velot.direction.verdict import DirectionTest, direction_test
 
 __all__ = [
+    "DirectionTest",
     "FlipTest",
-    "PermutationTest",
     "ReferenceKind",
     "RootCheck",
-    "Statistic",
     "TimeCheck",
     "Verdict",
+    "direction_test",
     "flip_test",
-    "permutation_test",
     "root_check",
     "time_check",
 ]

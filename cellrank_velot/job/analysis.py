@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 from cellrank_velot import estimators
+from cellrank_velot.direction import DirectionTest
 from cellrank_velot.estimators import StateOptions
 from cellrank_velot.job.options import JobOptions, JobResult
 from cellrank_velot.kernel import OTVelocityKernel
@@ -43,9 +44,22 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
                 "No macrostates were found. Name the clusters where the process ends: `--terminal-states`."
             )
         result = JobResult(
-            options=options, kernel=kernel, estimator=estimator, has_macrostates=has_macrostates, time_check=check
+            options=options,
+            kernel=kernel,
+            estimator=estimator,
+            has_macrostates=has_macrostates,
+            direction=_test_direction(kernel, options),
+            time_check=check,
         )
         fates = estimators.compute_fates(estimator)
         if fates is None:
             return result
         return replace(result, fates=fates, drivers=estimators.compute_drivers(estimator, fates))
+
+
+def _test_direction(kernel: OTVelocityKernel, options: JobOptions) -> DirectionTest:
+    """Test whether there is a direction, and warn where none is shown: everything else rests on it."""
+    test = kernel.test_direction(options.cluster_key, random_state=options.seed)
+    log = logger.info if test.found else logger.warning
+    log("%s", test.summary())
+    return test

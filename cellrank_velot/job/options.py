@@ -13,7 +13,7 @@ from cellrank.estimators import GPCCA
 
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
-from cellrank_velot.direction import TimeCheck
+from cellrank_velot.direction import DirectionTest, TimeCheck
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.preprocessing.pseudotime import PseudotimeMethod
 
@@ -99,7 +99,8 @@ class JobResult:
     fates: pd.DataFrame | None = None  # fate probabilities, cells x lineages; none where they could not be computed
     drivers: pd.DataFrame | None = None  # genes x correlations with lineages; none without genes or a choice of fates
     has_macrostates: bool = True
-    time_check: TimeCheck | None = None
+    direction: DirectionTest | None = None  # whether there is a direction at all
+    time_check: TimeCheck | None = None  # whether time rises with the distance from its own root
 
     @property
     def adata(self) -> AnnData:

@@ -191,6 +191,8 @@ def _summary(result: JobResult) -> list[str]:
         sentences.append(f"A cell at the start, among the earliest {EARLY:.0%}, ends in {chances}.")
     elif result.fates is None:
         sentences.append("Fate probabilities could not be computed, see the warnings.")
+    if result.direction is not None:
+        sentences.append(result.direction.summary())
     if result.time_check is not None:
         sentences += str(result.time_check).splitlines()
     return sentences

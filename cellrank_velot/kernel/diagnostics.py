@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot.cells import read_clusters, read_roots
-from cellrank_velot.direction import (
-    FlipTest,
-    PermutationTest,
-    Statistic,
-    TimeCheck,
-    flip_test,
-    permutation_test,
-    time_check,
-)
+from cellrank_velot.cells import read_clusters, read_expression, read_roots
+from cellrank_velot.direction import DirectionTest, FlipTest, TimeCheck, direction_test, flip_test, time_check
 from cellrank_velot.fates import SinkOptions, SourceOptions, suggest_initial_states, suggest_terminal_states
 from cellrank_velot.kernel.base import BaseVelocityKernel
 
@@ -28,82 +20,82 @@ __all__ = ["DirectionTests", "States"]
 class DirectionTests(BaseVelocityKernel):
     """Tests of the direction that a pseudotime gives."""
 
-    def permutation_test(
+    def test_direction(
         self,
         cluster_key: str | None = None,
-        cluster_edges: Sequence[tuple[str, str]] | None = None,
         *,
-        n_permutations: int = 199,
-        statistic: Statistic = "both",
-        neighborhoods: NDArray[np.int64] | None = None,
-        window_options: Mapping[str, Any] | None = None,
-        velocity_options: Mapping[str, Any] | None = None,
+        layer: str | None = None,
+        flip: bool = True,
+        max_cells: int = 1500,
+        n_splits: int = 1,
+        n_draws: int = 10,
+        level: float = 0.05,
         random_state: int = 0,
-        n_jobs: int | None = None,
-    ) -> PermutationTest:
-        """Test whether there is more direction than a shuffled time would give.
+    ) -> DirectionTest:
+        """Test whether the cells form a course, and whether the time runs along it. One call, one verdict.
 
-        The velocity is computed anew, for the time given and for each permutation of it. Neighbours must agree in it
-        (``coherence``), and it must point to later neighbours (``ascent``), more than by chance.
-        :func:`cellrank_velot.direction.permutation_test` has the formulas. A pseudotime that is a function of the
-        positions, such as diffusion pseudotime, always passes.
+        A pseudotime is smooth over the cells that it was computed from, whether they have an order or not. So the
+        pseudotime is computed anew on halves of the genes, and on clouds of cells without structure.
+        :func:`cellrank_velot.direction.direction_test` has the formulas. The verdict is the same for reversed time: no
+        such test can tell which end is the beginning, see :func:`cellrank_velot.direction.root_check`.
 
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of clusters, to test also the flow across their borders. No borders are tested where
-            not given.
-        cluster_edges
-            Pairs of clusters, from and to, whose borders are tested. Where not given, all that touch, both ways.
-        n_permutations
-            Number of permutations. No p-value is below ``1 / (1 + n_permutations)``.
-        statistic
-            ``"coherence"``, ``"ascent"``, or ``"both"``, of which the larger p-value counts.
-        neighborhoods
-            Codes of the spatial clusters in which windows are made, shape ``[n_cells]``; KMeans in the basis where not
-            given. They must not depend on time.
-        window_options
-            Options of the windows by name, such as ``{"n_clusters": 5}``: those of :meth:`compute_windows`, with its
-            defaults.
-        velocity_options
-            Options of the transport by name, such as ``{"epsilon": 0.1}``: those of :meth:`compute_velocity`, with its
-            defaults but for ``tol=1e-3`` and ``relaxation=0.0``.
+            Key in ``adata.obs`` of clusters, for the flow across each border between them; none where not given.
+        layer
+            Key in ``adata.layers`` of the expression to halve. Where not given, ``"counts"``, or else ``adata.X``. Of
+            its genes, those in ``adata.var["highly_variable"]`` are taken. With fewer than 24 genes the test has the
+            positions alone, and is weaker.
+        flip
+            Whether to run :func:`cellrank_velot.direction.flip_test` on the same cells, too, and report it. It does
+            not change the verdict.
+        max_cells
+            Number of cells to test; of more, as many are drawn at random.
+        n_splits
+            Number of times that the genes are halved.
+        n_draws
+            Number of clouds of each comparison.
+        level
+            Level at which there is a direction.
         random_state
-            Seed of the permutations and of KMeans.
-        n_jobs
-            Number of jobs. ``None`` takes that of joblib's ``parallel_config``. The result is the same.
+            Seed of the cells drawn, of halves and clouds.
 
         Returns
         -------
-        Statistics with the time given and with shuffled time, and p-values. Printed, it says what they mean.
+        The verdict. Printed, it says what speaks for a direction and what against.
 
         Raises
         ------
         KeyError
-            If the clusters are missing.
+            If the clusters or the layer are missing.
         TypeError
-            If an option is unknown or of the wrong type.
+            If an option is not a number.
         ValueError
-            If an option is out of range, a cluster is unknown, or no windows can be built.
+            If an option is out of range.
 
         Examples
         --------
-        >>> test = vk.permutation_test("clusters", n_permutations=9)
-        >>> float(test.p_value)  # none is below 1 / (1 + n_permutations)
-        0.1
-        >>> test.to_frame().columns.tolist()
-        ['observed', 'null_mean', 'null_std', 'p_value', 'p_adjusted', 'n_border']
+        >>> test = vk.test_direction("clusters", layer="true_expression")
+        >>> test.found, float(test.share)
+        (True, 1.0)
+        >>> print(test)
+        Direction: yes, p = ...
+        >>> test.border_frame().columns.tolist()
+        ['flow', 'p_value', 'p_adjusted']
         """
         cells = self.cells
-        return permutation_test(
-            *(cells.x, cells.time, self.connectivities, _labels(self, cluster_key), cluster_edges),
-            n_permutations=n_permutations,
-            statistic=statistic,
-            neighborhoods=neighborhoods,
-            window_options=window_options,
-            velocity_options=velocity_options,
+        found = read_expression(self.adata, layer)
+        expression, counts = (None, False) if found is None else found
+        return direction_test(
+            *(cells.x, cells.time, expression, _labels(self, cluster_key)),
+            counts=counts,
+            flip=flip,
+            max_cells=max_cells,
+            n_splits=n_splits,
+            n_draws=n_draws,
+            level=level,
             random_state=random_state,
-            n_jobs=n_jobs,
         )
 
     def flip_test(

@@ -194,8 +194,8 @@ ROWS = (
         models_of_velocity,
     ),
     Row(
-        "test against shuffled time", "yes", "no", "no", "no", "not documented",
-        ("test_direction.py::test_a_planted_flow_is_found",), lambda found: found.none_has("permut", "shuffl"),
+        "test of direction", "yes", "no", "no", "no", "not documented",
+        ("test_direction.py::test_a_course_in_counts_is_found",), lambda found: found.none_has("permut", "shuffl"),
     ),
     Row(
         "results survive h5ad", "yes, the field too", "yes", "yes", "no, as long as the network is in `uns`",
