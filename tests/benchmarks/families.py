@@ -6,10 +6,8 @@ library size of each cell; the true velocity goes through the same normalisation
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import anndata as ad
 import numpy as np
@@ -19,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot import datasets
-from cellrank_velot.preprocessing.prepare import set_pseudotime
+from cellrank_velot.preprocessing.pseudotime import PSEUDOTIME_KEYS, set_pseudotime
 
 __all__ = ["FAMILIES", "HELD_BACK", "Family", "simulate"]
 
@@ -62,10 +60,6 @@ class Family:
     roots: int = 1
     root_clusters: tuple[str, ...] = ()  # of a gene circuit with several beginnings
 
-    def scaled(self, **changes: object) -> Family:
-        """Return the family with changes."""
-        return replace(self, **changes)  # type: ignore[arg-type]
-
 
 TWO = (Branch(-1, 0, 0.45, 1.0), Branch(0, 0.45, 1, 0.5), Branch(0, 0.45, 1, 0.5))
 FOUR = (
@@ -76,8 +70,12 @@ FOUR = (
 )
 STAR = (Branch(-1, 0, 0.3, 1.0), *(Branch(0, 0.3, 1.0, share) for share in (0.9, 0.08, 0.02)))
 RARE = (Branch(-1, 0, 0.4, 1.0), Branch(0, 0.4, 1.0, 0.98), Branch(0, 0.4, 1.0, 0.02))
-REJOIN = (Branch(-1, 0, 0.3, 1.0), Branch(0, 0.3, 0.7, 0.5, back_to=3), Branch(0, 0.3, 0.7, 0.5, back_to=3),
-          Branch(1, 0.7, 1, 1.0))
+REJOIN = (
+    Branch(-1, 0, 0.3, 1.0),
+    Branch(0, 0.3, 0.7, 0.5, back_to=3),
+    Branch(0, 0.3, 0.7, 0.5, back_to=3),
+    Branch(1, 0.7, 1, 1.0),
+)
 APART = (*TWO, Branch(-1, 0, 1, 1.0))
 LOOP = (Branch(-1, 0, 0.6, 1.0, cycle=True), Branch(0, 0.6, 1, 1.0))
 SHORT = (Branch(-1, 0, 0.4, 1.0), Branch(0, 0.4, 0.65, 0.5), Branch(0, 0.4, 1, 0.5))
@@ -94,6 +92,10 @@ FAMILIES = {
     "speeds, five-fold": Family(TWO, speed_ratio=5),
     "arms that rejoin": Family(REJOIN),
     "low depth": Family(TWO, depth=1000, dropout=0.3),
+    "small changes, two fates": Family(TWO, length=1.6, spread=0.3),
+    "small changes, four fates": Family(FOUR, length=1.6, spread=0.3),
+    "small changes, 400 cells": Family(TWO, length=2.0, n_cells=400),
+    "circuit: tree, low depth": Family(circuit="tree", n_genes=100, depth=1000, n_pcs=50),
 }
 HELD_BACK = {
     "circuit: convergence": Family(circuit="convergence", n_genes=100, root_clusters=("Root A", "Root B")),
@@ -106,6 +108,8 @@ HELD_BACK = {
     "10 components": Family(FOUR, n_pcs=10),
     "strongly curved": Family(FOUR, curvature=4.0),
     "wide branches": Family(TWO, spread=0.5),
+    "small changes, three fates": Family(STAR, length=1.6, spread=0.3),
+    "circuit: bifurcation, low depth": Family(circuit="bifurcation", n_genes=100, depth=1000, n_pcs=50),
     "cycle, then exit": Family(LOOP, length=6.0),
 }
 
@@ -162,24 +166,37 @@ def _prepare(adata: ad.AnnData, family: Family, seed: int) -> None:
 
 
 def set_times(adata: ad.AnnData, root_clusters: tuple[str, ...] = ()) -> None:
-    """Write the diffusion pseudotime from the earliest cell of each part of the graph, in ``obs["pseudotime"]``."""
+    """Write pseudotimes from the earliest cell of each part of the graph.
+
+    ``obs["pseudotime"]`` is the diffusion pseudotime, ``obs["consensus_pseudotime"]`` the default of ``pp.prepare``.
+    """
     part = sp.csgraph.connected_components(adata.obsp["connectivities"])[1]
-    true, time = adata.obs["true_time"].to_numpy(), np.empty(adata.n_obs)
+    true, times = (
+        adata.obs["true_time"].to_numpy(),
+        {"diffusion": np.empty(adata.n_obs), "consensus": np.empty(adata.n_obs)},
+    )
     for number in np.unique(part):
         chosen = np.flatnonzero(part == number)
         if chosen.size < 20:
-            time[chosen] = 0.0
+            for time in times.values():
+                time[chosen] = 0.0
             continue
         piece = ad.AnnData(obs=adata.obs.iloc[chosen][["true_time"]])
         piece.obsp["connectivities"] = adata.obsp["connectivities"][chosen][:, chosen]
-        piece.uns["neighbors"] = {"connectivities_key": "connectivities", "distances_key": "distances", "params": {"n_neighbors": 30, "method": "umap"}}
+        piece.uns["neighbors"] = {
+            "connectivities_key": "connectivities",
+            "distances_key": "distances",
+            "params": {"n_neighbors": 30, "method": "umap"},
+        }
         piece.obsp["distances"] = adata.obsp["distances"][chosen][:, chosen]
         sc.tl.diffmap(piece)
         of = adata.obs["branch"].to_numpy()[chosen]
         first = [np.where(of == name, true[chosen], np.inf) for name in root_clusters] or [true[chosen]]
-        set_pseudotime(piece, [int(np.argmin(at)) for at in first])
-        time[chosen] = piece.obs["dpt_pseudotime"]
-    adata.obs["pseudotime"] = time
+        piece.obsm["X_pca"] = adata.obsm["X_pca"][chosen]
+        for method, time in times.items():
+            set_pseudotime(piece, [int(np.argmin(at)) for at in first], method)
+            time[chosen] = piece.obs[PSEUDOTIME_KEYS[method]]
+    adata.obs["pseudotime"], adata.obs["consensus_pseudotime"] = times["diffusion"], times["consensus"]
 
 
 def _circuit(family: Family, seed: int) -> tuple[Array, Array, pd.DataFrame, Array]:
@@ -189,8 +206,12 @@ def _circuit(family: Family, seed: int) -> tuple[Array, Array, pd.DataFrame, Arr
     now = made.layers["true_expression"]
     obs = pd.DataFrame({"true_time": made.obs["true_time"].to_numpy(), "branch": made.obs["clusters"].to_numpy()})
     obs.index = obs.index.astype(str)
-    return np.expm1(now.clip(0)) + 0.01, np.expm1((now + dt * made.layers["true_velocity"]).clip(0)) + 0.01, obs, \
-        np.zeros((family.n_cells, 0))
+    return (
+        np.expm1(now.clip(0)) + 0.01,
+        np.expm1((now + dt * made.layers["true_velocity"]).clip(0)) + 0.01,
+        obs,
+        np.zeros((family.n_cells, 0)),
+    )
 
 
 def _curves(family: Family, rng: np.random.Generator) -> tuple[Array, Array, pd.DataFrame, Array]:
@@ -199,11 +220,15 @@ def _curves(family: Family, rng: np.random.Generator) -> tuple[Array, Array, pd.
     share = np.zeros(len(branches))
     for number, branch in enumerate(branches):
         share[number] = (1 / family.roots if branch.parent < 0 else share[branch.parent]) * branch.share
-    children = [[k for k, b in enumerate(branches) if b.parent == i or branches[i].back_to == k] for i in range(len(branches))]
+    children = [
+        [k for k, b in enumerate(branches) if b.parent == i or branches[i].back_to == k] for i in range(len(branches))
+    ]
     tips = [i for i in range(len(branches)) if not children[i]]
     # A cell: its time, then its branch at that time among those that there are, by their shares.
     time = rng.beta(family.evenness, 1.0 / family.evenness if family.evenness != 1 else 1.0, size=n)
-    weight = np.array([[share[k] * (b.start <= t < b.stop or (t >= b.stop == 1)) for k, b in enumerate(branches)] for t in time])
+    weight = np.array(
+        [[share[k] * (b.start <= t < b.stop or (t >= b.stop == 1)) for k, b in enumerate(branches)] for t in time]
+    )
     weight /= weight.sum(axis=1, keepdims=True)
     at = (rng.uniform(size=(n, 1)) > np.cumsum(weight, axis=1)).sum(axis=1).clip(max=len(branches) - 1)
     n_latent = 12
@@ -239,7 +264,9 @@ class _Courses:
         for number, branch in enumerate(branches):
             inside = self.grid
             begin = np.interp(branch.start, grid, self.way)
-            length = (np.interp(inside.clip(branch.start, branch.stop + 2 * STEP), grid, self.way) - begin) * family.length
+            length = (
+                np.interp(inside.clip(branch.start, branch.stop + 2 * STEP), grid, self.way) - begin
+            ) * family.length
             if branch.parent < 0:
                 origin, first = (rng.normal(0, 3.0, n_latent) if number else np.zeros(n_latent)), _unit(rng, n_latent)
             else:
