@@ -17,8 +17,9 @@ from cellrank_velot.graph.geodesic import near_graph, shortest_paths, smoothed
 
 __all__ = ["TimeCheck", "time_check"]
 
-# Share of the cells that are the root where none is given; fewest cells of a part of the graph that has a root.
-FIRST, MIN_PART = 0.01, 10
+# Shares of the cells that are the root where none is given, and among which there may be others; fewest cells of a part
+# of the graph that has a root.
+FIRST, EARLY, MIN_PART = 0.01, 0.1, 10
 N_SMOOTHING = 4
 NOTABLE = 0.1  # share of a cluster from which on it is a finding
 
@@ -119,7 +120,7 @@ def time_check(
         Cluster of each cell, shape ``[n_cells]``, for shares by cluster; none where not given.
     roots
         Positions of the cells where the process begins. Where not given, the earliest 1 % of the cells of each part of
-        the graph.
+        the graph, and among its earliest 10 % those that are earlier than all cells around them.
 
     Returns
     -------
@@ -138,28 +139,34 @@ def time_check(
     """
     x, time, graph = check_cells(x, time, graph)
     names = None if labels is None else check_labels(labels, time.size).astype(str)
-    sources = _earliest(time, graph) if roots is None else _checked(roots, time.size)
     lengths = near_graph(smoothed(x, graph), graph)
     near = lengths.sign()
+    smooth = smoothed(time, near, N_SMOOTHING)
+    sources = _earliest(time, smooth, near) if roots is None else _checked(roots, time.size)
     distance = shortest_paths(lengths, sources)[0]
     known = np.isfinite(distance)
     distance[~known] = np.nan
     agreement = np.full(time.size, np.nan)
     around = near[known][:, known]
-    smooth_time, smooth_distance = (smoothed(values[known], around, N_SMOOTHING) for values in (time, distance))
-    agreement[known] = _local_correlation(smooth_time, smooth_distance, around)
+    agreement[known] = _local_correlation(smooth[known], smoothed(distance[known], around, N_SMOOTHING), around)
     return TimeCheck(distance, agreement, names, str(find_loop(x, time, graph)))
 
 
-def _earliest(time: FloatArray, graph: sp.csr_matrix) -> IntArray:
-    """Return the earliest cells of each part of the graph that is large enough; of all cells where none is."""
-    part = connected_components(graph, directed=False)[1]
+def _earliest(time: FloatArray, smooth: FloatArray, near: sp.csr_matrix) -> IntArray:
+    """Return the earliest cells of each part of the graph that is large enough; of all cells where none is.
+
+    Among early cells, those that are earlier than all around them are roots, too: there may be several.
+    """
+    part = connected_components(near, directed=False)[1]
     groups = [np.flatnonzero(part == number) for number in np.flatnonzero(np.bincount(part) >= MIN_PART)]
-    chosen = [
-        cells[np.argsort(time[cells], kind="stable")[: max(1, round(FIRST * cells.size))]]
-        for cells in groups or [np.arange(time.size)]
-    ]
-    return np.concatenate(chosen)
+    lead = smooth.max() + 1.0 - smooth  # above zero: a sparse matrix takes zeros for its largest values otherwise
+    most = near.multiply(lead).max(axis=1).toarray().ravel()
+    chosen = []
+    for cells in groups or [np.arange(time.size)]:
+        order = cells[np.argsort(time[cells], kind="stable")]
+        early = order[: round(EARLY * cells.size)]
+        chosen += [order[: max(1, round(FIRST * cells.size))], early[lead[early] >= most[early]]]
+    return np.unique(np.concatenate(chosen))
 
 
 def _checked(roots: ArrayLike, n_cells: int) -> IntArray:
