@@ -25,7 +25,6 @@ from cellrank_velot.field import evaluation as evaluation_module
 from cellrank_velot.field.uncertainty import Steps, UncertaintyOptions, compute_uncertainty
 from cellrank_velot.graph import rows as edge_rows
 from cellrank_velot.transport import sums as pairs_module
-from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity
 from cellrank_velot.transport.windows import WindowOptions, build_windows
 
@@ -96,7 +95,7 @@ def test_dask_gives_the_same(adata, client, in_small_parts):
 def test_members_and_grid_points_go_to_dask(adata, client):
     x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
     graph = adata.obsp["connectivities"].tocsr()
-    windows = build_windows(x, at, graph=graph)
+    windows = build_windows(x, at)
     field = kernel_of(adata).field
     steps, options = Steps(field=FieldOptions(n_steps=20)), UncertaintyOptions(n_members=2)
     grid = {"epsilon": [0.02, 0.1], "n_steps": [10]}
@@ -118,7 +117,7 @@ def test_members_and_grid_points_go_to_dask(adata, client):
 def test_basis_reaches_a_cluster_once(adata, client, in_small_parts, monkeypatch):
     x, at = np.asarray(adata.obsm["X_pca"], dtype=float), adata.obs["dpt_pseudotime"].to_numpy()
     graph = adata.obsp["connectivities"].tocsr()
-    windows = build_windows(x, at, graph=graph)
+    windows = build_windows(x, at)
     sent, scatter = [], type(client).scatter
 
     def counting(self, data, *args, **kwargs):
@@ -127,7 +126,7 @@ def test_basis_reaches_a_cluster_once(adata, client, in_small_parts, monkeypatch
 
     monkeypatch.setattr(type(client), "scatter", counting)
     with parallel_config(backend="dask"):
-        compute_velocity(x, at, windows, graph, TransportOptions(relaxation=0.0))
+        compute_velocity(x, at, windows, graph)
     assert len(pairs_module._tasks(windows, np.arange(windows.n_pairs))) > 5
     bases = [value for value in sent if getattr(value, "shape", None) == x.shape]
     assert len(bases) == 1
@@ -216,7 +215,7 @@ def test_worker_killed_during_transport_loses_nothing(adata, client, in_small_pa
     graph = adata.obsp["connectivities"].tocsr()
     monkeypatch.setattr(pairs_module, "TASK_ELEMENTS", 1)
     monkeypatch.setattr(parallel_module, "RETRY_AFTER", 0.5)
-    windows = build_windows(x, at, WindowOptions(overlap=0.9), graph=graph)
+    windows = build_windows(x, at, WindowOptions(overlap=0.9))
     expected = compute_velocity(x, at, windows, graph, run=Run(n_jobs=1))
     task = pairs_module._sum_task
 

@@ -32,7 +32,6 @@ from cellrank_velot.dynamics.motion import LOOK_EVERY, Motion, move
 from cellrank_velot.dynamics.options import MotionOptions
 from cellrank_velot.dynamics.region import NearestCells, Region
 from cellrank_velot.dynamics.solvers import OdeStep, SdeStep
-from cellrank_velot.field import fit_field
 from cellrank_velot.storage import pack as storage
 
 METHODS = ("euler", "rk4", "dopri5")
@@ -1263,10 +1262,7 @@ def on_cells(simulated, starts, **options) -> Trajectories:
 
 def test_simulated_fates_lead_back_to_the_progenitor(simulated):
     kernel, _ = simulated
-    transport, cells = kernel.transport, kernel.cells
-    current = fit_field(
-        cells.x, cells.time, transport.velocity - transport.relaxation, transport.confidence, kernel.connectivities
-    )
+    cells, current = kernel.cells, kernel.current_field(show_progress_bar=False)
     paths = on_cells(simulated, ["Fate A", "Fate B"], direction="backward", current=current)
     frame = paths.to_frame()
     assert frame["end_cluster"].isin(["Progenitor", "Transition"]).mean() >= 0.8

@@ -258,6 +258,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "overlap_clusters": [1, 2, 50, 0],
         "tail": ["drop", "split", "keep"],
         "tail_threshold": [0, 3, -1],
+        "n_smooth": [0, 1, 20, -1, 2.0, "much"],
         "random_state": [1, 2**31, -1, 2**40, "seed"],
     },
     "velocity": {
@@ -266,6 +267,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "lambda_knn": [0.5, 1e6, -1.0],
         "reach": [None, 1e-3, 1e6, 0.0, -1.0],
         "relaxation": [0.0, 1.0, "auto", -0.5, 5.0, "much"],
+        "regression": [False, True, 1, "no"],
         "tol": [1e-1, 1e-14, 0.0, -1.0],
         "max_iter": [1, 2, 0, 1.5],
         "device": ["cpu", "gpu", "cuda:99", 3, ""],

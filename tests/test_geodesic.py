@@ -7,7 +7,14 @@ from conftest import neighbor_graph, plant_cells
 from scipy.stats import spearmanr
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot.graph.geodesic import geodesic_distances, near_graph, never_falling, shortest_paths, smoothed
+from cellrank_velot.graph.geodesic import (
+    N_SMOOTHING,
+    geodesic_distances,
+    near_graph,
+    never_falling,
+    shortest_paths,
+)
+from cellrank_velot.graph.smoothing import smoothed
 
 
 def spiral(n_cells: int = 500, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -29,8 +36,8 @@ def test_smoothing_halves_the_way_to_the_neighbours_mean():
 
 def test_nearest_in_two_steps_are_the_nearest_of_all():
     cells = plant_cells(400)
-    near = near_graph(smoothed(cells.x, cells.graph), cells.graph, 6)
-    exact = kneighbors_graph(smoothed(cells.x, cells.graph), 6, mode="distance")
+    near = near_graph(smoothed(cells.x, cells.graph, N_SMOOTHING), cells.graph, 6)
+    exact = kneighbors_graph(smoothed(cells.x, cells.graph, N_SMOOTHING), 6, mode="distance")
     assert abs(near - exact.maximum(exact.T)).max() < 1e-12
 
 
@@ -84,7 +91,7 @@ def test_noise_makes_no_short_cuts_over_smoothed_positions(seed: int):
     edges = sp.coo_matrix(graph)
     lengths = np.linalg.norm(x[edges.row] - x[edges.col], axis=1)
     raw = geodesic_distances(sp.csr_matrix((lengths, (edges.row, edges.col)), shape=graph.shape), np.array([0]))
-    found = geodesic_distances(near_graph(smoothed(x, graph), graph), np.array([0]))
+    found = geodesic_distances(near_graph(smoothed(x, graph, N_SMOOTHING), graph), np.array([0]))
     assert spearmanr(raw, length).statistic < 0.9
     assert spearmanr(found, length).statistic > 0.999
 
@@ -95,7 +102,7 @@ def test_order_rotation_and_units_do_not_matter():
     order, turn = rng.permutation(len(cells.x)), np.linalg.qr(rng.normal(size=(5, 5)))[0]
 
     def distances(x: np.ndarray, graph: sp.csr_matrix, root: int) -> np.ndarray:
-        return geodesic_distances(near_graph(smoothed(x, graph), graph), np.array([root]))
+        return geodesic_distances(near_graph(smoothed(x, graph, N_SMOOTHING), graph), np.array([root]))
 
     usual = distances(cells.x, cells.graph, 0)
     changed = distances(7 * cells.x[order] @ turn, cells.graph[order][:, order], int(np.argmin(order)))

@@ -11,8 +11,10 @@ from anndata import AnnData
 
 from cellrank_velot import OTVelocityKernel
 from cellrank_velot.field import FieldOptions, fit_field
+from cellrank_velot.graph import smooth_cells
 from cellrank_velot.transitions.matrix import compute_transitions
 from cellrank_velot.transitions.options import TransitionOptions
+from cellrank_velot.transport.estimate import estimate_velocity
 from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import compute_velocity
 from cellrank_velot.transport.windows import WindowOptions, build_windows
@@ -295,23 +297,30 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
     cells, graph = kernel.cells, kernel.connectivities
     cut = {
         "window_size": 15, "overlap": 0.25, "min_window_size": 8, "tail": "split", "tail_threshold": 3, "time_lag": 0.1,
-        "overlap_clusters": 2, "random_state": 5,
+        "overlap_clusters": 2, "n_smooth": 1, "random_state": 5,
     }  # fmt: skip
-    windows = build_windows(cells.x, cells.time, WindowOptions(**cut), labels=cells.labels)
+    smoothed = smooth_cells(cells.x, cells.time, graph, 1)
+    windows = build_windows(smoothed.x, smoothed.time, WindowOptions(**cut), labels=cells.labels)
     kernel.compute_windows(**cut)
+    for name in ("x", "time"):
+        np.testing.assert_array_equal(getattr(kernel.smoothed, name), getattr(smoothed, name))
     np.testing.assert_array_equal(kernel.windows.indices, windows.indices)
     np.testing.assert_array_equal(kernel.windows.dt, windows.dt)
-    # By itself the lag is learnt from the kernel's own neighbours.
-    found = build_windows(cells.x, cells.time, graph=graph, labels=cells.labels)
+    twice = smooth_cells(cells.x, cells.time, graph, 2)
+    found = build_windows(twice.x, twice.time, labels=cells.labels)
     by_default = OTVelocityKernel(adata, cluster_key="clusters").compute_windows().windows
-    assert by_default.time_lag == found.time_lag != pytest.approx(0.05)
+    assert by_default.time_lag == found.time_lag
     np.testing.assert_array_equal(by_default.indices, found.indices)
 
     solve = {
         "epsilon": 0.1, "lambda_time": 0.5, "lambda_knn": 0.3, "reach": 0.7, "relaxation": 0.4, "tol": 1e-4,
         "max_iter": 77,
     }  # fmt: skip
-    transport = compute_velocity(cells.x, cells.time, windows, graph, TransportOptions(**solve))
+    alone = compute_velocity(smoothed.x, smoothed.time, windows, smoothed.graph, TransportOptions(**solve))
+    kernel.compute_velocity(**solve, regression=False, **QUIET)
+    np.testing.assert_array_equal(kernel.raw_velocity, alone.velocity)
+    np.testing.assert_array_equal(kernel.confidence, alone.confidence)
+    transport = estimate_velocity(smoothed, windows, TransportOptions(**solve))
     kernel.compute_velocity(**solve, **QUIET)
     np.testing.assert_array_equal(kernel.raw_velocity, transport.velocity)
     np.testing.assert_array_equal(kernel.confidence, transport.confidence)
@@ -325,10 +334,11 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
         cells.x,
         cells.time,
         transport.velocity,
-        transport.confidence,
-        graph,
+        transport.fit_weight,
+        smoothed.graph,
         transport.relaxation,
         FieldOptions(**train),
+        smoothed=smoothed,
     )
     kernel.fit_field(**train, **QUIET)
     np.testing.assert_array_equal(kernel.velocity, field(cells.x, cells.time))

@@ -70,7 +70,8 @@ HELD = """
 import re, sys, threading, numpy as np, scipy.sparse as sp
 from cellrank_velot._utils.memory import bytes_of
 from cellrank_velot._utils.options import Run
-from cellrank_velot.transport import build_windows, compute_velocity
+from cellrank_velot.graph import SmoothedCells
+from cellrank_velot.transport import build_windows, estimate_velocity
 from cellrank_velot.transitions import TransitionOptions, compute_transitions
 
 def cells(n):
@@ -102,11 +103,11 @@ def peak_of(function, limit):
 
 for n in (2000, 150_000):  # the first loads the loops
     x, time, graph = cells(n)
-    windows = build_windows(x, time, graph=graph)
+    windows = build_windows(x, time)
     def run(limit):
         return {"run": Run(device="cpu", n_jobs=4, memory_limit=limit)}
     steps = {
-        "transport": lambda limit: compute_velocity(x, time, windows, graph, **run(limit)),
+        "transport": lambda limit: estimate_velocity(SmoothedCells(x, time, graph), windows, **run(limit)),
         "matrix": lambda limit: compute_transitions(x, x[::-1].copy(), graph, **run(limit)),
         "settled": lambda limit: compute_transitions(
             x, x[::-1].copy(), graph, TransitionOptions(threshold=0.01), ends=time > 0.9, **run(limit)

@@ -21,8 +21,7 @@ EDGES = [
 @pytest.fixture(scope="module")
 def kernel(data_dir):
     adata = anndata.read_h5ad(data_dir / "pancreas_739.h5ad")
-    # How few macrostates show the small fates depends on the time: these numbers of states are chosen for this one.
-    cv.pp.prepare(adata, root_cluster="Ductal", pseudotime="diffusion")
+    cv.pp.prepare(adata, root_cluster="Ductal")
     return cv.OTVelocityKernel(adata).compute_transition_matrix(show_progress_bar=False)
 
 

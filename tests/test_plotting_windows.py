@@ -90,7 +90,7 @@ def test_coupling_displaces_as_the_velocity_does(planted, lambda_knn):
 def test_coupling_of_every_pair_is_as_far_from_its_marginal(kernel):
     found = kernel.windows
     for pair in range(found.n_pairs):
-        plan = pair_coupling(kernel.cells.x, kernel.cells.time, found, pair, kernel.connectivities)
+        plan = pair_coupling(kernel.smoothed.x, kernel.smoothed.time, found, pair, kernel.smoothed.graph)
         error = np.linalg.norm(plan.sum(axis=0) - 1 / plan.shape[1])
         np.testing.assert_allclose(error, kernel.transport.marginal_error[pair], rtol=1e-4, atol=1e-14)
 
@@ -185,7 +185,8 @@ def test_windows_into_axes_given(kernel):
 
 # ----------------------------------------------------------------------------------------------- window_transport
 def test_arcs_are_the_heaviest_in_order_of_their_mass(kernel):
-    plan = pair_coupling(kernel.cells.x, kernel.cells.time, kernel.windows, 2, kernel.connectivities)
+    cells = kernel.smoothed
+    plan = pair_coupling(cells.x, cells.time, kernel.windows, 2, cells.graph)
     source, target = (kernel.windows.cells(window) for window in kernel.windows.pairs[2])
     plan = np.where(source[:, None] == target, 0, plan)
     row, column = np.unravel_index(np.argsort(plan, axis=None)[-20:], plan.shape)
@@ -201,7 +202,8 @@ def test_arcs_are_the_heaviest_in_order_of_their_mass(kernel):
 
 @pytest.mark.parametrize("mass", [0.1, 0.4, 1.0])
 def test_no_more_arcs_than_the_mass_takes(kernel, mass):
-    plan = pair_coupling(kernel.cells.x, kernel.cells.time, kernel.windows, 2, kernel.connectivities)
+    cells = kernel.smoothed
+    plan = pair_coupling(cells.x, cells.time, kernel.windows, 2, cells.graph)
     source, target = (kernel.windows.cells(window) for window in kernel.windows.pairs[2])
     moving = np.sort(np.where(source[:, None] == target, 0, plan), axis=None)[::-1]
     n_arcs = len(arcs_of(window_transport(kernel, 2, max_arcs=10**6, mass=mass, show=False)).get_segments())

@@ -22,7 +22,7 @@ from cellrank_velot.plotting import gridsearch_heatmap
 
 EDGES = [("stem", "left"), ("stem", "right")]
 FIXED = {"min_window_size": 10, "hidden": (8,), "n_steps": 20, "max_iter": 100}
-STAGES = {"build_windows": "windows", "compute_velocity": "velocity", "fit_field": "field"}
+STAGES = {"build_windows": "windows", "estimate_velocity": "velocity", "fit_field": "field"}
 
 
 def search(adata: AnnData, grid: dict, fixed: dict | None = None, edges=EDGES, **kwargs) -> pd.DataFrame:
@@ -180,7 +180,7 @@ def test_failed_combinations_leave_the_others(adata, caplog, calls):
 
 
 def test_other_errors_are_not_swallowed(adata, monkeypatch):
-    monkeypatch.setattr(kernel_module, "compute_velocity", lambda *args, **kwargs: 1 + None.missing)
+    monkeypatch.setattr(kernel_module, "estimate_velocity", lambda *args, **kwargs: 1 + None.missing)
     with pytest.raises(AttributeError, match="missing"):
         search(adata, {"epsilon": [0.05]})
 

@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
+from scipy.stats import norm
 
 from cellrank_velot import OTVelocityKernel, read_trajectories
 from cellrank_velot.storage import pack as storage
@@ -46,8 +47,29 @@ def test_version_0_1_is_read(stored, key):
     if key == "T_series":
         np.testing.assert_allclose(kernel.growth, stored.obs["expected_growth"], atol=1e-6)
     else:
-        np.testing.assert_allclose(kernel.velocity_uncertainty, stored.obs["expected_uncertainty"], atol=1e-4)
+        square = kernel.uncertainty.spread * np.exp(1.54 + 0.88 * norm.ppf(2 / 3))  # 0.1.0 widened its angles so
+        then = np.degrees(2 * np.arcsin(np.minimum(np.sqrt(square) / 2, 1)))
+        np.testing.assert_allclose(then, stored.obs["expected_uncertainty"], atol=1e-4)
+        assert (kernel.velocity_uncertainty >= then).all()  # which is a bound by now
         assert kernel.settings["field"]["n_steps"] == 50
+
+
+def test_version_0_1_neither_smoothed_nor_regressed(stored):
+    """So its options say when they are read, and steps that are repeated with them do neither."""
+    entry = stored.uns["velot"]["T_fwd"]["settings"]
+    assert "n_smooth" not in entry["windows"]
+    assert entry["velocity"]["relaxation"] == "auto"
+    kernel = OTVelocityKernel.from_adata(stored, "T_fwd")
+    assert kernel.settings["windows"]["n_smooth"] == 0
+    assert kernel.settings["velocity"]["regression"] is False
+    assert kernel.settings["velocity"]["relaxation"] == 0
+    assert kernel.smoothed.x is kernel.cells.x
+    np.testing.assert_array_equal(kernel.transport.fit_weight, kernel.confidence)
+    found = kernel.reversed_velocity()
+    assert np.isfinite(found).all()
+    again = kernel.copy().compute_windows(**kernel.settings["windows"])
+    again.compute_velocity(**kernel.settings["velocity"], show_progress_bar=False)
+    assert again.transport.agreement is None
 
 
 def test_the_basis_is_the_one_that_was_found(stored):

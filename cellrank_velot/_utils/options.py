@@ -25,6 +25,12 @@ class Options:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(type(self), name))
 
+    def _where_missing(self, **values: Any) -> None:
+        """Put values in place of ``None``: what version 0.1.0 did, in whose files an option is missing."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options by name, numbers as Python's own."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

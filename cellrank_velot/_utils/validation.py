@@ -9,7 +9,16 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_choice", "check_number", "check_integer", "check_known", "check_scale", "check_seed", "first_names"]
+__all__ = [
+    "check_choice",
+    "check_flag",
+    "check_integer",
+    "check_known",
+    "check_number",
+    "check_scale",
+    "check_seed",
+    "first_names",
+]
 
 # Of positions and times: their squares, and sums of squares, must be numbers with all their digits.
 LARGEST, SMALLEST = 1e100, 1e-100
@@ -21,6 +30,13 @@ def check_choice(name: str, value: Any, choices: Any) -> str:
     if not isinstance(value, str) or value not in valid:
         raise ValueError(f"Expected `{name}` to be one of {list(valid)}, found `{value!r}`.")
     return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return ``value`` as a bool if it is one: a text such as "False" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"Expected `{name}` to be `True` or `False`, found `{value!r}`.")
+    return bool(value)
 
 
 def check_number(

@@ -13,7 +13,9 @@ from scipy.sparse.csgraph import connected_components
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot.direction._common import FloatArray, IntArray, check_cells, check_labels
 from cellrank_velot.direction.cycle import find_loop
-from cellrank_velot.graph.geodesic import near_graph, shortest_paths, smoothed
+from cellrank_velot.graph.geodesic import N_SMOOTHING as N_POSITIONS
+from cellrank_velot.graph.geodesic import near_graph, shortest_paths
+from cellrank_velot.graph.smoothing import smoothed
 
 __all__ = ["TimeCheck", "time_check"]
 
@@ -139,7 +141,7 @@ def time_check(
     """
     x, time, graph = check_cells(x, time, graph)
     names = None if labels is None else check_labels(labels, time.size).astype(str)
-    lengths = near_graph(smoothed(x, graph), graph)
+    lengths = near_graph(smoothed(x, graph, N_POSITIONS), graph)
     near = lengths.sign()
     smooth = smoothed(time, near, N_SMOOTHING)
     sources = _earliest(time, smooth, near) if roots is None else _checked(roots, time.size)

@@ -19,6 +19,7 @@ from cellrank_velot._utils.parallel import blocks
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.field.losses import curl_loss, divergence_loss, fit_loss, smoothness_loss
 from cellrank_velot.field.network import VelocityField, build_network, draw_weights, layer_sizes
+from cellrank_velot.graph.smoothing import SmoothedCells
 
 __all__ = ["FieldOptions", "fit_field"]
 
@@ -50,6 +51,8 @@ class _Cells:
     velocity_scale: float
     mean_weight: float
     use_time: bool
+    # The way from each cell's position and time to the smoothed ones.
+    to_smooth: tuple[torch.Tensor, torch.Tensor] | None
 
     @classmethod
     def of(
@@ -60,6 +63,7 @@ class _Cells:
         rough: NDArray[np.float64] | None,
         weight: NDArray[np.float64],
         known: NDArray[np.int64],
+        smoothed: SmoothedCells | None,
         *,
         use_time: bool,
         device: torch.device,
@@ -82,14 +86,21 @@ class _Cells:
             velocity_scale=float(np.sqrt(np.average(speed, weights=weight[known]))) or 1.0,
             mean_weight=float(weight[known].mean()),
             use_time=use_time,
+            to_smooth=None
+            if smoothed is None or smoothed.x is x
+            else (as_tensor(smoothed.x - x, device), as_tensor(smoothed.time - time, device)),
         )
 
-    def inputs(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return the inputs of the network for some cells, shape ``[n, n_inputs]``."""
-        x = self.x[cells]
+    def inputs(self, cells: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Return the inputs of the network for some cells, ``[n, n_inputs]``; with a generator drawn along the way."""
+        x, time = self.x[cells], self.time[cells]
+        if generator is not None and self.to_smooth is not None:
+            share = torch.rand(cells.shape, generator=generator, device=x.device, dtype=float_on(x.device))
+            x = x + share.unsqueeze(1) * self.to_smooth[0][cells]
+            time = time + share * self.to_smooth[1][cells]
         inputs = (x - as_tensor(self.centre, x.device)) / self.x_scale
         if self.use_time:
-            inputs = torch.cat([inputs, ((self.time[cells] - self.time_centre) / self.time_scale).unsqueeze(1)], dim=1)
+            inputs = torch.cat([inputs, ((time - self.time_centre) / self.time_scale).unsqueeze(1)], dim=1)
         return inputs.float()
 
     def fit(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,12 +119,12 @@ class FieldOptions(Options):
 
     hidden: Sequence[int] = (128, 128)
     use_time: bool = True
-    lambda_smooth: float = 1.0
+    lambda_smooth: float = 0.1
     lambda_curl: float = 0.0
     lambda_divergence: float = 0.0
     n_steps: int = 300
     batch_size: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 8e-3
     held_out: float = 0.1
     patience: int = 10
     random_state: int = 0
@@ -140,12 +151,15 @@ def fit_field(
     relaxation: NDArray[np.float64] | None = None,
     options: FieldOptions = FieldOptions(),
     run: Run = Run(),
+    *,
+    smoothed: SmoothedCells | None = None,
 ) -> VelocityField:
     """Fit a smooth velocity field to the velocities of the cells; keep the step that is best on held-out cells.
 
     The loss is the squared error, weighted by ``weight``, plus penalties on the differences between neighbours, on curl
     and on divergence, all in standardised units. Neighbours may differ in ``relaxation``, the part of ``velocity`` with
-    which each returns to their mean from its own side. Cells with a velocity of NaN count for the differences alone.
+    which each returns to their mean from its own side. Cells with a velocity of NaN count for the differences alone. A
+    cell is shown anywhere between its own position and its ``smoothed`` one, so that the field holds for both.
     """
     where = resolve_device(run.device)
     known = np.flatnonzero(np.isfinite(velocity).all(axis=1) & (weight > 0))
@@ -154,7 +168,7 @@ def fit_field(
     rng = np.random.default_rng(options.random_state)
     known = rng.permutation(known)
     x, time, velocity = (np.ascontiguousarray(values, dtype=np.float64) for values in (x, time, velocity))
-    cells = _Cells.of(x, time, velocity, relaxation, weight, known, use_time=options.use_time, device=where)
+    cells = _Cells.of(x, time, velocity, relaxation, weight, known, smoothed, use_time=options.use_time, device=where)
     network = build_network(x.shape[1] + options.use_time, x.shape[1], options.hidden)
     draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
     network.to(where)
@@ -248,7 +262,7 @@ class _Trainer:
             cells.x.shape[0], batch.shape, generator=self.generator, device=self.generator.device
         )
         neighbor = self.neighbors.sample(everywhere, self.generator)
-        inputs = cells.inputs(torch.cat([batch, everywhere, neighbor]))
+        inputs = cells.inputs(torch.cat([batch, everywhere, neighbor]), self.generator)
         predicted, here, there = self.network(inputs).chunk(3)
         fit = fit_loss(predicted, *cells.fit(batch))
         smooth = smoothness_loss(here - cells.roughness(everywhere), there - cells.roughness(neighbor))

@@ -3,6 +3,7 @@
 In go positions and a sparse graph. Out come arrays with a value for each edge or each cell.
 """
 
-from cellrank_velot.graph.residuals import residuals, structured_share
+from cellrank_velot.graph.residuals import residuals
+from cellrank_velot.graph.smoothing import SmoothedCells, smooth_cells
 
-__all__ = ["residuals", "structured_share"]
+__all__ = ["SmoothedCells", "residuals", "smooth_cells"]

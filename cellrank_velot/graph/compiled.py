@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.jit import compiled, read_only
 
-__all__ = ["connected_components", "edge_similarities", "neighbor_means", "row_softmax"]
+__all__ = ["connected_components", "edge_similarities", "nearest_around", "neighbor_means", "row_softmax"]
 
 
 def edge_similarities(
@@ -46,6 +46,22 @@ def neighbor_means(
 ) -> NDArray[np.float64]:
     """Return the weighted mean position of the neighbours of some cells; their own where they have none."""
     return _neighbor_means(*read_only(x, indptr, indices, weights, rows))
+
+
+def nearest_around(
+    x: NDArray[np.float64],
+    indptr: NDArray[np.integer[Any]],
+    indices: NDArray[np.integer[Any]],
+    n_nearest: int,
+    beyond: bool,
+    first: int,
+    last: int,
+) -> NDArray[np.int64]:
+    """Return the nearest of the neighbours of some rows, ``[n_rows, n_nearest]``; -1 where there are fewer.
+
+    With ``beyond`` the neighbours' neighbours count, too.
+    """
+    return np.asarray(_nearest_around(*read_only(x, indptr, indices), n_nearest, beyond, first, last))
 
 
 def connected_components(
@@ -128,6 +144,51 @@ def _neighbor_means(x: Any, indptr: Any, indices: Any, weights: Any, rows: Any) 
             weight += weights[edge]
         for k in range(n_dims):
             out[at, k] = total[k] / weight if weight > 0 else x[i, k]
+    return out
+
+
+@compiled
+def _nearest_around(x: Any, indptr: Any, indices: Any, n_nearest: int, beyond: bool, first: int, last: int) -> Any:
+    n_dims = x.shape[1]
+    out = np.full((last - first, n_nearest), -1, dtype=np.int64)
+    seen = np.full(indptr.size - 1, -1, dtype=np.int64)
+    square = np.empty(n_nearest)
+    for i in range(first, last):
+        own, kept = x[i], out[i - first]
+        seen[i] = i
+        n_kept = 0
+        for edge in range(indptr[i], (indptr[i + 1] if beyond else indptr[i]) + 1):
+            # The neighbours themselves come first: they are near, and most of the others are then farther than those.
+            middle = i if edge == indptr[i] else indices[edge - 1]
+            for other in range(indptr[middle], indptr[middle + 1]):
+                j = indices[other]
+                if seen[j] == i:
+                    continue
+                seen[j] = i
+                limit = square[0] if n_kept == n_nearest else np.inf
+                there, length = x[j], 0.0
+                for k in range(n_dims):
+                    step = there[k] - own[k]
+                    length += step * step
+                if length >= limit:
+                    continue
+                if n_kept < n_nearest:  # up from a leaf of the heap, whose root is the farthest
+                    at = n_kept
+                    n_kept += 1
+                    while at > 0 and square[(at - 1) // 2] < length:
+                        square[at], kept[at] = square[(at - 1) // 2], kept[(at - 1) // 2]
+                        at = (at - 1) // 2
+                else:  # down from the root
+                    at = 0
+                    while 2 * at + 1 < n_nearest:
+                        below = 2 * at + 1
+                        if below + 1 < n_nearest and square[below + 1] > square[below]:
+                            below += 1
+                        if square[below] <= length:
+                            break
+                        square[at], kept[at] = square[below], kept[below]
+                        at = below
+                square[at], kept[at] = length, j
     return out
 
 

@@ -1,4 +1,4 @@
-"""The residual of each cell, which is the way to its neighbours' mean, and how much of it is more than noise."""
+"""The residual of each cell, which is the way to its neighbours' mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.parallel import blocks, run
 from cellrank_velot.graph.compiled import neighbor_means
 
-__all__ = ["residuals", "structured_share"]
+__all__ = ["residuals"]
 
 # Cells of one task.
 BLOCK_CELLS = 32_768
@@ -39,19 +39,3 @@ def residuals(
         for part, mean in zip(parts, means, strict=True):
             np.subtract(mean, x[rows[part]], out=out[part])
     return out
-
-
-def structured_share(residual: NDArray[np.float64]) -> float:
-    r"""Return the share of the residuals, shape ``[n_cells, n_dims]``, that is more than noise, in ``[0, 1]``.
-
-    The residuals have a variance :math:`s_k` in each principal direction. We take the noise to have one variance
-    :math:`s` in all directions: the lower quartile of the variances that reach a tenth of their median. The share is
-    the mean of :math:`\max(0, 1 - s / s_k)`, the gain of a Wiener filter, over the directions with any variance. It
-    is zero where no cell deviates. Structure that is equal in all directions counts as noise.
-    """
-    variance = np.linalg.eigvalsh(residual.T @ residual / residual.shape[0])
-    variance = variance[variance > variance.size * np.finfo(np.float64).eps * variance.max()]
-    if variance.size == 0:
-        return 0.0
-    floor = np.quantile(variance[variance >= np.median(variance) / 10], 0.25)
-    return float(np.clip(1 - floor / variance, 0, 1).mean())

@@ -34,6 +34,7 @@ from cellrank_velot.cells import (
 from cellrank_velot.direction.cycle import find_loop
 from cellrank_velot.field import VelocityField, fit_field
 from cellrank_velot.field.uncertainty import Uncertainty
+from cellrank_velot.graph import SmoothedCells, smooth_cells
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.timeseries import SnapshotCouplings
 from cellrank_velot.transport import TransportVelocity, Windows, end_cells
@@ -83,6 +84,8 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._field: VelocityField | None = None
         self._current: VelocityField | None = None
         self._uncertainty: Uncertainty | None = None
+        # What they were made of, and the smoothed cells: cheap to make again, so they are not stored.
+        self._smoothing: tuple[CellStates, int, SmoothedCells] | None = None
         self._logits: sp.csr_matrix | None = None
         self._condition_number: float | None = None
         # What the matrix was asked for, and the matrix itself: a user may put another one in its place.
@@ -248,6 +251,21 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         return self._uncertainty
 
     @property
+    def smoothed(self) -> SmoothedCells:
+        """Positions, time and graph as windows, transport and regression see them.
+
+        Examples
+        --------
+        >>> vk.smoothed.x.shape, vk.smoothed.graph.shape
+        ((300, 20), (300, 300))
+        """
+        n_smooth = 0 if self._windows is None else self._windows.n_smooth
+        if self._smoothing is None or self._smoothing[0] is not self._cells or self._smoothing[1] != n_smooth:
+            cells = smooth_cells(self.cells.x, self.cells.time, self.connectivities, n_smooth)
+            self._smoothing = self._cells, n_smooth, cells
+        return self._smoothing[2]
+
+    @property
     def basis(self) -> str:
         """Key in ``adata.obsm`` of the positions.
 
@@ -395,10 +413,11 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
                 self.cells.x,
                 self.cells.time,
                 transport.velocity - transport.relaxation,
-                transport.confidence,
-                self.connectivities,
+                transport.fit_weight,
+                self.smoothed.graph,
                 options=options,
                 run=Run(device=device, show_progress_bar=show_progress_bar),
+                smoothed=self.smoothed,
             )
         return self._current
 

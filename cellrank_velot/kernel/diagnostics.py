@@ -248,7 +248,7 @@ class States(BaseVelocityKernel):
         Examples
         --------
         >>> states = vk.suggest_terminal_states("clusters", n_cells=10)
-        >>> {name: len(cells) for name, cells in states.items()}
+        >>> {name: len(states[name]) for name in sorted(states)}
         {'Fate A': 10, 'Fate B': 10}
         """
         options = SinkOptions(n_cells=n_cells, min_persistence=min_persistence, min_time=min_time, n_steps=n_steps)

@@ -242,7 +242,11 @@ class TransitionMatrix(BaseVelocityKernel):
     def _std_for_transitions(self, smooth: bool, run: Run) -> NDArray[np.float64]:
         """Return the error of the velocity to use, after the step that is missing for it."""
         if not smooth:
-            return np.sqrt(self._needed("transport", "compute_velocity").variance)
+            std = np.sqrt(self._needed("transport", "compute_velocity").variance)
+            without = np.isnan(std).all(axis=1)  # regression has an estimate, and no variance, where transport has none
+            if without.any() and not without.all():
+                std[without] = np.median(std[~without], axis=0)
+            return std
         if self._uncertainty is None:
             kernel: Any = self  # of a pseudotime
             kernel.compute_uncertainty(show_progress_bar=run.show_progress_bar)

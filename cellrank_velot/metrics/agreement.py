@@ -14,13 +14,14 @@ from cellrank_velot._utils.options import Run, options_of
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_number, check_seed
 from cellrank_velot.field import FieldOptions, fit_field
+from cellrank_velot.graph import SmoothedCells, smooth_cells
 from cellrank_velot.metrics.direction import cosines
 from cellrank_velot.transport import (
     TransportOptions,
     TransportVelocity,
     WindowOptions,
     build_windows,
-    compute_velocity,
+    estimate_velocity,
 )
 
 __all__ = ["FieldFunction", "HeldOutAgreement", "held_out_agreement"]
@@ -161,13 +162,13 @@ def held_out_agreement(
     kept, left_out = (_part(x, time, graph, labels, np.flatnonzero(c)) for c in (~chosen, chosen))
     if fit is None:
         field_options, run = options_of("field", field, FieldOptions, Run)
-        found = _transport(kept, *options)
-        estimate = found.velocity, found.confidence, kept[2], found.relaxation
-        predict: FieldFunction = fit_field(*kept[:2], *estimate, field_options, run)
+        cells, found = _estimate(kept, *options)
+        estimate = found.velocity, found.fit_weight, cells.graph, found.relaxation
+        predict: FieldFunction = fit_field(*kept[:2], *estimate, field_options, run, smoothed=cells)
     else:
         predict = fit(*kept[:3])
     predicted = np.asarray(predict(*left_out[:2]), dtype=np.float64)
-    return HeldOutAgreement(np.flatnonzero(chosen), predicted, _transport(left_out, *options).velocity)
+    return HeldOutAgreement(np.flatnonzero(chosen), predicted, _estimate(left_out, *options)[1].velocity)
 
 
 _Part = tuple[FloatArray, FloatArray, sp.csr_matrix, NDArray[np.int64] | None]
@@ -181,6 +182,9 @@ def _part(
     return x[cells], time[cells], sp.csr_matrix(graph)[cells][:, cells], codes
 
 
-def _transport(part: _Part, windows: WindowOptions, options: TransportOptions, run: Run) -> TransportVelocity:
+def _estimate(
+    part: _Part, windows: WindowOptions, options: TransportOptions, run: Run
+) -> tuple[SmoothedCells, TransportVelocity]:
     x, time, graph, labels = part
-    return compute_velocity(x, time, build_windows(x, time, windows, graph=graph, labels=labels), graph, options, run)
+    cells = smooth_cells(x, time, graph, windows.n_smooth, n_jobs=run.n_jobs)
+    return cells, estimate_velocity(cells, build_windows(cells.x, cells.time, windows, labels=labels), options, run)

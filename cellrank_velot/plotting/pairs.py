@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_integer, check_known, check_number
 from cellrank_velot.cells import read_embedding
+from cellrank_velot.graph import smooth_cells
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, palette_of
 from cellrank_velot.plotting._draw.embedding import dot_size, draw_cells
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws, even_columns
@@ -278,7 +279,8 @@ def _plan(kernel: Any, found: Windows, pair: int) -> NDArray[np.float64]:
         raise RuntimeError("Expected windows of pseudotime, found time points: see `kernel.coupling(source, target)`.")
     settings = kernel.settings["velocity"]
     options = TransportOptions(**settings)
-    return pair_coupling(kernel.cells.x, kernel.cells.time, found, pair, kernel.connectivities, options)
+    cells = smooth_cells(kernel.cells.x, kernel.cells.time, kernel.connectivities, found.n_smooth)
+    return pair_coupling(cells.x, cells.time, found, pair, cells.graph, options)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from scipy.stats import rankdata
 
 from cellrank_velot._utils.validation import check_choice, check_known
 from cellrank_velot.cells import read_basis, read_clusters
-from cellrank_velot.graph.geodesic import near_graph, never_falling, shortest_paths, smoothed
+from cellrank_velot.graph.geodesic import N_SMOOTHING, near_graph, never_falling, shortest_paths
+from cellrank_velot.graph.smoothing import smoothed
 
 __all__ = ["PSEUDOTIME_KEYS", "PseudotimeMethod", "as_list", "choose_root_cell", "known_clusters", "set_pseudotime"]
 
@@ -154,7 +155,7 @@ def _path_time(work: AnnData, roots: Sequence[int], method: str, basis: str) -> 
     """Return the geodesic pseudotime, or the consensus of it and the diffusion pseudotime."""
     check_known("adata.obsp", "connectivities", work.obsp.keys(), "Call `scanpy.pp.neighbors(adata)` first.")
     graph = sp.csr_matrix(work.obsp["connectivities"], dtype=np.float64)
-    lengths = near_graph(smoothed(read_basis(work, basis), graph), graph)
+    lengths = near_graph(smoothed(read_basis(work, basis), graph, N_SMOOTHING), graph)
     # Whether near or nearest, a cell counts as one: the lengths themselves hold their noise.
     near = lengths.sign()
     distance, before = shortest_paths(lengths, np.asarray(roots, dtype=np.int64))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor
 from cellrank_velot._utils.options import Options
-from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot._utils.validation import check_flag, check_integer, check_number
 from cellrank_velot.transport.windows import Windows
 
 __all__ = ["TransportProblem", "TransportOptions"]
@@ -26,7 +25,8 @@ class TransportOptions(Options):
     lambda_time: float = 1.0
     lambda_knn: float = 0.0
     reach: float | None = 2.0
-    relaxation: float | Literal["auto"] = "auto"
+    relaxation: float = 0.0
+    regression: bool = True
     tol: float = 1e-6
     max_iter: int = 500
 
@@ -37,10 +37,11 @@ class TransportOptions(Options):
         check_number("lambda_knn", self.lambda_knn, low=0)
         if self.reach is not None:
             check_number("reach", self.reach, low=0, open_low=True)
-        if isinstance(self.relaxation, str):
-            check_choice("relaxation", self.relaxation, ["auto"])
-        else:
-            check_number("relaxation", self.relaxation, low=0, high=1)
+        if str(self.relaxation) == "auto":  # in a file of version 0.1.0
+            object.__setattr__(self, "relaxation", 0.0)
+        check_number("relaxation", self.relaxation, low=0, high=1)
+        self._where_missing(regression=False)
+        check_flag("regression", self.regression)
         check_number("tol", self.tol, low=0, open_low=True)
         check_integer("max_iter", self.max_iter, low=1)
 

@@ -15,7 +15,7 @@ from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.parallel import blocks
 from cellrank_velot._utils.stage import Stage, frozen, stored
 from cellrank_velot._utils.validation import check_integer
-from cellrank_velot.graph.residuals import residuals, structured_share
+from cellrank_velot.graph.residuals import residuals
 from cellrank_velot.transport.problem import TransportOptions, TransportProblem
 from cellrank_velot.transport.sums import CellSums, memory_of_sums, pair_plan, sum_pairs, typical_square
 from cellrank_velot.transport.windows import Windows
@@ -32,10 +32,6 @@ logger = logging.getLogger("cellrank_velot")
 
 # Cells whose sums are combined at a time: they stay in a processor's cache.
 BLOCK_CELLS = 8192
-# The part of the relaxation that is kept is at most this share of the current velocity, in root mean squares.
-MAX_RELAXATION = 0.47
-# Share of the whole time within which a cell is assumed to return to its neighbours' mean.
-RELAXATION_TIME = 0.03
 # A cell with a neighbour that is later by more than this share of the time between windows is at no end.
 END_SHARE = 0.25
 
@@ -53,15 +49,15 @@ class TransportVelocity(Stage):
         estimate. Neighbours differ in it, while they share the rest.
     spread
         Variance per dimension of the velocities to the partners of the cell in a coupling, mean over its couplings,
-        shape ``[n_cells, n_dims]``; NaN without an estimate.
+        shape ``[n_cells, n_dims]``; NaN where the cell is in no coupling.
     n_effective
-        Effective number of partners of the cell in a coupling, shape ``[n_cells]``; 0 without an estimate.
+        Effective number of partners of the cell in a coupling, shape ``[n_cells]``; 0 where it is in none.
     disagreement
         Variance between the velocities from the window pairs of a cell, computed forward and backward separately, sum
-        over the dimensions, shape ``[n_cells]``; NaN without an estimate.
+        over the dimensions, shape ``[n_cells]``; NaN where the cell is in no coupling.
     support
         Mean weight of the displacements of a cell, in ``[0, 1]``, forward or backward, whichever is larger, shape
-        ``[n_cells]``: one where none is much longer than usual, 0 without an estimate.
+        ``[n_cells]``: one where none is much longer than usual, 0 where the cell is in no coupling.
     n_forward, n_backward
         Number of window pairs in which a cell is a source, and a target, shape ``[n_cells]``.
     converged
@@ -71,13 +67,19 @@ class TransportVelocity(Stage):
         no difference in time and was left out.
     growth
         Growth rate of each cell, per time, shape ``[n_cells]``; None where mass is kept, as in pseudotime.
+    agreement
+        Cosine between the velocity by transport and that by regression on time, shape ``[n_cells]``; zero without an
+        estimate by transport, None where transport is alone.
+    weight
+        Weight of the cell in the field, shape ``[n_cells]``: the variance of time around it, in units of the median;
+        None where transport is alone, and the confidence is the weight.
 
     Examples
     --------
-    >>> sure = vk.transport.confidence > np.median(vk.transport.confidence)
-    >>> truth = adata.obsm["true_velocity_pca"]
-    >>> cosine = metrics.cosines(vk.transport.velocity, truth)
-    >>> bool(cosine[sure].mean() > cosine[~sure].mean())
+    >>> cosine = metrics.cosines(vk.transport.velocity, adata.obsm["true_velocity_pca"])
+    >>> bool(cosine.mean() > 0.9)
+    True
+    >>> bool(np.mean(vk.transport.confidence > 0.9) > 0.9)  # both estimates agree in most cells
     True
     >>> float(vk.transport.converged.mean()), float(vk.transport.has_estimate.mean())
     (1.0, 1.0)
@@ -94,6 +96,8 @@ class TransportVelocity(Stage):
     converged: NDArray[np.bool_] = field(metadata=stored("n_pairs"))
     marginal_error: NDArray[np.float64] = field(metadata=stored("n_pairs", gaps=True))
     growth: NDArray[np.float64] | None = field(default=None, metadata=stored("n_cells"))
+    agreement: NDArray[np.float64] | None = field(default=None, metadata=stored("n_cells", low=-1, high=1))
+    weight: NDArray[np.float64] | None = field(default=None, metadata=stored("n_cells", low=0))
 
     @property
     def n_windows(self) -> NDArray[np.int64]:
@@ -112,9 +116,13 @@ class TransportVelocity(Stage):
     def confidence(self) -> NDArray[np.float64]:
         """Confidence in each velocity, in ``[0, 1]``, shape ``[n_cells]``.
 
-        A product of three: the support; :math:`|v|^2 / (|v|^2 + s)`, where :math:`s` adds the variance of the velocity
-        and that of the mean over its window pairs; and the number of window pairs over that of the cell with most.
+        The cosine between the two estimates, by transport and by regression on time: 1 where both point the same way, 0
+        where they contradict each other. Where transport is alone, a product of three: the support; :math:`|v|^2 /
+        (|v|^2 + s)`, where :math:`s` adds the variance of the velocity and that of the mean over its window pairs; and
+        the number of window pairs over that of the cell with most.
         """
+        if self.agreement is not None:
+            return np.clip(self.agreement, 0.0, 1.0)
         square = np.nan_to_num(np.sum(self.velocity**2, axis=1))
         between = self.disagreement / np.maximum(self.n_windows, 1)
         total = square + np.nan_to_num(self.variance.sum(axis=1) + between)
@@ -122,9 +130,14 @@ class TransportVelocity(Stage):
         return self.support * share * self.n_windows / max(int(self.n_windows.max()), 1)
 
     @property
+    def fit_weight(self) -> NDArray[np.float64]:
+        """Weight with which the cell counts in the field, shape ``[n_cells]``."""
+        return self.confidence if self.weight is None else self.weight
+
+    @property
     def has_estimate(self) -> NDArray[np.bool_]:
-        """Whether a cell has an estimate, shape ``[n_cells]``."""
-        return self.n_windows > 0
+        """Whether a cell has an estimate, by transport or by regression, shape ``[n_cells]``."""
+        return np.asarray(np.isfinite(self.velocity).all(axis=1))
 
 
 def compute_velocity(
@@ -141,10 +154,8 @@ def compute_velocity(
     it goes, and backward to the mean of where it comes from. Its forward velocity :math:`v^+` is the sum of its forward
     displacements over the sum of the times between the windows, :math:`v^-` likewise. The velocity is :math:`v = (v^+ +
     v^-) / 2 + F (v^+ - v^-) / 2`: the mean of both is free of the cell's own noise, and their difference returns the
-    cell to its neighbours' mean :cite:`nelson:66`, of which the share F is kept, see :func:`_kept_share`.
+    cell to its neighbours' mean :cite:`nelson:66`, of which the share F is kept.
     """
-    if options.relaxation == "auto" and graph is None:
-        raise ValueError("Expected a neighbour graph for `relaxation='auto'`, found none.")
     where = resolve_device(run.device)
     problem = TransportProblem.of(x, time, windows, graph, options)
     use = np.flatnonzero(windows.dt > 0)
@@ -157,9 +168,8 @@ def compute_velocity(
     limit = np.inf if options.reach is None else options.reach * typical_square(problem, use, where)
     sums = sum_pairs(problem, use, limit, options.reach or 1.0, where, run)
     report_convergence(sums.converged[use], sums.marginal_error[use])
-    lag = float(windows.dt[use].mean() / np.ptp(problem.time)) if use.size else 0.0
     residual = None if graph is None else residuals(problem.x, graph, n_jobs=run.n_jobs)
-    result = _combine(sums, residual, options.relaxation, lag)
+    result = _combine(sums, residual, options.relaxation)
     n_none = int((~result.has_estimate).sum())
     if n_none:
         logger.info("%d of %d cells have no estimate from transport", n_none, problem.x.shape[0])
@@ -261,9 +271,7 @@ class _Both:
         return (self.ahead.n > 0) & (self.behind.n > 0) & (np.abs(self.balance) < 0.5)
 
 
-def _combine(
-    sums: CellSums, residual: NDArray[np.float64] | None, relaxation: float | str, lag: float
-) -> TransportVelocity:
+def _combine(sums: CellSums, residual: NDArray[np.float64] | None, relaxation: float) -> TransportVelocity:
     """Return the velocity of each cell from its sums, some cells at a time.
 
     Where one direction lacks support, the relaxation is estimated from the residual of the cell from the mean of its
@@ -278,7 +286,6 @@ def _combine(
     slope = 0.0 if residual is None else _slope((both(part), residual[sums.cells[part]]) for part in parts)
     velocity, relaxing, spread = (np.empty((n_cells, n_dims)) for _ in range(3))
     by_cell, counts = np.empty((3, n_cells)), np.empty((2, n_cells), dtype=np.int64)
-    squares = np.zeros(2)
     for part in parts:
         now, cells = both(part), sums.cells[part]
         expected = slope * residual[cells] if residual is not None else np.zeros_like(now.ahead.velocity)
@@ -298,12 +305,8 @@ def _combine(
         by_cell[1, cells] = np.where(none, np.nan, disagreement)
         by_cell[2, cells] = np.maximum(now.ahead.support, now.behind.support)
         counts[:, cells] = now.ahead.n, now.behind.n
-        squares += np.sum(current[~none] ** 2), np.sum(returning**2)
-
-    share = _kept_share(relaxation, squares, residual, lag)
-    for part in parts:  # in the order of the cells
-        relaxing[part] *= share
-        velocity[part] += relaxing[part]
+    relaxing *= relaxation
+    velocity += relaxing
     n_effective, disagreement, support = by_cell
     return TransportVelocity(
         velocity=frozen(velocity),
@@ -327,23 +330,6 @@ def _slope(parts: Iterable[tuple[_Both, NDArray[np.float64]]]) -> float:
         product += np.sum(residual[even] * both.measured[even])
         square += np.sum(residual[even] ** 2)
     return float(product / square) if square > 0 else 0.0
-
-
-def _kept_share(
-    relaxation: float | str, squares: NDArray[np.float64], residual: NDArray[np.float64] | None, lag: float
-) -> float:
-    """Return the share F of the relaxation that is kept; ``squares`` are of the current velocity and the relaxation.
-
-    Measurement noise makes a relaxation as regulation does. ``"auto"`` assumes that a cell returns within
-    ``RELAXATION_TIME``, however long the lag, and keeps the part of that which is structure and not noise.
-    """
-    if not isinstance(relaxation, str):
-        return float(relaxation)
-    assert residual is not None
-    size, of_relaxation = np.sqrt(squares)
-    if of_relaxation == 0:
-        return 0.0
-    return float(min(structured_share(residual) * lag / RELAXATION_TIME, MAX_RELAXATION * size / of_relaxation))
 
 
 def report_convergence(converged: NDArray[np.bool_], error: NDArray[np.float64]) -> None:

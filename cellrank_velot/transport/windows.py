@@ -16,7 +16,6 @@ from sklearn.cluster import KMeans
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.stage import Stage, stored
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
-from cellrank_velot.graph.residuals import residuals
 
 __all__ = ["Tail", "WindowOptions", "Windows", "build_windows", "cluster_cells"]
 
@@ -30,12 +29,8 @@ CLUSTER_CELLS = 10_000
 MAX_WINDOW_SIZE = 60
 # Cells whose distances to all centres are computed at a time.
 CHUNK_CELLS = 65_536
-# Lags that are tried in turn, as shares of the whole time. With longer ones, cells near the ends have no later window.
-LAGS = 0.02 * 1.25 ** np.arange(9)
-# Windows that the lag is found from: more would change the median by less than a twentieth of its spread.
-LAG_WINDOWS = 1024
-# Lag without a graph, which says how much noise there is: about right for the simulated and real sets at hand.
-USUAL_LAG = 0.05
+# The usual lag and the longest, as shares of the whole time. With longer ones, late cells have no later window.
+USUAL_LAG, LONGEST_LAG = 0.06, 0.12
 # From this share of cells without a window on, there is a warning.
 MANY = 0.05
 
@@ -52,10 +47,13 @@ class WindowOptions(Options):
     overlap_clusters: int | None = None
     tail: Tail = "force"
     tail_threshold: int = 10
+    n_smooth: int = 2
     random_state: int = 0
 
     def __post_init__(self) -> None:
         """Check them."""
+        self._where_missing(n_smooth=0)
+        check_integer("n_smooth", self.n_smooth)
         if self.n_clusters is not None:
             check_integer("n_clusters", self.n_clusters, low=1)
         check_number("overlap", self.overlap, low=0, high=1, open_high=True)
@@ -93,12 +91,14 @@ class Windows(Stage):
         Number of clusters too small for a pair of windows.
     time_lag
         Time from a window to its target that was asked for or found; NaN where windows were paired otherwise.
+    n_smooth
+        Number of times that positions were smoothed before.
 
     Examples
     --------
     >>> source, target = vk.windows.pairs[0]
-    >>> earlier = vk.cells.time[vk.windows.cells(source)].mean()
-    >>> later = vk.cells.time[vk.windows.cells(target)].mean()
+    >>> earlier = vk.smoothed.time[vk.windows.cells(source)].mean()
+    >>> later = vk.smoothed.time[vk.windows.cells(target)].mean()
     >>> bool(np.isclose(later - earlier, vk.windows.dt[0]))
     True
     """
@@ -110,6 +110,7 @@ class Windows(Stage):
     cluster: NDArray[np.int64] = field(metadata=stored("n_cells", low=0))
     n_skipped: int = field(metadata=stored(low=0))
     time_lag: float = field(default=float("nan"), metadata=stored(gaps=True))
+    n_smooth: int = field(default=0, metadata=stored(low=0))
 
     def __post_init__(self) -> None:
         """Check that every index has something to point to."""
@@ -179,14 +180,13 @@ def build_windows(
     time: NDArray[np.float64],
     options: WindowOptions = WindowOptions(),
     *,
-    graph: sp.csr_matrix | None = None,
     labels: NDArray[np.int64] | None = None,
     components: NDArray[np.int64] | None = None,
 ) -> Windows:
     """Cut each neighbourhood of cells into overlapping windows of time, and pair each with a later one.
 
     A neighbourhood is a cluster (of ``labels``, or of KMeans) with the nearest cells of other clusters. No window has
-    cells of two ``components`` of the graph. Without a graph, ``time_lag="auto"`` is 0.05 of the whole time.
+    cells of two ``components`` of the graph. Positions and time are taken as they are: ``n_smooth`` is for the caller.
     """
     min_size = options.min_window_size
     _check_sizes(x.shape[0], options)
@@ -207,7 +207,7 @@ def build_windows(
         step = max(1, int(round(local * (1 - options.overlap), 6)))
         starts = _starts(ordered.size, local, step, options.tail, options.tail_threshold)
         neighborhoods.append((ordered, starts, local))
-    lag = _find_lag(x, time, neighborhoods, graph) if options.time_lag == "auto" else options.time_lag
+    lag = _find_lag(time, neighborhoods) if options.time_lag == "auto" else options.time_lag
 
     windows: list[NDArray[np.int64]] = []
     pairs: list[NDArray[np.int64]] = []
@@ -237,7 +237,7 @@ def build_windows(
             n_without,
             len(time),
         )
-    return _assemble(windows, np.concatenate(pairs), time, labels, skipped, lag)
+    return _assemble(windows, np.concatenate(pairs), time, labels, skipped, lag, options.n_smooth)
 
 
 def _check_sizes(n_cells: int, options: WindowOptions) -> None:
@@ -314,40 +314,13 @@ def _lagged(
 
 
 def _find_lag(
-    x: NDArray[np.float64],
-    time: NDArray[np.float64],
-    neighborhoods: list[tuple[NDArray[np.int64], NDArray[np.int64], int]],
-    graph: sp.csr_matrix | None,
+    time: NDArray[np.float64], neighborhoods: list[tuple[NDArray[np.int64], NDArray[np.int64], int]]
 ) -> float:
-    """Return the shortest lag over which windows move further than cells lie off their neighbours' mean, by medians."""
+    """Return the usual lag, or the median time that a window spans where that is longer, up to a limit."""
     span = float(np.ptp(time))
-    if graph is None or not neighborhoods:
-        return USUAL_LAG * span
-    width = np.concatenate([time[o[starts + size - 1]] - time[o[starts]] for o, starts, size in neighborhoods])
-    thinned = [(o, starts[:: -(-width.size // LAG_WINDOWS)], size) for o, starts, size in neighborhoods]
-    centre = x.mean(axis=0)
-
-    def means(ordered: NDArray[np.int64], at: NDArray[np.int64], size: int) -> tuple[NDArray[np.float64], ...]:
-        """Return for some windows the mean position, the variance around it, and the mean squared residual."""
-        cells = ordered[at[:, None] + np.arange(size)]
-        positions = x[cells] - centre
-        mean = positions.mean(axis=1)
-        scatter = np.einsum("ijk,ijk->i", positions, positions) / size - np.einsum("ij,ij->i", mean, mean)
-        off = np.sum(residuals(x, graph, cells.ravel(), n_jobs=1) ** 2, axis=1).reshape(cells.shape)
-        return mean, scatter, off.mean(axis=1)
-
-    def exceeds(lag: float) -> bool:
-        signal, noise = [], []
-        for ordered, starts, size in thinned:
-            source, target = _lagged(starts, time[ordered], size, lag)
-            here, there = (means(ordered, at, size) for at in (source, target))
-            # The error of each mean adds to their distance.
-            signal.append(np.sum((there[0] - here[0]) ** 2, axis=1) - (here[1] + there[1]) / size)
-            noise.append((here[2] + there[2]) / 2)
-        return any(map(len, signal)) and bool(np.median(np.concatenate(signal)) > np.median(np.concatenate(noise)))
-
-    lags = [float(lag) for lag in LAGS * span]
-    return float(np.clip(np.median(width), next((lag for lag in lags if exceeds(lag)), lags[-1]), lags[-1]))
+    width = [time[o[starts + size - 1]] - time[o[starts]] for o, starts, size in neighborhoods]
+    median = float(np.median(np.concatenate(width))) if width else 0.0
+    return float(np.clip(median, USUAL_LAG * span, LONGEST_LAG * span))
 
 
 def _assemble(
@@ -357,10 +330,11 @@ def _assemble(
     labels: NDArray[np.int64],
     n_skipped: int,
     time_lag: float | None = None,
+    n_smooth: int = 0,
 ) -> Windows:
     offsets = np.concatenate([[0], np.cumsum([window.size for window in windows])]).astype(np.int64)
     indices = np.concatenate(windows)
     mean_time = np.add.reduceat(time[indices], offsets[:-1]) / np.diff(offsets)
     dt = mean_time[pairs[:, 1]] - mean_time[pairs[:, 0]]
     lag = float("nan") if time_lag is None else float(time_lag)
-    return Windows(indices, offsets, pairs, dt, np.asarray(labels, dtype=np.int64), n_skipped, lag)
+    return Windows(indices, offsets, pairs, dt, np.asarray(labels, dtype=np.int64), n_skipped, lag, n_smooth)

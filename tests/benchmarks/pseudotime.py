@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 
 from cellrank_velot import datasets, metrics, pp
 from cellrank_velot.direction import time_check
-from cellrank_velot.graph.geodesic import smoothed
+from cellrank_velot.graph.smoothing import smoothed
 
 PAGE = Path(__file__).parents[2] / "docs" / "pseudotime.md"
 METHODS = {"diffusion": "dpt_pseudotime", "geodesic": "geodesic_pseudotime", "consensus": "consensus_pseudotime"}

@@ -1,0 +1,106 @@
+"""The velocity of each cell from two estimates that err in different ways: regression on time, and transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.stage import TINY, frozen
+from cellrank_velot.graph.smoothing import SmoothedCells, means_over
+from cellrank_velot.transport.problem import TransportOptions
+from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity
+from cellrank_velot.transport.windows import Windows
+
+__all__ = ["Regression", "estimate_velocity", "regress_on_time"]
+
+# Steps of the random walk whose ends are the neighbourhood that is regressed, and over which transport is averaged.
+REGRESSION_STEPS, TRANSPORT_STEPS = 4, 2
+# Least variance of time that a slope is divided by, as a share of the median.
+LEAST_VARIANCE = 0.1
+# Least weight of transport in the mean of both.
+LEAST_TRANSPORT = 0.1
+# A cell counts in the field by the variance of time around it, up to so many times the median.
+MAX_WEIGHT = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """Slope of position over time around each cell."""
+
+    velocity: NDArray[np.float64]  # [n_cells, n_dims], zero where time does not vary
+    time_variance: NDArray[np.float64]  # [n_cells]
+
+
+def regress_on_time(cells: SmoothedCells, *, n_jobs: int | None = None) -> Regression:
+    r"""Regress position on time among the cells around each cell: :math:`v = \mathrm{cov}(x, t) / \mathrm{var}(t)`.
+
+    A cell counts by the chance that a random walk of a few steps ends there: near cells count most, and the walk keeps
+    to the branch.
+    """
+    x, time = cells.x - cells.x.mean(axis=0), cells.time - cells.time.mean()
+    n_dims, t = x.shape[1], time[:, None]
+    walk = with_self(cells.graph)
+    values = np.hstack([x, t, x * t, t * t])
+    for _ in range(REGRESSION_STEPS):
+        values = means_over(walk, values, n_jobs=n_jobs)
+    mean_x, mean_t = values[:, :n_dims], values[:, n_dims : n_dims + 1]
+    variance = values[:, -1:] - mean_t**2
+    variance[variance < np.finfo(np.float64).eps * float(time.var())] = 0.0
+    covariance = values[:, n_dims + 1 : -1] - mean_x * mean_t
+    # Where time hardly varies the direction is known, but the speed is not: it would be huge.
+    steady = np.maximum(variance, LEAST_VARIANCE * np.median(variance))
+    velocity = np.divide(covariance, steady, out=np.zeros_like(covariance), where=variance > 0)
+    return Regression(velocity, variance[:, 0])
+
+
+def estimate_velocity(
+    cells: SmoothedCells, windows: Windows, options: TransportOptions = TransportOptions(), run: Run = Run()
+) -> TransportVelocity:
+    r"""Transport the windows, and take the mean with the regression on time where ``options`` ask for that.
+
+    Regression has less noise, but where streams of different times meet it takes the way from one to the other for
+    motion. Transport does not. So it has the weight :math:`1 - \cos` of the angle between both, and at least 0.1.
+    """
+    transport = compute_velocity(cells.x, cells.time, windows, cells.graph, options, run)
+    if not options.regression:
+        return transport
+    found = regress_on_time(cells, n_jobs=run.n_jobs)
+    current, known = _averaged(transport, cells.graph, run.n_jobs)
+    product = np.einsum("ij,ij->i", current, found.velocity)
+    length = np.linalg.norm(current, axis=1) * np.linalg.norm(found.velocity, axis=1)
+    agreement = np.divide(product, length, out=np.zeros_like(product), where=length > TINY)
+    share = np.clip(1 - agreement, LEAST_TRANSPORT, 1.0)
+    share[~known], share[found.time_variance <= 0] = 0.0, 1.0
+    velocity = share[:, None] * current + (1 - share[:, None]) * found.velocity + transport.relaxation
+    unknown = ~known & (found.time_variance <= 0)
+    velocity[unknown] = np.nan
+    median = float(np.median(found.time_variance)) or 1.0
+    return replace(
+        transport,
+        velocity=frozen(velocity),
+        agreement=np.where(known, np.clip(agreement, -1.0, 1.0), 0.0),
+        weight=np.where(unknown, 0.0, np.clip(found.time_variance / median, 1e-3, MAX_WEIGHT)),
+    )
+
+
+def with_self(graph: sp.csr_matrix) -> sp.csr_matrix:
+    """Return the graph with weights of one, and an edge of each cell to itself."""
+    pattern = sp.csr_matrix((np.ones(graph.nnz), graph.indices, graph.indptr), shape=graph.shape)
+    return sp.csr_matrix(pattern + sp.identity(graph.shape[0], format="csr"))
+
+
+def _averaged(
+    transport: TransportVelocity, graph: sp.csr_matrix, n_jobs: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return transport's velocity without the relaxation, averaged over the cells around, and where there is one."""
+    has = transport.has_estimate.astype(np.float64)[:, None]
+    values = np.hstack([np.nan_to_num(transport.velocity - transport.relaxation) * has, has])
+    walk = with_self(graph)
+    for _ in range(TRANSPORT_STEPS):
+        values = means_over(walk, values, n_jobs=n_jobs)
+    known = values[:, -1] > 0
+    return values[:, :-1] / np.where(known, values[:, -1], 1.0)[:, None], known
