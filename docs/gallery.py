@@ -95,14 +95,14 @@ def velocity(kernel: cv.OTVelocityKernel) -> None:
     draw(
         "confidence",
         "Confidence",
-        "Confidence in the velocity of transport: `vk.plot_confidence()`.",
+        "The cosine to the true direction that is to be expected: `vk.plot_confidence()`.",
         kernel.plot_confidence,
     )
     kernel.compute_uncertainty(**QUIET)
     draw(
         "uncertainty",
         "Uncertainty",
-        "Angle within which the true direction lies in two of three cells: "
+        "Angle within which the true direction lies in at least two of three cells: "
         "`vk.compute_uncertainty().plot_uncertainty()`.",
         kernel.plot_uncertainty,
     )

@@ -171,6 +171,18 @@ def test_same_seed_same_cells(prepared):
     assert (again.obsp["connectivities"] != first.obsp["connectivities"]).nnz == 0
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("family", ["bifurcation", "tree"])
+def test_targets_are_called_after_the_fate_that_they_belong_to(family: str, seed: int):
+    adata = simulated(family, random_state=seed, n_cells=600, n_genes=100)
+    means = adata.to_df().groupby(adata.obs["clusters"], observed=True).mean().loc[FATES[family]]
+    apart = means.columns[np.ptp(means, axis=0) > 0.5]
+    named = [gene for gene in apart if gene.startswith("Fate") and "Target" in gene]
+    assert len(named) > (20 if family == "bifurcation" else 10)
+    belongs = [means[gene].idxmax().replace(" ", "") == gene.split("Target")[0] for gene in named]
+    assert np.mean(belongs) >= 0.95
+
+
 def test_the_network_depends_on_the_seed_alone():
     first = simulated("tree")
     for other in (simulated("tree", noise=3), simulated("tree", n_cells=100)):

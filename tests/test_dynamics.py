@@ -1201,6 +1201,32 @@ def test_flow_ends_in_the_terminal_clusters(strip: Strip):
     assert beyond.loc["c", "share"] > 0.8  # without terminal clusters they go on
 
 
+def test_a_flow_goes_on_until_all_have_ended(strip: Strip, caplog):
+    # Particles are driven back from either side as fast as they came, so that noise never dies down.
+    ridge = Known(lambda x, _time: 8.0 * torch.stack([torch.sign(7.0 - x[:, 0]), 1.0 - x[:, 1]], dim=1))
+    few = {"n_particles": 60, "step_size": 0.005, "field": ridge}
+    flow = strip.flow(np.flatnonzero(strip.time < 0.2), **few)
+    assert flow.statuses == ["stalled at a sink"] * 60
+    assert not flow.without_fate.any()
+    assert (np.abs(flow.ends[:, 0] - 7.0) < 1.0).sum() >= 58  # the others rest in a clump of cells on the way
+    assert flow.lengths.max() < 1000
+    assert "no fate" not in caplog.text
+    short = strip.flow(np.flatnonzero(strip.time < 0.2), n_steps=60, **few)
+    assert short.without_fate.all()
+    assert "60 of 60 particles came to no fate: 60 ran out of steps" in caplog.text
+    assert repr(short).endswith("without a fate: 60]")
+    restless = strip.flow(np.flatnonzero(strip.time < 0.2), n_steps=700, min_speed=0.0, **few)
+    assert (restless.status == Status.OUT_OF_STEPS).all()
+
+
+def test_a_run_without_a_number_of_steps_is_bounded():
+    assert FlowOptions().most_steps == TrajectoryOptions().most_steps == 2000
+    assert FlowOptions(n_steps=7).most_steps == 7
+    assert FlowOptions(min_speed=0.05, step_size=0.01).most_steps == 2000
+    assert FlowOptions(min_speed=0.0).most_steps == 10_000
+    assert FlowOptions(time_from="path").most_steps == 201
+
+
 @pytest.fixture(scope="module")
 def fork() -> Strip:
     """Return cells of a stem that splits, each with its mirror image, in two dimensions."""
@@ -1276,3 +1302,18 @@ def test_simulated_progenitors_come_to_a_fate(simulated):
     assert frame["end_cluster"].isin(["Fate A", "Fate B"]).mean() > 0.5
     assert (frame["end_time"] > frame["start_time"]).mean() > 0.8
     assert look(Region.of(simulated[0].cells.x), paths.x)[0].max() <= 1.1 * MAX_DISTANCE
+
+
+def test_simulated_flow_ends_where_it_comes_to_rest(simulated):
+    kernel, clusters = simulated
+    cells, starts = kernel.cells, np.flatnonzero(clusters == "Progenitor")
+    given = {"clusters": clusters, "n_particles": 60, "random_state": 1}
+    flow = let_flow(kernel.field, cells.x, cells.time, starts, **given)
+    assert flow.without_fate.sum() <= 3
+    assert (flow.status == Status.STALLED).sum() >= 57
+    assert flow.fates().loc[["Fate A", "Fate B"], "n_particles"].sum() >= 57
+    # What noise does to a particle at rest is left out: its path is about as long as time.
+    assert np.median(flow.lengths) < 300
+    bound = let_flow(kernel.field, cells.x, cells.time, starts, **given, terminal_clusters=["Fate A", "Fate B"])
+    assert (bound.status == Status.ARRIVED).sum() >= 55
+    assert look(Region.of(cells.x), bound.ends)[0].max() <= 1.1 * MAX_DISTANCE

@@ -423,5 +423,5 @@ def test_repr_is_short_and_says_how_they_ended():
         end_cluster=np.array([1, 1, -1]),
         n_tried=3,
     )
-    assert repr(found) == "Trajectories[n=3; arrived: 2, left the data: 1; b: 2]"
+    assert repr(found) == "Trajectories[n=3; arrived: 2, left the data: 1; b: 2; without a fate: 1]"
     assert repr(found.select([])) == "Trajectories[n=0]"

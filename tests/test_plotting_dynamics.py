@@ -338,10 +338,10 @@ def test_frames_are_spread_evenly_over_the_run(adata, paths):
         "25% of the run",
         "50% of the run, 1 ended",
         "75% of the run, 1 ended",
-        "End of the run, 2 ended",
+        "End of the run, 2 ended, 1 without a fate",
     ]
     (end,) = flow(adata, paths, n_frames=1, show=False)
-    assert end.get_title(loc="left") == "End of the run, 2 ended"
+    assert end.get_title(loc="left") == "End of the run, 2 ended, 1 without a fate"
 
 
 def test_what_has_ended_stays_and_is_pale(adata, paths):
@@ -409,7 +409,7 @@ def test_animation_moves_particles_as_the_frames_do(adata, paths):
     assert html.count("data:image/png") == 9
     np.testing.assert_array_equal(particles(ax).get_offsets(), particles(panels[-1]).get_offsets())
     np.testing.assert_array_equal(particles(ax).get_facecolors(), particles(panels[-1]).get_facecolors())
-    assert ax.get_title(loc="left") == "End of the run, 2 ended"
+    assert ax.get_title(loc="left") == "End of the run, 2 ended, 1 without a fate"
     assert (ax.get_xlim(), ax.get_ylim()) == limits
     trails = np.stack(labelled(ax, "trails").get_segments())
     assert len(trails) == 2  # of the first particle: the others stand still

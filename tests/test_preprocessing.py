@@ -206,15 +206,59 @@ def test_a_long_thin_process_keeps_its_order():
     assert spearmanr(angle, adata.obs["dpt_pseudotime"]).statistic > 0.99
 
 
-def test_root_is_the_far_end_of_its_cluster(prepared):
+def test_root_is_the_far_end_of_its_cluster(prepared, caplog):
     for cluster, end in (("early", 0), ("late", 1)):
-        root = pp.choose_root_cell(prepared, cluster)
+        with caplog.at_level("INFO", logger="cellrank_velot"):
+            root = pp.choose_root_cell(prepared, cluster)
         assert abs(prepared.obs["time"].iloc[root] - end) < 0.05
+        assert "the other cells lie on one side of it, so the root is the cell at its far end" in caplog.text
+    assert abs(prepared.obs["time"].iloc[pp.choose_root_cell(prepared, "middle")] - 0.475) < 0.1
 
 
-def test_root_needs_a_diffusion_map():
-    with pytest.raises(KeyError, match=r"adata.obsm\['X_diffmap'\].*scanpy.tl.diffmap"):
-        pp.choose_root_cell(counts(), "early")
+def star(n_cells: int, seed: int, *, n_genes: int = 300) -> ad.AnnData:
+    """Counts along four arms that leave one middle, cluster "root", in directions of their own."""
+    rng = np.random.default_rng(seed)
+    time, arm = rng.random(n_cells), rng.integers(4, size=n_cells)
+    change = rng.normal(scale=0.9, size=(4, n_genes))[arm] * time[:, None]
+    mean = np.exp(rng.normal(-1, 1, n_genes) + change)
+    adata = ad.AnnData(sp.csr_matrix(rng.poisson(2000 * mean / mean.sum(axis=1, keepdims=True)).astype(np.float32)))
+    adata.obs["time"], names = time, np.array([f"arm {number}" for number in range(4)])
+    adata.obs["clusters"] = pd.Categorical(np.where(time < 0.25, "root", names[arm]))
+    return adata
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_root_is_the_middle_of_a_star(seed: int, caplog):
+    adata = star(600, seed)
+    with caplog.at_level("INFO", logger="cellrank_velot"):
+        pp.prepare(adata, root_cluster="root")
+    assert adata.obs["time"].iloc[adata.uns["iroot"]] < 0.2
+    assert "branches leave it, so the root is the cell in the middle" in caplog.text
+    right = spearmanr(adata.obs["time"], adata.obs["consensus_pseudotime"]).statistic
+    assert right > 0.93
+    # From a cell at the border to an arm, much of the order is lost.
+    pp.set_pseudotime(adata, [int(np.argmin(np.abs(adata.obs["time"] - 0.3)))], "consensus")
+    assert spearmanr(adata.obs["time"], adata.obs["consensus_pseudotime"]).statistic < right - 0.08
+
+
+def test_root_among_wrong_names_and_apart(prepared):
+    adata = prepared.copy()
+    names = adata.obs["clusters"].astype(str).to_numpy()
+    names[np.argsort(adata.obs["time"])[2:24:7]] = "late"
+    adata.obs["clusters"] = names
+    assert adata.obs["time"].iloc[pp.choose_root_cell(adata, "early")] < 0.08
+    inside = names == "early"
+    graph = sp.lil_matrix(adata.obsp["connectivities"])
+    graph[np.ix_(inside, ~inside)] = graph[np.ix_(~inside, inside)] = 0
+    adata.obsp["connectivities"] = sp.csr_matrix(graph)
+    assert names[pp.choose_root_cell(adata, "early")] == "early"
+
+
+def test_root_needs_a_graph():
+    adata = counts()
+    adata.obsm["X_pca"] = np.zeros((adata.n_obs, 2))
+    with pytest.raises(KeyError, match=r"adata.obsp\['connectivities'\].*scanpy.pp.neighbors"):
+        pp.choose_root_cell(adata, "early")
 
 
 def test_a_given_pseudotime_is_used_as_it_is():

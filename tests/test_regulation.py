@@ -207,22 +207,37 @@ def test_contraction_is_minus_the_mean_diagonal(cells):
     assert compute_regulation(linear(-1.5 * np.eye(3)), *cells).contraction == pytest.approx([1.5])
 
 
-def test_toggle_switches_are_found_through_a_pca_from_the_order_of_cells():
+def test_toggle_switches_are_found_through_a_pca_from_the_order_of_cells(caplog):
     adata = datasets.tree(n_cells=800, preprocess=False)
     pca = PCA(20, random_state=0)
     adata.obsm["X_pca"] = pca.fit_transform(adata.X)
     adata.varm["PCs"] = pca.components_.T
     graph = kneighbors_graph(adata.obsm["X_pca"], 15)
     adata.obsp["connectivities"] = sp.csr_matrix(graph.maximum(graph.T))
-    # Contraction is that of the relaxation: none is kept by default.
-    kernel = OTVelocityKernel(adata, time_key="true_time").compute_velocity(relaxation=0.3, show_progress_bar=False)
-    kernel.fit_field(show_progress_bar=False)
     pairs = [("BranchA", "BranchB"), ("FateA1", "FateA2"), ("FateB1", "FateB2")]
-    contraction = float(kernel.compute_regulation().contraction[0])
     genes = [gene for pair in pairs for gene in pair]
-    found = kernel.compute_regulation(genes, degradation=contraction).matrix("all")
-    assert all(found.loc[a, b] < -0.1 and found.loc[b, a] < -0.1 for a, b in pairs)
-    assert (np.diag(found) > 0).all()
+    quiet = {"show_progress_bar": False}
+
+    def is_found(kernel: OTVelocityKernel, **options: float) -> bool:
+        found = kernel.compute_regulation(genes, **options).matrix("all")
+        repressed = [found.loc[a, b] for pair in pairs for a, b in (pair, pair[::-1])]
+        return bool(max(repressed) < -0.1 and np.diag(found).min() > 0)
+
+    kernel = OTVelocityKernel(adata, time_key="true_time").fit_field(**quiet)
+    assert is_found(kernel)
+    # Nothing brings cells together by default. A decay that is not there cannot be taken off, and the answer says so.
+    contraction = float(kernel.compute_regulation().contraction[0])
+    assert contraction < 0
+    with pytest.raises(ValueError, match=r"leave `degradation` out, as in `.compute_regulation\(genes\)`"):
+        kernel.compute_regulation(genes, degradation=contraction)
+    with caplog.at_level(logging.WARNING, "cellrank_velot"):
+        kernel.compute_regulation(genes, degradation=1.0)
+    assert "holds no decay that `degradation` could take off. Leave `degradation` out" in caplog.text
+    # Relaxation does, and is taken off again.
+    kernel.compute_velocity(relaxation=0.5, **quiet).fit_field(**quiet)
+    caplog.clear()
+    assert is_found(kernel, degradation=float(kernel.compute_regulation().contraction[0]))
+    assert not caplog.text
 
 
 # ----------------------------------------------------------------------------------------- groups and bootstrap

@@ -1,12 +1,14 @@
 """Smoothed cells: noise goes, curves stay, parts stay apart, and the new graph is the one of a search by hand."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy.stats import ortho_group
 from sklearn.neighbors import kneighbors_graph
 
-from cellrank_velot.graph import SmoothedCells, smooth_cells, smoothing
+from cellrank_velot.graph import SmoothedCells, smooth_cells
 
 
 def neighbors(x: np.ndarray, k: int = 15) -> sp.csr_matrix:
@@ -137,7 +139,8 @@ def test_blocks_and_jobs_do_not_matter(monkeypatch, n_jobs: int):
     x, time, _ = curve(400, noise=0.15)
     graph = neighbors(x)
     whole = smooth_cells(x, time, graph, 2)
-    monkeypatch.setattr(smoothing, "BLOCK_CELLS", 37)
+    for name in ("smoothing", "residuals"):
+        monkeypatch.setattr(import_module(f"cellrank_velot.graph.{name}"), "BLOCK_CELLS", 37)
     assert_same(smooth_cells(x, time, graph, 2, n_jobs=n_jobs), whole, rtol=0)
 
 

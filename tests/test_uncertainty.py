@@ -54,6 +54,15 @@ def test_angles_grow_with_the_level_and_end_at_the_opposite(kernel: OTVelocityKe
         kernel.uncertainty.angle(1)
 
 
+def test_beyond_1000_cells_the_angle_does_not_shrink_as_the_spread_does():
+    """Halves of many cells agree more, and err together as before."""
+    found = {n: Uncertainty(np.full(n, 0.01), np.zeros((n, 2)), 4) for n in (300, 1000, 4000)}
+    angles = {n: of.angle(0.5)[0] for n, of in found.items()}
+    assert angles[300] == angles[1000]
+    chords = {n: np.sin(np.radians(angle) / 2) ** 2 for n, angle in angles.items()}
+    assert chords[4000] / chords[1000] == pytest.approx(4**0.5)
+
+
 def test_standard_deviation_has_the_size_of_the_expected_deviation(kernel: OTVelocityKernel):
     uncertainty, speed = kernel.uncertainty, np.linalg.norm(kernel.velocity, axis=1)
     size = np.sqrt(np.sum(uncertainty.std**2, axis=1)) / speed

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,8 @@ Edge = tuple[str, str, float]
 
 _FRACTION_UNRELATED = 0.3
 _PRIVATE_NOISE = 0.2
+# Cells that targets are named by, the noise that lets them decide, and the spread below which a target does not change.
+_N_WITNESSES, _DECIDING_SD, _CHANGE = 200, 0.02, 0.05
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ class Network:
 def draw_network(circuit: Circuit, n_genes: int, rng: np.random.Generator) -> Network:
     """Surround a circuit with unrelated genes and with targets, each regulated by up to two genes of the circuit.
 
-    Of the genes outside the circuit 70 % are targets, equally many of each gene of the circuit.
+    Of the genes outside the circuit 70 % are targets, equally many of each gene of the circuit. A target is called
+    after the gene of the circuit that it goes with where the process ends: one that ``FateA`` represses is a
+    ``FateBTarget``.
     """
     genes = list(circuit.bias)
     n_circuit = len(genes)
@@ -111,9 +116,12 @@ def draw_network(circuit: Circuit, n_genes: int, rng: np.random.Generator) -> Ne
     )
     rate = rng.uniform(0.7, 2.0, size=n_genes)
     rate[:n_circuit] = [circuit.rates.get(name, 1.0) for name in genes]
-    targets = [f"{genes[i]}Target{n // n_circuit + 1}" for n, i in enumerate(first)]
-    return Network(
-        names=(*genes, *targets, *(f"Unrelated{i + 1}" for i in range(n_unrelated))),
+    network = Network(
+        names=(
+            *genes,
+            *(f"Target{i + 1}" for i in range(n_targets)),
+            *(f"Unrelated{i + 1}" for i in range(n_unrelated)),
+        ),
         roles=("circuit",) * n_circuit + ("target",) * n_targets + ("unrelated",) * n_unrelated,
         weights=weights,
         bias=bias,
@@ -123,6 +131,35 @@ def draw_network(circuit: Circuit, n_genes: int, rng: np.random.Generator) -> Ne
         base=rng.uniform(0.5, 1.5, size=n_genes),
         amplitude=rng.uniform(0.8, 2.0, size=n_genes),
     )
+    named, counts = [], Counter[str]()
+    for gene in _partners(network, circuit):
+        counts[gene] += 1
+        named.append(f"{gene}Target{counts[gene]}")
+    return replace(network, names=(*genes, *named, *network.names[n_circuit + n_targets :]))
+
+
+def _partners(network: Network, circuit: Circuit) -> list[str]:
+    """Return for each target the gene of the circuit with which it is most correlated among cells at the end.
+
+    Of one that is the same in all of them, it is the gene with which it rises or falls along the whole process.
+    """
+    rng, n_circuit = np.random.default_rng(0), network.n_circuit
+    targets = np.flatnonzero(np.array(network.roles) == "target")
+    alone = {name: getattr(network, name)[:n_circuit] for name in ("names", "weights", "bias", "rate", "noise")}
+    state = np.array([[start.get(name, 0.0) for name in alone["names"]] for start in circuit.starts])
+    state = np.tile(state, (_N_WITNESSES // len(state), 1))
+    late = np.full(len(state), circuit.duration)
+    found = []
+    for time in (late, rng.uniform(0, circuit.duration, len(state))):
+        x = integrate(replace(network, **alone), state, time, process_sd=_DECIDING_SD, rng=rng)
+        # Without the lag and the noise of the targets themselves.
+        x = np.concatenate([x, expit(x @ network.weights[targets].T + network.bias[targets])], axis=1)
+        spread = x.std(axis=0)
+        centred = (x - x.mean(axis=0)) / np.maximum(spread, _CHANGE)
+        similarity = centred[:, n_circuit:].T @ centred[:, :n_circuit]
+        found.append((similarity, spread[n_circuit:] > _CHANGE))
+    (at_end, changes), (along, _) = found
+    return [network.names[i] for i in np.where(changes, at_end.argmax(axis=1), np.abs(along).argmax(axis=1))]
 
 
 def integrate(

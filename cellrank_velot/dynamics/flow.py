@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ from cellrank_velot.dynamics.drift import confined, diffusing, drift_of
 from cellrank_velot.dynamics.fields import Field
 from cellrank_velot.dynamics.motion import Motion, move
 from cellrank_velot.dynamics.options import SIGNS, FlowOptions
-from cellrank_velot.dynamics.paths import Trajectories, join
+from cellrank_velot.dynamics.paths import Status, Trajectories, join
 from cellrank_velot.dynamics.solvers import OdeStep, SdeStep, Step
 from cellrank_velot.dynamics.starts import check_starts
 
 __all__ = ["simulate_flow"]
+
+logger = logging.getLogger("cellrank_velot")
 
 # Noise carries a particle to and fro between two steps of the flow: an exact search for each would be in vain.
 SEARCH_EVERY = 0.25
@@ -56,7 +59,7 @@ def simulate_flow(
     options
         Number of particles, noise, direction, steps and limits. The kernel's method
         :meth:`~cellrank_velot.OTVelocityKernel.simulate_flow` explains each of them, under the same name. Memory grows
-        with ``n_particles * n_steps / save_every``.
+        with the number of particles, and of steps that they take, over ``save_every``.
     clusters
         Cluster of each cell, of length ``n_cells``. Particles have no fates where not given.
     terminal_clusters
@@ -70,7 +73,7 @@ def simulate_flow(
 
     Returns
     -------
-    The paths; :meth:`Trajectories.fates` counts where they came to.
+    The paths; :meth:`Trajectories.fates` counts where they came to. A message says how many came to no fate.
 
     Raises
     ------
@@ -114,4 +117,17 @@ def simulate_flow(
             step = SdeStep(diffusing(drift, motion.near, options), motion.region.n_neighbors, generator)
         begin = x[chosen] + scale * rng.normal(size=(chosen.size, x.shape[1]))
         found.append(move(motion, step, begin, time[chosen], chosen, show_progress_bar=run.show_progress_bar))
-    return join(found)
+    paths = join(found)
+    _tell(paths)
+    return paths
+
+
+def _tell(paths: Trajectories) -> None:
+    """Say how many particles came to no fate, and why; warn where they are more than a tenth."""
+    lost = int(paths.without_fate.sum())
+    if not lost:
+        return
+    counts = [(status, int((paths.status[paths.without_fate] == status).sum())) for status in Status]
+    why = ", ".join(f"{count} {status.message}" for status, count in counts if count)
+    level = logging.WARNING if lost > len(paths) / 10 else logging.INFO
+    logger.log(level, "%d of %d particles came to no fate: %s", lost, len(paths), why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ __all__ = ["Motion", "move"]
 
 # A particle whose time moves ends where the time of the cells begins or ends.
 TIME_RANGE = (0.0, 1.0)
+# Steps at least over which a mean position is taken.
+FEWEST_STEPS = 4
 # A particle is looked at again after it has moved by this share of the spacing of the cells: it cannot have left the
 # data, or come to another cluster, without moving, and looking costs more than moving.
 LOOK_EVERY = 0.5
@@ -41,6 +44,7 @@ class Motion:
     clusters: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))  # names
     targets: NDArray[np.int64] | None = None  # clusters to arrive at
     sign: int = 1  # 1 for forward in time, -1 for backward
+    to_targets_only: bool = False  # whether a particle ends where it comes to a target, before it leaves it
 
     @classmethod
     def of(
@@ -95,18 +99,18 @@ def move(
 ) -> Trajectories:
     """Move particles from ``x [n_particles, n_dims]`` at ``time`` and from the cells ``start_ix``, until each ends."""
     crowd = _Crowd(motion, x, time)
-    n_steps = motion.options.n_steps
+    n_steps = motion.options.most_steps
     clock = motion.sign if motion.options.time_from == "path" else 0
     # Few particles make small products: to hand them out to threads costs more than they do.
     threads = single_thread(motion.device) if len(x) < MANY_PARTICLES else nullcontext()
     with (
         threads,
         torch.no_grad(),
-        tqdm(total=n_steps, desc="motion", unit="step", disable=not show_progress_bar) as bar,
+        tqdm(total=len(x), desc="motion", unit="particle", disable=not show_progress_bar) as bar,
     ):
         for number in range(1, n_steps + 1):
             crowd.advance(step, number, clock)
-            bar.update()
+            bar.update(len(x) - bar.n - crowd.active.numel())
             if crowd.active.numel() == 0:
                 break
         crowd.end(torch.ones_like(crowd.active, dtype=torch.bool), Status.OUT_OF_STEPS, n_steps)
@@ -133,6 +137,7 @@ class _Crowd:
         self.seen = _Sighting(step, self.x.clone(), self.time.clone(), label)
         self.target = self.seen.copy()
         self.passed = torch.zeros(n, dtype=torch.bool, device=device)  # came to a target and left it
+        self.rest = _Rest.of(motion, self.x)
         self.kept: list[tuple[NDArray[np.int64], int, NDArray[np.float64], NDArray[np.float64]]] = []
         self._keep(0)
 
@@ -150,6 +155,8 @@ class _Crowd:
         self.end(self.passed[self.active], Status.ARRIVED, number)
         waited = (number - self.seen.step[self.active]) * step_size
         self.end(waited * self.motion.min_speed > self.look_after, Status.STALLED, number)
+        if self.rest is not None:
+            self.end(self.rest.found(self.active, self.x), Status.STALLED, number)
         if clock:
             self.end(self._time_left(clock) <= 1e-9 * step_size, Status.END_OF_TIME, number)
         if number % self.options.save_every == 0:
@@ -179,6 +186,7 @@ class _Crowd:
             self.passed[ids] = been & ~there
             at, label = at[there], label[there]
             self.target.note(self.active[at], number, self.x[at], self.time[at], label)
+            self.passed[self.active[at]] = self.motion.to_targets_only
         return outside
 
     def end(self, which: torch.Tensor, status: Status, number: int) -> None:
@@ -208,10 +216,34 @@ class _Crowd:
             ids, x, time = (tensor.cpu().numpy().copy() for tensor in arrays)
             self.kept.append((ids, number, x, time))
 
+    def _cut_at_rest(self, last: _Sighting) -> None:
+        """Let particles at rest end at their first point within the scatter of the rest, if the cluster is the same."""
+        if self.rest is None or not self.rest.at.any():
+            return
+        known = np.zeros(len(self.status), dtype=bool)
+        for ids, number, x, time in self.kept:
+            which = torch.tensor(ids, device=self.x.device)
+            points = torch.tensor(x, device=self.x.device)
+            near = (points - self.rest.last[which]).square().sum(dim=1) <= self.rest.spread[which]
+            near &= self.rest.at[which] & (number < last.step[which])
+            new = near.cpu().numpy() & ~known[ids]
+            if not new.any():
+                continue
+            known[ids[new]] = True
+            which, points = which[new], points[new]
+            ratio, label = self.region.look(points, self.region.nearest(points))
+            good = (label == last.label[which]) & (ratio <= self.options.max_distance)
+            times = torch.tensor(time[new], device=points.device)
+            last.note(which[good], number, points[good], times[good], label[good])
+
     def result(self, start_ix: NDArray[np.int64]) -> Trajectories:
-        """Return the paths, each up to the last point among the data, or in a target where it came to one."""
+        """Return the paths, each up to the last point among the data, or in a target where it came to one.
+
+        One at rest ends where it came to rest: what follows is noise.
+        """
         arrived = self.target.step > 0
         last = self.seen.where(arrived, self.target)
+        self._cut_at_rest(last)
         status = torch.where(arrived, int(Status.ARRIVED), self.status)
         end = last.step.cpu().numpy()
         number = np.concatenate([np.full(ids.size, step) for ids, step, _, _ in self.kept])
@@ -238,6 +270,56 @@ class _Crowd:
             n_tried=int(end.size),
             targets=np.empty(0, dtype=np.int64) if self.targets is None else self.targets.cpu().numpy(),
         )
+
+
+@dataclass(eq=False)
+class _Rest:
+    """Which particles have come to rest although noise, or a small circle, moves them to and fro.
+
+    Mean positions over two spans of time, one after the other, then differ by less than the particle's scatter within
+    them. On a straight way they differ by 3.5 times as much, and by twice as much where noise alone carries it along.
+    """
+
+    n_steps: int  # in a span: at the slowest speed, as many as to pass the spacing of the cells
+    last: torch.Tensor  # mean position over the last span, [n_particles, n_dims]
+    spread: torch.Tensor  # mean squared distance from it, [n_particles]
+    total: torch.Tensor  # sum over this span of the way from that mean, and of its square
+    square: torch.Tensor
+    at: torch.Tensor  # whether each has been found, [n_particles]
+    number: int = 0
+
+    @classmethod
+    def of(cls, motion: Motion, x: torch.Tensor) -> _Rest | None:
+        """Return the search for particles at rest; nothing where there is no slowest speed."""
+        waits = motion.min_speed * motion.options.step_size
+        steps = motion.region.typical_spacing / waits if waits > 0 else math.inf
+        if not steps < motion.options.most_steps:
+            return None
+        zero = torch.zeros_like(x[:, 0])
+        n_steps = max(math.ceil(steps), FEWEST_STEPS)
+        at = torch.zeros_like(zero, dtype=torch.bool)
+        return cls(n_steps, x.clone(), zero, torch.zeros_like(x), zero.clone(), at)
+
+    def found(self, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add positions ``x [n_active, n_dims]`` of particles ``ids``, and return which of them are at rest."""
+        self.number += 1
+        way = x - self.last[ids]
+        self.total[ids] += way
+        self.square[ids] += way.square().sum(dim=1)
+        if self.number % self.n_steps:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        shift = self.total[ids] / self.n_steps
+        moved = shift.square().sum(dim=1)
+        spread = self.square[ids] / self.n_steps - moved
+        rests = moved < (spread + self.spread[ids]) / 2
+        self.last[ids] += shift
+        self.spread[ids] = spread
+        self.total.zero_()
+        self.square.zero_()
+        # The first span has none before it: its way is that from the start.
+        rests &= self.number > self.n_steps
+        self.at[ids] = rests
+        return rests
 
 
 @dataclass(frozen=True, eq=False)

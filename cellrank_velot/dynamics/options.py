@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,8 @@ Direction = Literal["forward", "backward", "both"]
 Method = Literal["euler", "rk4", "dopri5"]
 TimeFrom = Literal["cells", "path", "start"]
 
+# A slow speed limit or a short step must not make a run endless.
+MOST_STEPS = 10_000
 # Signs of time, by direction.
 SIGNS: dict[str, tuple[int, ...]] = {"forward": (1,), "backward": (-1,), "both": (1, -1)}
 
@@ -23,7 +26,7 @@ class MotionOptions(Options):
     """Options that trajectories and flow share."""
 
     direction: Direction = "forward"
-    n_steps: int = 300
+    n_steps: int | None = None
     step_size: float = 0.005
     save_every: int = 1
     time_from: TimeFrom = "cells"
@@ -36,7 +39,9 @@ class MotionOptions(Options):
     def __post_init__(self) -> None:
         """Check them."""
         check_choice("direction", self.direction, Direction)
-        for name in ("n_steps", "save_every", "n_neighbors"):
+        if self.n_steps is not None:
+            check_integer("n_steps", self.n_steps, low=1)
+        for name in ("save_every", "n_neighbors"):
             check_integer(name, getattr(self, name), low=1)
         check_seed(self.random_state)
         check_number("step_size", self.step_size, low=0, high=1, open_low=True)
@@ -44,6 +49,20 @@ class MotionOptions(Options):
         check_number("confine", self.confine, low=0)
         check_choice("time_from", self.time_from, TimeFrom)
         check_number("min_speed", self.min_speed, low=0)
+
+    @property
+    def most_steps(self) -> int:
+        """Number of steps after which a run ends: ``n_steps``, or as many as the slowest particle may need.
+
+        A particle slower than ``min_speed`` has stalled, so the whole of time takes one at most ``1 / min_speed`` of
+        it, in steps of ``step_size``. With a time that moves along the path, the whole of time is enough.
+        """
+        if self.n_steps is not None:
+            return self.n_steps
+        if self.time_from == "path":
+            return math.ceil(1 / self.step_size) + 1
+        slowest = max(self.min_speed * self.step_size, 1 / MOST_STEPS)
+        return max(math.ceil(1 / slowest - 1e-9), math.ceil(1 / self.step_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +72,11 @@ class TrajectoryOptions(MotionOptions):
     Examples
     --------
     >>> options = dynamics.TrajectoryOptions(n_trajectories=5, direction="backward")
-    >>> options.n_steps, options.method
-    (400, 'rk4')
+    >>> options.most_steps, options.method
+    (2000, 'rk4')
     """
 
     n_trajectories: int = 20
-    n_steps: int = 400
     method: Method = "rk4"
     rtol: float = 1e-4
     atol: float = 1e-6
@@ -80,7 +98,7 @@ class FlowOptions(MotionOptions):
 
     Examples
     --------
-    >>> dynamics.FlowOptions(n_particles=50, diffusion=0.5).n_steps
+    >>> dynamics.FlowOptions(n_particles=50, n_steps=300).most_steps
     300
     """
 

@@ -140,6 +140,8 @@ class Trajectories(Stage):
         counts = Counter(self.statuses)
         names = Counter(str(self.clusters[code]) for code in self.end_cluster if code >= 0)
         most = [", ".join(f"{name}: {n}" for name, n in found.most_common(4)) for found in (counts, names)]
+        lost = int(self.without_fate.sum())
+        most.append(f"without a fate: {lost}" if lost else "")
         return f"Trajectories[n={len(self)}{''.join(f'; {text}' for text in most if text)}]"
 
     @property
@@ -171,6 +173,15 @@ class Trajectories(Stage):
     def ends(self) -> NDArray[np.float64]:
         """Last point of each path, shape ``[n_trajectories, n_dims]``."""
         return self.x[self.offsets[1:] - 1]
+
+    @property
+    def without_fate(self) -> NDArray[np.bool_]:
+        """Which particles came to no fate, shape ``[n_trajectories]``.
+
+        They ran out of steps, left the data, or, where there are clusters to arrive at, ended elsewhere.
+        """
+        lost = np.isin(self.status, [Status.OUT_OF_STEPS, Status.LEFT_DATA])
+        return np.asarray(self.status != Status.ARRIVED if self.targets.size else lost)
 
     @property
     def statuses(self) -> list[str]:

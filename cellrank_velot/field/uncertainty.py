@@ -30,7 +30,10 @@ logger = logging.getLogger("cellrank_velot")
 # Of the logarithm of the true squared deviation over the spread of the members, on the simulated families of counts in
 # `tests/benchmarks/calibration.py`: its mean over families, the mean of the worst family, and its standard deviation
 # within a family.
-LOG_RATIO_MEAN, LOG_RATIO_WORST, LOG_RATIO_STD = 1.0, 1.7, 0.9
+LOG_RATIO_MEAN, LOG_RATIO_WORST, LOG_RATIO_STD = 0.97, 1.72, 1.0
+# With more cells halves agree more, while the error that they share stays: by how much the logarithm grows with that of
+# the number of cells, beyond the number that the constants are of.
+LOG_RATIO_SLOPE, USUAL_CELLS = 0.5, 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +66,8 @@ class Uncertainty(Stage):
         """Return a bound: an angle within which the true direction lies in at least a share of the cells.
 
         The members share errors, and how large these are depends on the data and cannot be seen in them. So the angle
-        is that of the worst of the simulated families that it was calibrated on. On most data more cells hold.
+        is that of the worst of the simulated families that it was calibrated on. On most data more cells hold. Beyond
+        1000 cells, where members agree more and err together as before, it is widened with the number of cells.
 
         Parameters
         ----------
@@ -75,7 +79,7 @@ class Uncertainty(Stage):
         Angles in degrees, at most 180, shape ``[n_cells]``.
         """
         check_number("level", level, low=0, high=1, open_low=True, open_high=True)
-        square = self.spread * np.exp(LOG_RATIO_WORST + LOG_RATIO_STD * norm.ppf(level))
+        square = self.spread * np.exp(_shared(self.spread.size) + LOG_RATIO_WORST + LOG_RATIO_STD * norm.ppf(level))
         return np.degrees(2 * np.arcsin(np.minimum(np.sqrt(square) / 2, 1.0)))
 
 
@@ -183,6 +187,11 @@ def _member(
     return field(x, time)
 
 
+def _shared(n_cells: int) -> float:
+    """Return by how much the logarithm of deviation over spread is larger than with the usual number of cells."""
+    return LOG_RATIO_SLOPE * np.log(max(n_cells / USUAL_CELLS, 1.0))
+
+
 def _directions(velocity: NDArray[np.float64]) -> NDArray[np.float64]:
     length = np.linalg.norm(velocity, axis=1, keepdims=True)
     return velocity / np.where(length > 0, length, 1.0)
@@ -198,5 +207,5 @@ def _std(
     around = square + graph @ square
     total = around.sum(axis=1, keepdims=True)
     profile = np.divide(around, total, out=np.full_like(around, 1 / square.shape[1]), where=total > 0)
-    expected = spread * np.exp(LOG_RATIO_MEAN + LOG_RATIO_STD**2 / 2)
+    expected = spread * np.exp(_shared(spread.size) + LOG_RATIO_MEAN + LOG_RATIO_STD**2 / 2)
     return np.asarray(speed[:, None] * np.sqrt(expected[:, None] * profile))

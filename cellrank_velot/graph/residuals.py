@@ -1,4 +1,4 @@
-"""The residual of each cell, which is the way to its neighbours' mean."""
+"""The mean of the neighbours of each cell, and its residual, which is the way there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,33 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.parallel import blocks, run
 from cellrank_velot.graph.compiled import neighbor_means
 
-__all__ = ["residuals"]
+__all__ = ["means_over", "residuals"]
 
 # Cells of one task.
-BLOCK_CELLS = 32_768
+BLOCK_CELLS = 8192
+
+
+def means_over(
+    graph: sp.csr_matrix,
+    values: NDArray[np.float64],
+    cells: NDArray[np.int64] | None = None,
+    *,
+    n_jobs: int | None = None,
+) -> NDArray[np.float64]:
+    """Return the weighted mean of the neighbours of each cell, or each of ``cells``, ``[n_cells, n_values]``.
+
+    A cell without neighbours keeps its own values.
+    """
+    rows = np.arange(values.shape[0]) if cells is None else cells
+    parts = [slice(*part) for part in blocks(rows.size, BLOCK_CELLS)]
+    weights = np.asarray(graph.data, dtype=np.float64)
+    shared = (np.ascontiguousarray(values, dtype=np.float64), graph.indptr, graph.indices, weights)
+    out = np.empty((rows.size, values.shape[1]))
+    found = run(neighbor_means, [(rows[part],) for part in parts], shared, n_jobs=n_jobs)
+    with closing(found):
+        for part, mean in zip(parts, found, strict=True):
+            out[part] = mean
+    return out
 
 
 def residuals(
@@ -28,14 +51,9 @@ def residuals(
 
     It is zero for a cell without neighbours.
     """
-    rows = np.arange(x.shape[0]) if cells is None else cells
-    x = np.ascontiguousarray(x, dtype=np.float64)
-    weights = np.asarray(graph.data, dtype=np.float64)
-    parts = [slice(*part) for part in blocks(rows.size, BLOCK_CELLS)]
-    shared = (x, graph.indptr, graph.indices, weights)
-    means = run(neighbor_means, [(rows[part],) for part in parts], shared, n_jobs=n_jobs)
-    out = np.empty((rows.size, x.shape[1]))
-    with closing(means):
-        for part, mean in zip(parts, means, strict=True):
-            np.subtract(mean, x[rows[part]], out=out[part])
+    out = means_over(graph, x, cells, n_jobs=n_jobs)
+    if cells is None:
+        return np.subtract(out, x, out=out)
+    for start, stop in blocks(cells.size, BLOCK_CELLS):
+        out[start:stop] -= x[cells[start:stop]]
     return out

@@ -13,7 +13,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.parallel import blocks, run
-from cellrank_velot.graph.compiled import nearest_around, neighbor_means
+from cellrank_velot.graph.compiled import nearest_around
+from cellrank_velot.graph.residuals import means_over
 
 __all__ = ["SmoothedCells", "means_over", "nearest_cells", "smooth_cells", "smoothed"]
 
@@ -87,19 +88,6 @@ def smoothed(
     for _ in range(n_steps):
         smooth = (smooth + means_over(graph, smooth, n_jobs=n_jobs)) / 2
     return smooth.reshape(values.shape)
-
-
-def means_over(graph: sp.csr_matrix, values: NDArray[np.float64], *, n_jobs: int | None = None) -> NDArray[np.float64]:
-    """Return the weighted mean of the neighbours of each cell, ``[n_cells, n_values]``; its own where it has none."""
-    parts = [slice(*part) for part in blocks(values.shape[0], BLOCK_CELLS)]
-    rows = np.arange(values.shape[0])
-    shared = (np.ascontiguousarray(values), graph.indptr, graph.indices, np.asarray(graph.data, dtype=np.float64))
-    out = np.empty_like(values)
-    found = run(neighbor_means, [(rows[part],) for part in parts], shared, n_jobs=n_jobs)
-    with closing(found):
-        for part, mean in zip(parts, found, strict=True):
-            out[part] = mean
-    return out
 
 
 def _nearest(x: NDArray[np.float64], graph: sp.csr_matrix, n_jobs: int | None) -> sp.csr_matrix:

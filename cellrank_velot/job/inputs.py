@@ -144,7 +144,7 @@ def _time_from_root(adata: AnnData, basis: str, options: JobOptions) -> str:
     if options.root_cell is not None:
         root = int(adata.obs_names.get_loc(options.root_cell))
     else:
-        root = choose_root_cell(adata, str(options.root_cluster), str(options.cluster_key))
+        root = choose_root_cell(adata, str(options.root_cluster), str(options.cluster_key), basis=basis)
     set_pseudotime(adata, [root], options.pseudotime, basis=basis)
     logger.info("Computed a %s pseudotime from cell %r", options.pseudotime, str(adata.obs_names[root]))
     return PSEUDOTIME_KEYS[options.pseudotime]

@@ -323,7 +323,13 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """Confidence in the transport velocity of each cell, from 0 to 1, shape ``[n_cells]``.
+        """Confidence in the raw velocity of each cell, from 0 to 1, shape ``[n_cells]``.
+
+        For a pseudotime it is the cosine to the true direction that is to be expected: near 1 where positions around
+        the cell change with time and little else, low where they scatter, and 0 where time falls along the velocity, as
+        where transport contradicts the regression. It is calibrated on simulated counts; in a single data set the mean
+        may be off by 0.1. It does not see a time that is wrong. For real time points, and without regression, it is
+        relative to the best cell. See :attr:`transport` ``.confidence`` for the formula.
 
         Examples
         --------
@@ -351,7 +357,10 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
 
     @property
     def raw_velocity(self) -> NDArray[np.float64]:
-        """Transport velocity, in units of the basis per unit of time, shape ``[n_cells, n_dims]``.
+        """Velocity before the field, in units of the basis per unit of time, shape ``[n_cells, n_dims]``.
+
+        For a pseudotime it is the mean of transport and of a regression on time, and transport alone with
+        ``compute_velocity(regression=False)`` and for real time points.
 
         Cells without an estimate are NaN, never zero.
 

@@ -65,7 +65,7 @@ class Dynamics(BaseVelocityKernel):
         cluster_key: str | None = None,
         direction: Direction | None = None,
         n_trajectories: int = TrajectoryOptions.n_trajectories,
-        n_steps: int = TrajectoryOptions.n_steps,
+        n_steps: int | None = TrajectoryOptions.n_steps,
         step_size: float = TrajectoryOptions.step_size,
         method: Method = TrajectoryOptions.method,
         rtol: float = TrajectoryOptions.rtol,
@@ -112,7 +112,9 @@ class Dynamics(BaseVelocityKernel):
         n_trajectories
             Number of trajectories, in each direction.
         n_steps
-            Largest number of steps.
+            Largest number of steps. Where not given, particles move until all have arrived, stalled or left the data,
+            or as long as one at ``min_speed`` takes for the whole of time: ``1 / (min_speed * step_size)`` steps, 2000
+            by default, and never more than 10 000.
         step_size
             Time of one step, as a share of the whole time. It must be short enough for particles to take several steps
             between one cell and the next.
@@ -228,7 +230,7 @@ class Dynamics(BaseVelocityKernel):
         cluster_key: str | None = None,
         direction: Direction | None = None,
         n_particles: int = FlowOptions.n_particles,
-        n_steps: int = FlowOptions.n_steps,
+        n_steps: int | None = FlowOptions.n_steps,
         step_size: float = FlowOptions.step_size,
         diffusion: float = FlowOptions.diffusion,
         noise_scale: float = FlowOptions.noise_scale,
@@ -272,10 +274,12 @@ class Dynamics(BaseVelocityKernel):
         direction
             ``"forward"`` or ``"backward"`` in time, or ``"both"``; that of the kernel where not given.
         n_particles
-            Number of particles, in each direction, spread over the starts evenly. Memory grows with ``n_particles *
-            n_steps / save_every``.
+            Number of particles, in each direction, spread over the starts evenly. Memory grows with the number of
+            particles, and of steps that they take, over ``save_every``.
         n_steps
-            Largest number of steps.
+            Largest number of steps. Where not given, particles move until all have arrived, stalled or left the data,
+            or as long as one at ``min_speed`` takes for the whole of time: ``1 / (min_speed * step_size)`` steps, 2000
+            by default, and never more than 10 000. A message says how many particles came to no fate.
         step_size
             Time of one step, as a share of the whole time.
         diffusion
@@ -300,7 +304,8 @@ class Dynamics(BaseVelocityKernel):
             cell lies at about 1.
         min_speed
             Speed below which a particle has stalled, as a share of the mean speed of the cells. It is measured
-            over half of the spacing of the cells.
+            over half of the spacing of the cells. A particle that noise moves to and fro has stalled where its mean
+            position moves by less than its scatter, over the time in which such a slow one passes the whole spacing.
         n_neighbors
             Number of nearest cells, five at least, that attract a particle, give its time and vote on its cluster.
         save_every

@@ -144,7 +144,7 @@ class Perturbations(BaseVelocityKernel):
         n_null: int = ShiftOptions.n_null,
         null_genes: Sequence[str] | None = None,
         level: float = ShiftOptions.level,
-        n_steps: int = FlowOptions.n_steps,
+        n_steps: int | None = FlowOptions.n_steps,
         step_size: float = FlowOptions.step_size,
         diffusion: float = FlowOptions.diffusion,
         time_from: TimeFrom = FlowOptions.time_from,
@@ -194,7 +194,8 @@ class Perturbations(BaseVelocityKernel):
         level
             Level of the intervals.
         n_steps
-            In pseudotime, largest number of steps.
+            In pseudotime, largest number of steps; where not given, until each particle has come to a fate or stalled,
+            as in :meth:`simulate_flow`.
         step_size
             In pseudotime, time of one step.
         diffusion

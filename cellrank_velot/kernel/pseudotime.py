@@ -47,9 +47,10 @@ class OTVelocityKernel(
 ):
     """Kernel which computes a transition matrix based on optimal-transport velocity.
 
-    Cells are grouped into windows of time, each window is transported to a later one, the displacements are smoothed
-    into a velocity field, and the field is compared with the displacement to each neighbour. No spliced and unspliced
-    counts are needed. The direction comes from the time given: the kernel cannot find it.
+    Cells are smoothed over their graph and grouped into windows of time. Each window is transported to a later one, and
+    position is regressed on time around each cell. A velocity field is fitted to the mean of both, and compared with
+    the displacement to each neighbour. No spliced and unspliced counts are needed. The direction comes from the time
+    given: the kernel cannot find it.
 
     Real time points, such as days, have a kernel of their own, :class:`~cellrank_velot.OTTimeSeriesKernel`, which this
     one returns for ``time_kind="experimental"``.
@@ -253,7 +254,8 @@ class OTVelocityKernel(
         The coupling of a pair of windows says where the mass of a cell goes, :math:`v^+` is the mean velocity to there,
         and :math:`v^-` the mean velocity from where it comes. Their mean is free of the cell's own noise. Half their
         difference returns the cell to its neighbours' mean :cite:`nelson:66`; a share F of it is kept: :math:`v = (v^+
-        + v^-) / 2 + F (v^+ - v^-) / 2`. Makes windows with default parameters where there are none.
+        + v^-) / 2 + F (v^+ - v^-) / 2`. By default the velocity is the mean of that and of a regression of position on
+        time, see ``regression``. Makes windows with default parameters where there are none.
 
         Parameters
         ----------
@@ -352,7 +354,8 @@ class OTVelocityKernel(
     ) -> Self:
         r"""Fit a smooth velocity field: a network of position and time, which has a velocity for any position.
 
-        The loss is the squared error, weighted by :attr:`confidence`, plus the penalties, all in standardised units.
+        The loss is the squared error plus the penalties, all in standardised units. A cell counts by how much time
+        varies around it, ``transport.fit_weight``; without regression, by its :attr:`confidence`.
         Neighbours may differ in how they return to their mean, each from its own side; that part of the velocity is
         taken off before neighbours are compared. Runs the steps before with default parameters where they were not run.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ from cellrank_velot.regulation import (
 )
 
 __all__ = ["Regulations"]
+
+logger = logging.getLogger("cellrank_velot")
 
 RegulationKind = Literal["heatmap", "network"]
 # Bins of time along trajectories where no number is asked for.
@@ -84,10 +87,9 @@ class Regulations(BaseVelocityKernel):
 
         A gene is changed together with all genes that the basis cannot tell from it. So an effect says whose velocity
         changes with whose level, and nothing of which protein binds where. On simulated circuits that are seen through
-        a PCA, genes that repress each other and activate themselves come out right from the velocity of a pseudotime,
-        after :attr:`~cellrank_velot.regulation.Regulation.contraction` is taken off. Over all effects, the
-        coexpression of two genes tells the sign more often than such a field does. Take an effect as a question to an
-        experiment.
+        a PCA, genes that repress each other mostly come out right from the velocity of a pseudotime with default
+        parameters and without ``degradation``. Over all effects, the coexpression of two genes tells the sign more
+        often than such a field does. Take an effect as a question to an experiment.
 
         Parameters
         ----------
@@ -119,7 +121,10 @@ class Regulations(BaseVelocityKernel):
         degradation
             Degradation rate per unit of the kernel's time, not negative: one for all genes, or one for each by name.
             Degradation makes the effect of a gene on itself smaller by its rate. It is taken off, so that the sign of
-            this effect is that of self-regulation.
+            this effect is that of self-regulation. It is for real time points. The velocity of a pseudotime has no
+            decay in it by default, so leave this out there; a warning says so. With
+            ``compute_velocity(relaxation=0.3)`` give :attr:`~cellrank_velot.regulation.Regulation.contraction`, such as
+            ``degradation=float(vk.compute_regulation().contraction[0])``.
         fields
             Fields to average over in place of the kernel's own, such as those of kernels of half the cells each. They
             share the replicates, so that the interval holds what the fields differ in.
@@ -173,6 +178,11 @@ class Regulations(BaseVelocityKernel):
         x, time, parts = self._points(cells, groups, n_bins, trajectories)
         run = Run(device=device)
         result = compute_regulation(field, x, time, parts, variables, degradation, options, run)
+        if fields is None and self._velocity_is_a_current and result.degradation.any():
+            logger.warning(
+                "The velocity of a pseudotime without relaxation holds no decay that `degradation` could take off. "
+                "Leave `degradation` out, as in `vk.compute_regulation(genes)`"
+            )
         self._regulation = (self.field, result)
         return result
 
@@ -308,6 +318,11 @@ class Regulations(BaseVelocityKernel):
         return draw(regulation, **kwargs)
 
     # -------------------------------------------------------------------------------------------------- private
+    @property
+    def _velocity_is_a_current(self) -> bool:
+        """Whether the velocity is that of a pseudotime without relaxation, which does not bring cells together."""
+        return self.settings.get("velocity", {}).get("relaxation") == 0
+
     def _variables(
         self,
         genes: Sequence[str] | str | None,

@@ -119,12 +119,13 @@ class FlowFates:
             self.field,
             self.x,
             self.time,
-            replace(self.options, save_every=self.options.n_steps),  # only the ends count
+            replace(self.options, save_every=self.options.most_steps),  # only the ends count
             clusters=self.clusters,
             targets=self.terminal_clusters,
             search_every=SEARCH_EVERY,
             device=self.run.device,
         )
+        motion = replace(motion, to_targets_only=True)
         size = max(MAX_PARTICLES // start_ix.size, 1)
         batches = [np.arange(i, min(i + size, len(variants))) for i in range(0, len(variants), size)]
         bar = tqdm(batches, desc="perturbed flow", unit="batch", disable=not self.run.show_progress_bar)

@@ -38,7 +38,9 @@ def confidence(
     cmap: str | Colormap = VALUES,
     **figure: Unpack[FigureOptions],
 ) -> Axes | None:
-    """Draw the confidence in the transport velocity of each cell. Cells without a transport velocity are grey.
+    """Draw the confidence in the raw velocity of each cell. Cells without such a velocity are grey.
+
+    For a pseudotime, the confidence is the cosine to the true direction that is to be expected.
 
     Parameters
     ----------
@@ -92,7 +94,7 @@ def uncertainty(
     cmap: str | Colormap | None = None,
     **figure: Unpack[FigureOptions],
 ) -> Axes | None:
-    """Draw the angle within which the true direction of each cell lies in two of three cells, in degrees.
+    """Draw the angle within which the true direction lies in at least two of three cells, in degrees.
 
     The smaller the angle, the surer the direction. Colours are those of :func:`confidence` reversed, so that a light
     cell is a sure one in both.
@@ -127,7 +129,7 @@ def uncertainty(
     adata = adata_of(data)
     x, name = read_embedding(adata, basis)
     values = estimate_of(data, "velocity_uncertainty")
-    label = "Uncertainty of the direction (degrees)\nlower is better; holds for two of three cells"
+    label = "Uncertainty of the direction (degrees)\nlower is better; a bound in 2 of 3 cells"
     cmap = VALUES.reversed() if cmap is None else cmap
     with drawing(figure, panel_size=(5.2, 4.0)) as canvas:
         scale = draw_values(canvas.ax, x, name, values, label=label, cmap=cmap, limits=(0.0, MAX_ANGLE), size=size)

@@ -10,12 +10,13 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import rankdata
 
 from cellrank_velot._utils.validation import check_choice, check_known
 from cellrank_velot.cells import read_basis, read_clusters
-from cellrank_velot.graph.geodesic import N_SMOOTHING, near_graph, never_falling, shortest_paths
-from cellrank_velot.graph.smoothing import smoothed
+from cellrank_velot.graph.geodesic import N_SMOOTHING, geodesic_distances, near_graph, never_falling, shortest_paths
+from cellrank_velot.graph.smoothing import means_over, smoothed
 
 __all__ = ["PSEUDOTIME_KEYS", "PseudotimeMethod", "as_list", "choose_root_cell", "known_clusters", "set_pseudotime"]
 
@@ -32,26 +33,30 @@ PSEUDOTIME_KEYS = {
 _N_DPT = 10
 # Steps by which the distance from the root is averaged over the neighbours.
 _N_STEPS_OF_TIME = 4
+# Steps by which the distance from the other clusters is smoothed.
+_N_STEPS_OF_DEPTH = 2
+# What counts as a branch that leaves the root cluster: so many cells, and such a share of all.
+_FEWEST_CELLS, _SMALLEST_BRANCH = 5, 0.01
 
 
-def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clusters") -> int:
-    r"""Choose the most extreme cell of a cluster in diffusion space.
+def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clusters", *, basis: str = "X_pca") -> int:
+    """Choose the cell of a cluster that lies farthest from all other clusters.
 
-    It is the cell of the cluster that lies farthest from the centroid of all cells outside. Squared distances are those
-    of diffusion pseudotime, :math:`\sum_k (\lambda_k / (1 - \lambda_k))^2 (\psi_k(x) - \psi_k(y))^2` over the diffusion
-    components :math:`\psi_k` with eigenvalues :math:`\lambda_k` :cite:p:`haghverdi:16`. Distances are first averaged
-    over each cell's neighbours in the cluster, so that no outlier is chosen. By custom one takes the extreme cell of a
-    diffusion component; here no component has to be chosen by eye.
+    Where one stretch of other cells leaves the cluster, this is a cell at its far end. Where several branches leave it
+    in different directions, it is a cell in its middle. A message says which. Distances are lengths of shortest paths
+    over smoothed positions, as in :func:`set_pseudotime`. A cell counts as one of the cluster where most of the nearest
+    cells do, and distances are averaged over these, so that no outlier is chosen.
 
     Parameters
     ----------
     adata
-        Annotated data with a diffusion map (``obsm["X_diffmap"]``, ``uns["diffmap_evals"]``) and
-        ``obsp["connectivities"]``.
+        Annotated data with positions and ``obsp["connectivities"]``.
     root_cluster
         Category of ``obs[cluster_key]``.
     cluster_key
         Column of `obs` with the clusters.
+    basis
+        Key in `obsm` of the positions.
 
     Returns
     -------
@@ -60,7 +65,7 @@ def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clus
     Raises
     ------
     KeyError
-        If `cluster_key`, the diffusion map or the neighbours are missing.
+        If `cluster_key`, the basis or the neighbours are missing.
     ValueError
         If `root_cluster` is unknown or holds every cell.
 
@@ -73,15 +78,33 @@ def choose_root_cell(adata: AnnData, root_cluster: str, cluster_key: str = "clus
     True
     """
     (name,) = known_clusters(adata, root_cluster, cluster_key)
-    position = _diffusion_position(adata)
-    check_known("adata.obsp", "connectivities", adata.obsp.keys(), "Call `scanpy.pp.neighbors(adata)` first.")
+    x, lengths = _smoothed_graph(adata, basis)
     inside = (adata.obs[cluster_key].astype(str) == name).to_numpy()
-    distance = np.linalg.norm(position[inside] - position[~inside].mean(axis=0), axis=1)
-    graph = sp.csr_matrix(adata.obsp["connectivities"])[inside][:, inside] + sp.identity(distance.size)
-    smooth = graph @ distance / np.asarray(graph.sum(axis=1)).ravel()
-    root = int(np.flatnonzero(inside)[np.argmax(smooth)])
-    logger.info("Chose cell %r of cluster %r as a root", str(adata.obs_names[root]), name)
+    near = lengths.sign()
+    # A single cell of another cluster among them is more likely a wrong name than the next stage.
+    outside = means_over(near, (~inside).astype(np.float64)[:, None]).ravel() > 0.5
+    outside = outside if (inside & ~outside).any() else ~inside
+    depth = geodesic_distances(lengths, np.flatnonzero(outside))
+    reached = np.isfinite(depth)
+    if (inside & reached).any():
+        depth = smoothed(np.where(reached, depth, 0.0), near, _N_STEPS_OF_DEPTH)
+    else:  # a part of its own
+        depth = -np.linalg.norm(x - x[inside].mean(axis=0), axis=1)
+    root = int(np.flatnonzero(inside)[np.argmax(depth[inside])])
+    _tell_root(str(adata.obs_names[root]), name, lengths, outside)
     return root
+
+
+def _tell_root(cell: str, cluster: str, lengths: sp.csr_matrix, outside: NDArray[np.bool_]) -> None:
+    """Say which root was chosen, and why: by how many branches leave its cluster, pieces of the graph outside it."""
+    _, piece = connected_components(lengths[outside][:, outside], directed=False)
+    size = np.bincount(piece)
+    n_branches = int((size >= max(_FEWEST_CELLS, _SMALLEST_BRANCH * outside.size)).sum())
+    if n_branches > 1:
+        where = f"{n_branches} branches leave it, so the root is the cell in the middle, farthest from all of them"
+    else:
+        where = "the other cells lie on one side of it, so the root is the cell at its far end"
+    logger.info("Chose cell %r of cluster %r as a root: %s", cell, cluster, where)
 
 
 def set_pseudotime(
@@ -151,11 +174,17 @@ def _diffusion_time(work: AnnData, roots: Sequence[int]) -> NDArray[np.float64]:
     return np.asarray(nearest / nearest.max())
 
 
+def _smoothed_graph(adata: AnnData, basis: str) -> tuple[NDArray[np.float64], sp.csr_matrix]:
+    """Return the smoothed positions, and the graph of the cells that are nearest there, with their distances."""
+    check_known("adata.obsp", "connectivities", adata.obsp.keys(), "Call `scanpy.pp.neighbors(adata)` first.")
+    graph = sp.csr_matrix(adata.obsp["connectivities"], dtype=np.float64)
+    x = smoothed(read_basis(adata, basis), graph, N_SMOOTHING)
+    return x, near_graph(x, graph)
+
+
 def _path_time(work: AnnData, roots: Sequence[int], method: str, basis: str) -> NDArray[np.float64]:
     """Return the geodesic pseudotime, or the consensus of it and the diffusion pseudotime."""
-    check_known("adata.obsp", "connectivities", work.obsp.keys(), "Call `scanpy.pp.neighbors(adata)` first.")
-    graph = sp.csr_matrix(work.obsp["connectivities"], dtype=np.float64)
-    lengths = near_graph(smoothed(read_basis(work, basis), graph, N_SMOOTHING), graph)
+    _, lengths = _smoothed_graph(work, basis)
     # Whether near or nearest, a cell counts as one: the lengths themselves hold their noise.
     near = lengths.sign()
     distance, before = shortest_paths(lengths, np.asarray(roots, dtype=np.int64))

@@ -98,9 +98,11 @@ class Regulation(Stage):
     def contraction(self) -> FloatArray:
         """Mean rate at which the drift brings cells together: minus the mean diagonal, shape ``[n_groups]``.
 
-        Between dimensions of the basis it has nothing to do with regulation. A field of a pseudotime contracts, too, as
-        it brings cells back to their path. Between genes, this adds the negative of what two genes share in the basis
-        to each of their effects. Given as ``degradation`` it is taken off again.
+        It is that of the whole regulation between dimensions of the basis, ``compute_regulation()`` without genes, and
+        has nothing to do with which gene drives which. Only a velocity with ``relaxation`` contracts, as it brings
+        cells back to their path: between genes, this adds the negative of what two genes share in the basis to each of
+        their effects, and given as ``degradation`` it is taken off again. By default there is no relaxation. Then this
+        is about zero or negative, cells drift apart, and there is nothing to take off.
         """
         return -np.asarray(np.diagonal(self.jacobian, axis1=1, axis2=2).mean(axis=1))
 
@@ -293,5 +295,8 @@ def _rates(degradation: float | FloatArray | Mapping[str, float], names: Sequenc
             f"Expected `degradation` of `{len(names)}` genes or one rate, found the shape `{rates.shape}`."
         )
     if not (np.isfinite(rates) & (rates >= 0)).all():
-        raise ValueError(f"Expected `degradation` to be finite and not negative, found `{degradation}`.")
+        raise ValueError(
+            f"Expected `degradation` to be finite and not negative, found `{degradation}`. A field whose `contraction` "
+            "is negative has none to take off: leave `degradation` out, as in `.compute_regulation(genes)`."
+        )
     return np.broadcast_to(rates, (len(names),)).copy()

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.stage import TINY, frozen
-from cellrank_velot.graph.smoothing import SmoothedCells, means_over
+from cellrank_velot.graph.residuals import means_over
+from cellrank_velot.graph.smoothing import SmoothedCells
 from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.velocity import TransportVelocity, compute_velocity
 from cellrank_velot.transport.windows import Windows
@@ -32,7 +33,17 @@ class Regression:
     """Slope of position over time around each cell."""
 
     velocity: NDArray[np.float64]  # [n_cells, n_dims], zero where time does not vary
+    covariance: NDArray[np.float64]  # of position and time, [n_cells, n_dims]
     time_variance: NDArray[np.float64]  # [n_cells]
+    variance: NDArray[np.float64]  # of position, sum over the dimensions, [n_cells]
+
+    def explained(self, velocity: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share of the variance of positions that goes with time along the direction of a velocity."""
+        length = np.linalg.norm(velocity, axis=1)
+        scale = length * np.sqrt(self.time_variance) * np.sqrt(self.variance)
+        along = np.maximum(np.einsum("ij,ij->i", velocity, self.covariance), 0.0)
+        share = np.divide(along, scale, out=np.zeros_like(scale), where=scale > TINY)
+        return np.minimum(share**2, 1.0)
 
 
 def regress_on_time(cells: SmoothedCells, *, n_jobs: int | None = None) -> Regression:
@@ -44,17 +55,19 @@ def regress_on_time(cells: SmoothedCells, *, n_jobs: int | None = None) -> Regre
     x, time = cells.x - cells.x.mean(axis=0), cells.time - cells.time.mean()
     n_dims, t = x.shape[1], time[:, None]
     walk = with_self(cells.graph)
-    values = np.hstack([x, t, x * t, t * t])
+    values = np.hstack([x, t, x * t, np.einsum("ij,ij->i", x, x)[:, None], t * t])
     for _ in range(REGRESSION_STEPS):
         values = means_over(walk, values, n_jobs=n_jobs)
     mean_x, mean_t = values[:, :n_dims], values[:, n_dims : n_dims + 1]
+    of_x = np.maximum(values[:, -2] - np.einsum("ij,ij->i", mean_x, mean_x), 0.0)
+    of_x[of_x < np.finfo(np.float64).eps * float(x.var(axis=0).sum())] = 0.0
     variance = values[:, -1:] - mean_t**2
     variance[variance < np.finfo(np.float64).eps * float(time.var())] = 0.0
-    covariance = values[:, n_dims + 1 : -1] - mean_x * mean_t
+    covariance = values[:, n_dims + 1 : -2] - mean_x * mean_t
     # Where time hardly varies the direction is known, but the speed is not: it would be huge.
     steady = np.maximum(variance, LEAST_VARIANCE * np.median(variance))
     velocity = np.divide(covariance, steady, out=np.zeros_like(covariance), where=variance > 0)
-    return Regression(velocity, variance[:, 0])
+    return Regression(velocity, covariance, variance[:, 0], of_x)
 
 
 def estimate_velocity(
@@ -75,7 +88,8 @@ def estimate_velocity(
     agreement = np.divide(product, length, out=np.zeros_like(product), where=length > TINY)
     share = np.clip(1 - agreement, LEAST_TRANSPORT, 1.0)
     share[~known], share[found.time_variance <= 0] = 0.0, 1.0
-    velocity = share[:, None] * current + (1 - share[:, None]) * found.velocity + transport.relaxation
+    mean = share[:, None] * current + (1 - share[:, None]) * found.velocity
+    velocity = mean + transport.relaxation
     unknown = ~known & (found.time_variance <= 0)
     velocity[unknown] = np.nan
     median = float(np.median(found.time_variance)) or 1.0
@@ -83,6 +97,7 @@ def estimate_velocity(
         transport,
         velocity=frozen(velocity),
         agreement=np.where(known, np.clip(agreement, -1.0, 1.0), 0.0),
+        explained=found.explained(mean),
         weight=np.where(unknown, 0.0, np.clip(found.time_variance / median, 1e-3, MAX_WEIGHT)),
     )
 

@@ -168,7 +168,7 @@ def speed() -> pd.DataFrame:
             if what == "every step kept" and name != "pancreas":
                 continue
             # Nobody ends early.
-            usual = {"n_particles": 10_000, "max_distance": 1e9, "min_speed": 0.0, "save_every": 10}
+            usual = {"n_steps": 300, "n_particles": 10_000, "max_distance": 1e9, "min_speed": 0.0, "save_every": 10}
             starts, flow = np.flatnonzero(cells.time < 0.1), FlowOptions(**{**usual, **options})
             start = time.perf_counter()
             simulate_flow(kernel.field, cells.x, cells.time, starts, flow)

@@ -26,6 +26,7 @@ import cellrank_velot as cv
 from cellrank_velot import metrics
 from cellrank_velot._utils.options import Run
 from cellrank_velot.graph import SmoothedCells, smooth_cells, smoothing
+from cellrank_velot.graph.residuals import means_over
 from cellrank_velot.transport import TransportOptions, WindowOptions, build_windows, estimate, estimate_velocity
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -111,7 +112,7 @@ def again(counts: Counts, *, from_raw: bool) -> SmoothedCells:
 def shrunk(counts: Counts) -> SmoothedCells:
     """Return the cells with each direction shrunk by the share that neighbours have in common, before all else."""
     x = counts.x - counts.x.mean(axis=0)
-    residual = x - smoothing.means_over(counts.graph, x, n_jobs=1)
+    residual = x - means_over(counts.graph, x, n_jobs=1)
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     white = vectors / np.sqrt(values)
     shares, directions = np.linalg.eigh(white.T @ (residual.T @ residual / len(x)) @ white)

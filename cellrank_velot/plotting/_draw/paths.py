@@ -130,13 +130,15 @@ class Frames:
     time: FloatArray  # at the place of each particle, [n_frames, n_particles]
     ended: NDArray[np.bool_]  # whether each has ended, [n_frames, n_particles]
     jumped: NDArray[np.bool_]  # whether each has jumped across the embedding since the last frame
+    n_lost: int = 0  # particles that came to no fate
 
     def title(self, frame: int) -> str:
-        """Return the share of the run, and how many particles have ended."""
+        """Return the share of the run, how many particles have ended, and at the end how many came to no fate."""
         ended = int(self.ended[frame].sum())
         share = float(self.share[frame])
         run = {0.0: "Start", 1.0: "End of the run"}.get(share, f"{share:.0%} of the run")
-        return f"{run}, {ended} ended" if ended else run
+        text = f"{run}, {ended} ended" if ended else run
+        return f"{text}, {self.n_lost} without a fate" if self.n_lost and share == 1.0 else text
 
 
 def frames_of(found: Trajectories, place: Place, n_frames: int) -> Frames:
@@ -165,7 +167,8 @@ def frames_of(found: Trajectories, place: Place, n_frames: int) -> Frames:
     steps = is_jump(place, np.diff(basis, axis=0).reshape(-1, found.n_dims), np.diff(x, axis=0).reshape(-1, 2))
     jumped[1:] = steps.reshape(n_frames - 1, len(found))
     ended = (clock >= lengths - 1) & (found.status != Status.OUT_OF_STEPS)
-    return Frames(share, x, (1 - weight) * found.time[low] + weight * found.time[high], ended, jumped)
+    time, n_lost = (1 - weight) * found.time[low] + weight * found.time[high], int(found.without_fate.sum())
+    return Frames(share, x, time, ended, jumped, n_lost)
 
 
 # ----------------------------------------------------------------------------------------------------- colours of fates
