@@ -347,7 +347,11 @@ def test_steps_are_those_of_the_stages(adata: AnnData):
     for smooth, velocity in ((True, kernel.velocity), (False, transport.velocity)):
         settle = smooth
         expected = compute_transitions(
-            cells.x, velocity, graph, TransitionOptions(**options), ends=kernel.ends if settle else None
+            cells.x,
+            velocity,
+            graph,
+            TransitionOptions(**options),
+            ends=kernel._find_ends(kernel.cluster_key).label if settle else None,
         )
         kernel.compute_transition_matrix(smooth=smooth, settle=settle, **options)
         np.testing.assert_allclose(kernel.transition_matrix.toarray(), expected.matrix.toarray(), atol=1e-14)
@@ -423,12 +427,13 @@ def test_velocity_in_reversed_time_needs_a_field_and_its_options(adata: AnnData,
 
 def test_genes_are_compared_through_the_loadings(computed):
     genes = [f"gene_{i}" for i in (1, 4, 7, 8, 11)]
-    computed.compute_transition_matrix(gene_subset=genes)
+    computed.compute_transition_matrix(gene_subset=genes, settle=False)
     loadings = computed.adata.varm["PCs"][[1, 4, 7, 8, 11]].T
     expected = compute_transitions(computed.cells.x, computed.velocity, computed.connectivities, loadings=loadings)
     np.testing.assert_allclose(computed.transition_matrix.toarray(), expected.matrix.toarray(), atol=1e-12)
     by_name = computed.transition_matrix
-    assert computed.compute_transition_matrix(gene_subset=pd.Index(genes)).transition_matrix is by_name
+    again = computed.compute_transition_matrix(gene_subset=pd.Index(genes), settle=False)
+    assert again.transition_matrix is by_name
     assert (computed.compute_transition_matrix().transition_matrix != by_name).nnz > 0
     by_column = computed.compute_transition_matrix(gene_subset="highly_variable").transition_matrix
     named = computed.adata.var_names[computed.adata.var["highly_variable"]]
@@ -569,9 +574,41 @@ def test_diagnostics_and_states_from_the_kernel(computed):
         computed.suggest_terminal_states("louvain")
 
 
-def test_states_need_a_transition_matrix(adata):
-    with pytest.raises(RuntimeError, match=r"Compute the transition matrix first, as `.compute_transition_matrix\(\)`"):
+def test_states_need_a_velocity(adata):
+    with pytest.raises(RuntimeError, match=r"Compute the transport first, as `.compute_velocity\(\)`"):
         OTVelocityKernel(adata).suggest_terminal_states()
+    with pytest.raises(RuntimeError, match=r"Compute the transition matrix first, as `.compute_transition_matrix\(\)`"):
+        OTVelocityKernel(adata).suggest_initial_states()
+
+
+def test_cells_settle_at_ends_by_default(computed):
+    matrix = computed.compute_transition_matrix(**QUIET).transition_matrix
+    assert "settle" not in computed.params
+    assert computed.cluster_key is None or computed.cluster_key == "clusters"
+    assert computed.compute_transition_matrix(settle=True, **QUIET).transition_matrix is matrix  # the same request
+    ends = computed.ends
+    assert 0 < ends.mean() < 0.9
+    free = computed.compute_transition_matrix(settle=False, **QUIET).transition_matrix
+    assert computed.params["settle"] is False
+    np.testing.assert_array_equal(free[~ends].toarray(), matrix[~ends].toarray())
+    assert matrix[ends][:, ends].sum() > free[ends][:, ends].sum()
+    by_clusters = computed.compute_transition_matrix(settle="clusters", **QUIET)
+    assert by_clusters.params.get("settle", computed.cluster_key) == "clusters"
+    with pytest.raises(KeyError, match=r"Expected `adata.obs\['louvain'\]`"):
+        computed.compute_transition_matrix(settle="louvain", **QUIET)
+    back = ~computed.copy()
+    assert "settle" not in back.compute_transition_matrix(**QUIET).params
+    with pytest.raises(ValueError, match="`settle` to be `True` or `False` for a backward kernel"):
+        back.compute_transition_matrix(settle="clusters", **QUIET)
+
+
+def test_a_matrix_follows_the_clusters_that_ends_are_sought_in(computed):
+    adata = computed.adata
+    adata.obs["mine"] = adata.obs["clusters"].astype(str)
+    one = computed.compute_transition_matrix(settle="mine", **QUIET).transition_matrix
+    late = computed.cells.time > np.quantile(computed.cells.time, 0.97)
+    adata.obs["mine"] = np.where(late, "late", adata.obs["clusters"].astype(str))
+    assert computed.compute_transition_matrix(settle="mine", **QUIET).transition_matrix is not one
 
 
 def test_settings_are_kept_and_come_back(computed, tmp_path):

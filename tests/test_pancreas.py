@@ -3,6 +3,7 @@
 import anndata
 import cellrank as cr
 import numpy as np
+import pandas as pd
 import pytest
 
 import cellrank_velot as cv
@@ -80,13 +81,35 @@ def test_root_is_suggested_and_time_has_a_direction(kernel):
     assert kernel.test_direction(flip=False).found
 
 
+def test_hormone_producing_states_are_suggested_and_keep_their_cells(kernel):
+    states = kernel.suggest_terminal_states("clusters")
+    assert set(states) == set(FATES)
+    assert len(states["Delta"]) == 10  # of 16
+    mixed = 0.8 * kernel.copy().compute_transition_matrix(settle="clusters", show_progress_bar=False)
+    mixed += 0.2 * cr.kernels.ConnectivityKernel(kernel.adata).compute_transition_matrix()
+    g = cr.estimators.GPCCA(mixed).set_terminal_states(states)
+    g.compute_fate_probabilities(use_petsc=False, show_progress_bar=False)
+    fates = pd.DataFrame(np.asarray(g.fate_probabilities), columns=list(g.fate_probabilities.names))
+    clusters = kernel.adata.obs["clusters"].to_numpy()
+    means = fates.groupby(clusters, observed=True).mean()
+    for name in ("Alpha", "Delta", "Epsilon"):
+        assert means.loc[name, name] > 0.8
+        assert means.loc[name, "Beta"] < 0.1
+    early = means.loc["Ngn3 low EP"]
+    assert (early > 0.05).all()
+    shares = pd.Series(clusters).value_counts()[["Alpha", "Beta"]] / np.isin(clusters, FATES).sum()
+    assert (early[["Alpha", "Beta"]] / shares).between(0.5, 2).all()
+    drivers = g.compute_lineage_drivers()
+    assert {f"{name}_corr" for name in FATES} <= set(drivers)
+
+
 def test_hormone_producing_states_are_macrostates_of_cells_that_settle(kernel):
     settled = kernel.copy()
-    settled.compute_transition_matrix(settle=True, softmax_scale="auto")
+    settled.compute_transition_matrix(settle="clusters", show_progress_bar=False)
     g = cr.estimators.GPCCA(settled)
     g.compute_schur(n_components=12, method="brandts")
-    g.compute_macrostates(n_states=8, n_cells=20, cluster_key="clusters")
-    assert set(FATES) <= {str(name).split("_")[0] for name in g.macrostates.cat.categories}
-    g.set_terminal_states([name for name in g.macrostates.cat.categories if str(name).split("_")[0] in FATES])
+    g.compute_macrostates(n_states=5, n_cells=20, cluster_key="clusters")
+    g.predict_terminal_states(n_cells=10)
+    assert set(g.terminal_states.cat.categories) == set(FATES)
     g.compute_fate_probabilities(solver="direct", use_petsc=False, show_progress_bar=False)
     np.testing.assert_allclose(np.asarray(g.fate_probabilities).sum(axis=1), 1, atol=1e-3)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import dataclass
 
 import cellrank as cr
 import numpy as np
@@ -15,19 +16,30 @@ from cellrank_velot._utils import options as options_module
 from cellrank_velot._utils import parallel
 from cellrank_velot._utils.options import Run
 from cellrank_velot.graph import rows as edge_rows
+from cellrank_velot.transitions import TransitionOptions as AllOptions
 from cellrank_velot.transitions import (
-    TransitionOptions,
+    Transitions,
     check_similarity,
-    compute_transitions,
     condition_number,
     effective_neighbors,
     similarities,
 )
+from cellrank_velot.transitions import compute_transitions as compute_with_weights
 from cellrank_velot.transitions import matrix as transitions_module
 from cellrank_velot.transitions import monte_carlo as monte_carlo_module
 from cellrank_velot.transitions.similarities import edge_similarities
 
 NAMED = ("cosine", "correlation", "dot_product")
+
+
+# Without the weights of the graph, as CellRank and dense algebra have it; tests of the weights say so.
+@dataclass(frozen=True, kw_only=True)
+class TransitionOptions(AllOptions):
+    weighted: bool = False
+
+
+def compute_transitions(x, velocity, graph, options=TransitionOptions(), **inputs) -> Transitions:
+    return compute_with_weights(x, velocity, graph, options, **inputs)
 
 
 @pytest.fixture
@@ -649,6 +661,32 @@ def test_the_customary_scale_is_the_default(planted, velocity):
     np.testing.assert_array_equal(usual.matrix.data, named.matrix.data)
 
 
+# ---------------------------------------------------------------------------------------------------- the weights
+@pytest.mark.parametrize("backward_mode", [None, "transpose", "negate"])
+@pytest.mark.parametrize("similarity", ["cosine", "correlation"])
+def test_weights_of_the_graph_multiply_the_softmax(planted, velocity, similarity, backward_mode):
+    options = {"similarity": similarity, "backward_mode": backward_mode}
+    graph = planted.graph.copy()
+    graph.data = np.random.default_rng(3).uniform(0.01, 2, graph.nnz)
+    plain = compute_transitions(planted.x, velocity, graph, TransitionOptions(**options, softmax_scale=2.0))
+    found = compute_with_weights(planted.x, velocity, graph, AllOptions(**options))
+    assert found.softmax_scale == 2
+    expected = plain.matrix.multiply(graph).toarray()
+    np.testing.assert_allclose(found.matrix.toarray(), expected / expected.sum(1, keepdims=True), atol=1e-12)
+    same = compute_with_weights(planted.x, velocity, 1e-9 * graph, AllOptions(**options))  # their unit does not matter
+    np.testing.assert_allclose(same.matrix.data, found.matrix.data, rtol=1e-9)
+
+
+def test_equal_weights_change_nothing_and_other_similarities_keep_their_scale(planted, velocity):
+    graph = planted.graph.copy()
+    graph.data[:] = 0.3
+    for options in ({"softmax_scale": 3.0}, {"similarity": "dot_product"}):
+        plain = compute_transitions(planted.x, velocity, graph, TransitionOptions(**options))
+        found = compute_with_weights(planted.x, velocity, graph, AllOptions(**options))
+        assert found.softmax_scale == plain.softmax_scale
+        np.testing.assert_allclose(found.matrix.data, plain.matrix.data, rtol=1e-10)
+
+
 # ------------------------------------------------------------------------------------------------ Monte Carlo
 @pytest.fixture
 def std(velocity) -> np.ndarray:
@@ -834,11 +872,12 @@ def test_cells_that_are_alike_get_samples_of_their_own():
 
 @pytest.mark.parametrize("n_samples", [1, 7, 40])
 @pytest.mark.parametrize("mode", [None, "negate"])
-def test_all_edges_at_once_or_one_sample_after_the_other(planted, velocity, std, n_samples: int, mode):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_all_edges_at_once_or_one_sample_after_the_other(planted, velocity, std, n_samples: int, mode, weighted):
     def cosine(v, d):
         return (v * d).sum(1) / np.linalg.norm(v, axis=1) / np.linalg.norm(d, axis=1)
 
-    options = {"n_samples": n_samples, "backward_mode": mode}
+    options = {"n_samples": n_samples, "backward_mode": mode, "softmax_scale": 2.5, "weighted": weighted}
     expected = monte_carlo(planted, velocity, std, similarity=cosine, **options)
     np.testing.assert_allclose(
         monte_carlo(planted, velocity, std, **options).matrix.data, expected.matrix.data, atol=1e-5
@@ -995,6 +1034,15 @@ def test_cells_at_an_end_keep_among_themselves(planted, velocity):
         np.testing.assert_allclose(settled[cell].toarray()[0], expected)
     assert 0 < ends.sum() < n
     assert (settled.toarray() > 0).sum() == (usual.toarray() > 0).sum()  # it can still leave
+
+
+def test_cells_at_an_end_do_not_step_to_another_one(planted, velocity):
+    late, half = planted.time > 0.7, np.arange(len(planted.x)) % 2 == 0
+    ends = np.where(late, half.astype(int), -1)
+    usual, settled = (compute_transitions(planted.x, velocity, planted.graph, ends=e).matrix for e in (None, ends))
+    other = late[:, None] & late[None] & (half[:, None] != half[None])
+    between = usual.toarray()[other].sum(), settled.toarray()[other].sum()
+    assert 0 < between[1] <= 0.11 * between[0]
 
 
 def test_an_end_without_another_goes_on_as_others(planted, velocity):

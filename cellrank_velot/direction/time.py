@@ -8,22 +8,17 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse.csgraph import connected_components
 
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot.direction._common import FloatArray, IntArray, check_cells, check_labels
 from cellrank_velot.direction.cycle import find_loop
-from cellrank_velot.graph.geodesic import N_SMOOTHING as N_POSITIONS
-from cellrank_velot.graph.geodesic import near_graph, shortest_paths
+from cellrank_velot.graph.geodesic import N_SMOOTHING, N_TIME_STEPS, earliest_cells, near_graph, shortest_paths
 from cellrank_velot.graph.smoothing import smoothed
 
 __all__ = ["TimeCheck", "time_check"]
 
-# Shares of the cells that are the root where none is given, and among which there may be others; fewest cells of a part
-# of the graph that has a root.
-FIRST, EARLY, MIN_PART = 0.01, 0.1, 10
-N_SMOOTHING = 4
-NOTABLE = 0.1  # share of a cluster from which on it is a finding
+# Share of a cluster from which on it is a finding, and fewest cells of a cluster.
+NOTABLE, MIN_CELLS = 0.1, 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +78,7 @@ class TimeCheck(Stage):
     def findings(self) -> list[str]:
         """Sentences on where time falls: in which clusters, the worst first, or without clusters in how many cells."""
         table = self.to_frame() if self.labels is None else self.to_frame().drop(index="all", errors="ignore")
-        table = table[(table["falling"] >= NOTABLE) & (table["n"] >= MIN_PART)]
+        table = table[(table["falling"] >= NOTABLE) & (table["n"] >= MIN_CELLS)]
         start = "Time" if self.labels is None else "In cluster {} time"
         return [
             f"{start.format(name)} falls with the distance from the root: {row['falling']:.0%} of its cells"
@@ -141,34 +136,17 @@ def time_check(
     """
     x, time, graph = check_cells(x, time, graph)
     names = None if labels is None else check_labels(labels, time.size).astype(str)
-    lengths = near_graph(smoothed(x, graph, N_POSITIONS), graph)
+    lengths = near_graph(smoothed(x, graph, N_SMOOTHING), graph)
     near = lengths.sign()
-    smooth = smoothed(time, near, N_SMOOTHING)
-    sources = _earliest(time, smooth, near) if roots is None else _checked(roots, time.size)
+    smooth = smoothed(time, near, N_TIME_STEPS)
+    sources = earliest_cells(time, lengths) if roots is None else _checked(roots, time.size)
     distance = shortest_paths(lengths, sources)[0]
     known = np.isfinite(distance)
     distance[~known] = np.nan
     agreement = np.full(time.size, np.nan)
     around = near[known][:, known]
-    agreement[known] = _local_correlation(smooth[known], smoothed(distance[known], around, N_SMOOTHING), around)
+    agreement[known] = _local_correlation(smooth[known], smoothed(distance[known], around, N_TIME_STEPS), around)
     return TimeCheck(distance, agreement, names, str(find_loop(x, time, graph)))
-
-
-def _earliest(time: FloatArray, smooth: FloatArray, near: sp.csr_matrix) -> IntArray:
-    """Return the earliest cells of each part of the graph that is large enough; of all cells where none is.
-
-    Among early cells, those that are earlier than all around them are roots, too: there may be several.
-    """
-    part = connected_components(near, directed=False)[1]
-    groups = [np.flatnonzero(part == number) for number in np.flatnonzero(np.bincount(part) >= MIN_PART)]
-    lead = smooth.max() + 1.0 - smooth  # above zero: a sparse matrix takes zeros for its largest values otherwise
-    most = near.multiply(lead).max(axis=1).toarray().ravel()
-    chosen = []
-    for cells in groups or [np.arange(time.size)]:
-        order = cells[np.argsort(time[cells], kind="stable")]
-        early = order[: round(EARLY * cells.size)]
-        chosen += [order[: max(1, round(FIRST * cells.size))], early[lead[early] >= most[early]]]
-    return np.unique(np.concatenate(chosen))
 
 
 def _checked(roots: ArrayLike, n_cells: int) -> IntArray:

@@ -4,6 +4,16 @@ In go a transition matrix, the neighbour graph and a time. Out come the names of
 that CellRank's estimators take.
 """
 
-from cellrank_velot.fates.states import SinkOptions, SourceOptions, suggest_initial_states, suggest_terminal_states
+from cellrank_velot.fates.ends import EndOptions, Ends, TerminalStates, find_ends, terminal_states
+from cellrank_velot.fates.states import SinkOptions, SourceOptions, suggest_initial_states
 
-__all__ = ["SinkOptions", "SourceOptions", "suggest_initial_states", "suggest_terminal_states"]
+__all__ = [
+    "EndOptions",
+    "Ends",
+    "SinkOptions",
+    "SourceOptions",
+    "TerminalStates",
+    "find_ends",
+    "suggest_initial_states",
+    "terminal_states",
+]

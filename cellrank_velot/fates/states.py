@@ -1,4 +1,4 @@
-"""Candidates for terminal and initial states: the sinks and sources of the flow of a transition matrix."""
+"""Candidates for initial states: the sources of the flow of a transition matrix, the sinks of the reversed one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ __all__ = [
     "find_sinks",
     "reverse_transitions",
     "suggest_initial_states",
-    "suggest_terminal_states",
 ]
 
 logger = logging.getLogger("cellrank_velot")
@@ -37,7 +36,7 @@ MIN_CELLS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SinkOptions(Options):
-    """Options of ``OTVelocityKernel.suggest_terminal_states``, which explains them."""
+    """Options of sinks: size, contrast, earliest time and number of steps of the flow."""
 
     n_cells: int | None = None
     min_persistence: float = 1.5
@@ -143,21 +142,6 @@ def find_sinks(
     number = np.full(peaks.size, -1)
     number[kept] = np.arange(kept.size)
     return Sinks(peaks[kept], persistence[kept], number[basin], arrival, advance, values)
-
-
-def suggest_terminal_states(
-    transitions: sp.csr_matrix,
-    graph: sp.csr_matrix,
-    time: ArrayLike,
-    names: Sequence[str] | NDArray[np.str_],
-    clusters: ArrayLike | None = None,
-    options: SinkOptions = SinkOptions(),
-    *,
-    backward: bool = False,
-) -> dict[str, list[str]]:
-    """Return the names of the cells of each sink of the flow; ``backward`` transitions lead back in time."""
-    flow = reverse_transitions(transitions) if backward else transitions
-    return _suggest("terminal", flow, graph, _numbers(time), names, clusters, options)
 
 
 def suggest_initial_states(

@@ -14,12 +14,23 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components, dijkstra, minimum_spanning_tree
 
 from cellrank_velot._utils.stage import TINY
-from cellrank_velot.graph.smoothing import nearest_cells
+from cellrank_velot.graph.smoothing import nearest_cells, smoothed
 
-__all__ = ["N_SMOOTHING", "geodesic_distances", "near_graph", "never_falling", "shortest_paths"]
+__all__ = [
+    "N_SMOOTHING",
+    "N_TIME_STEPS",
+    "earliest_cells",
+    "geodesic_distances",
+    "near_graph",
+    "never_falling",
+    "shortest_paths",
+]
 
 # Number of times that positions are smoothed, and of nearest cells that are joined.
 N_SMOOTHING, N_NEAREST = 3, 15
+# Shares of the cells that are the root where none is given, and among which there may be others; fewest cells of a part
+# of the graph that has a root; number of times that the time is smoothed before it is compared with that around.
+FIRST, EARLY, MIN_PART, N_TIME_STEPS = 0.01, 0.1, 10, 4
 
 
 def near_graph(x: NDArray[np.float64], graph: sp.csr_matrix, n_neighbors: int = N_NEAREST) -> sp.csr_matrix:
@@ -44,6 +55,25 @@ def near_graph(x: NDArray[np.float64], graph: sp.csr_matrix, n_neighbors: int = 
 def geodesic_distances(lengths: sp.csr_matrix, sources: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the length of the shortest path from the nearest source, infinite where there is none."""
     return np.asarray(dijkstra(lengths, directed=False, indices=sources, min_only=True))
+
+
+def earliest_cells(time: NDArray[np.float64], lengths: sp.csr_matrix) -> NDArray[np.int64]:
+    """Return the earliest cells of each part of the graph that is large enough; of all cells where none is.
+
+    Among early cells, those that are earlier than all around them are roots, too: there may be several.
+    """
+    near = lengths.sign()
+    smooth = smoothed(time, near, N_TIME_STEPS)
+    part = connected_components(near, directed=False)[1]
+    groups = [np.flatnonzero(part == number) for number in np.flatnonzero(np.bincount(part) >= MIN_PART)]
+    lead = smooth.max() + 1.0 - smooth  # above zero: a sparse matrix takes zeros for its largest values otherwise
+    most = near.multiply(lead).max(axis=1).toarray().ravel()
+    chosen = []
+    for cells in groups or [np.arange(time.size)]:
+        order = cells[np.argsort(time[cells], kind="stable")]
+        early = order[: round(EARLY * cells.size)]
+        chosen += [order[: max(1, round(FIRST * cells.size))], early[lead[early] >= most[early]]]
+    return np.unique(np.concatenate(chosen))
 
 
 def shortest_paths(lengths: sp.csr_matrix, sources: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -28,10 +28,13 @@ from cellrank_velot.cells import (
     find_basis,
     find_time_key,
     read_cells,
+    read_clusters,
+    read_roots,
     readable,
     warn_about_graph,
 )
 from cellrank_velot.direction.cycle import find_loop
+from cellrank_velot.fates import EndOptions, Ends, find_ends
 from cellrank_velot.field import VelocityField, fit_field
 from cellrank_velot.field.uncertainty import Uncertainty
 from cellrank_velot.graph import SmoothedCells, smooth_cells
@@ -86,6 +89,8 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._uncertainty: Uncertainty | None = None
         # What they were made of, and the smoothed cells: cheap to make again, so they are not stored.
         self._smoothing: tuple[CellStates, int, SmoothedCells] | None = None
+        # The ends, the field or the transport that they were found with, and what else they depend on.
+        self._ends: tuple[Any, tuple[Any, ...], Ends] | None = None
         self._logits: sp.csr_matrix | None = None
         self._condition_number: float | None = None
         # What the matrix was asked for, and the matrix itself: a user may put another one in its place.
@@ -343,17 +348,37 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     def ends(self) -> NDArray[np.bool_]:
         """Whether a cell lies at an end of the process, shape ``[n_cells]``. Backward: at its beginning.
 
-        Such a cell has a window before it and none after it, and no neighbour that is later by more than a quarter of
-        the time from a window to its target.
+        With a pseudotime these are the ends of :meth:`suggest_terminal_states`, by the clusters of the kernel where it
+        has any. With real time points, and backward, such a cell has a window before it and none after it, and no
+        neighbour that is later by more than a quarter of the time from a window to its target.
 
         Examples
         --------
         >>> float(vk.cells.time[vk.ends].min()) > 0.5  # late cells
         True
         """
+        if not self.backward and not self.cells.is_series:
+            return self._find_ends(self.cluster_key).label >= 0
         transport = self._needed("transport", "compute_velocity")
         windows = self._needed("windows", "compute_windows")
         return end_cells(transport, windows, self.cells.time, self.connectivities, self.backward)
+
+    def _find_ends(self, cluster_key: str | None, smooth: bool = True, options: EndOptions = EndOptions()) -> Ends:
+        """Find the ends by the field, or without one by transport; of perturbed cells those of the unperturbed."""
+        field: Any = getattr(self._field, "field", self._field) if smooth else None
+        labels = None if cluster_key is None else read_clusters(self.adata, cluster_key).astype(str).to_numpy()
+        time_key = str(self._init_kwargs["time_key"])
+        roots = read_roots(self.adata, time_key)
+        source = field or self._needed("transport", "compute_velocity")
+        asked = (labels, roots, options)
+        if self._ends is not None and self._ends[0] is source and _same(self._ends[1], asked):
+            return self._ends[2]
+        cells = self.smoothed
+        velocity = field(cells.x, cells.time) if field is not None else np.nan_to_num(source.velocity)
+        at = self.cells
+        ends = find_ends(at.x, self.connectivities, at.time, cells, velocity, labels, roots, options)
+        self._ends = source, asked, ends
+        return ends
 
     @property
     def raw_velocity(self) -> NDArray[np.float64]:
@@ -562,3 +587,11 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
                     f"Expected {self._other._time}, found {self._time}, which has no `{name}`: {self._instead}."
                 )
             return super().__getattribute__(name)  # raises what it raised before
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Return whether arrays and options are the same."""
+    return all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else a == b
+        for a, b in zip(one, other, strict=True)
+    )

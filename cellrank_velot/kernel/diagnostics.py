@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot.cells import read_clusters, read_expression, read_roots
 from cellrank_velot.direction import DirectionTest, FlipTest, TimeCheck, direction_test, flip_test, time_check
-from cellrank_velot.fates import SinkOptions, SourceOptions, suggest_initial_states, suggest_terminal_states
+from cellrank_velot.fates import EndOptions, SourceOptions, TerminalStates, suggest_initial_states, terminal_states
 from cellrank_velot.kernel.base import BaseVelocityKernel
 
 __all__ = ["DirectionTests", "States"]
@@ -203,43 +203,53 @@ class States(BaseVelocityKernel):
         self,
         cluster_key: str | None = None,
         *,
-        n_cells: int | None = SinkOptions.n_cells,
-        min_persistence: float = SinkOptions.min_persistence,
-        min_time: float = SinkOptions.min_time,
-        n_steps: int | None = SinkOptions.n_steps,
-    ) -> dict[str, list[str]]:
-        """Suggest terminal states, the sinks of the flow, in the form that ``GPCCA.set_terminal_states`` takes.
+        n_cells: int | None = EndOptions.n_cells,
+        max_through: float = EndOptions.max_through,
+        min_stay: float = EndOptions.min_stay,
+        min_time: float = EndOptions.min_time,
+        n_groups: int | None = EndOptions.n_groups,
+        random_state: int = EndOptions.random_state,
+    ) -> TerminalStates:
+        """Suggest terminal states, from the shape of the data and the flow, for ``GPCCA.set_terminal_states``.
 
-        Each cell sends out the same mass along the transitions. Sinks are the cells where most of it arrives.
+        The clusters, and groups that are made from smoothed positions, are candidates. One is an end if hardly any
+        shortest way from the root to other cells leads through it, if it is late, and if the flow stays. A cluster that
+        nothing is reached through is an end also where the flow leaves it: a pseudotime is wrong at small ends first.
 
         Parameters
         ----------
         cluster_key
-            Key in ``adata.obs`` of the clusters that name the states. They are called ``terminal`` where not given.
+            Key in ``adata.obs`` of clusters, which are candidates and name the states. Without it there are groups of
+            the positions alone, called ``terminal``: small ends that somebody told apart by their genes are not found.
         n_cells
-            Number of cells of each state, and the fewest that may lead to a sink. One in a hundred cells, at least 10,
-            where not given.
-        min_persistence
-            Smallest contrast of a sink, as a natural logarithm: how many times more mass arrives there than at the
-            pass to a greater sink. The default 1.5 is a contrast of 4.5. On simulated flows, true sinks had at least
-            2.7 and others at most 0.5.
+            Number of cells of each state, those farthest from the root; all cells where there are fewer. Where not
+            given, 30, or one in a hundred of all cells if that is more, but at most half of those at the end, and at
+            least 10.
+        max_through
+            Most cells that are reached through the group, for each of its own, without a sign of the flow.
+        min_stay
+            Least ratio of the flow that stays for a group that is no cluster, see
+            :meth:`~cellrank_velot.fates.TerminalStates.to_frame`.
         min_time
-            Share of the cells that must be earlier than the centre of a sink, in ``[0, 1]``.
-        n_steps
-            Number of steps of the flow. Where not given, twice as many as it takes from the beginning to the end of
-            time, at most 2000.
+            Share of the cells that must be earlier than the group, in ``[0, 1]``.
+        n_groups
+            Number of groups that are made from positions. Where not given, ``5 * log10(n_cells) - 5``, which is 10 for
+            1000 cells, of 20 cells in the mean at least.
+        random_state
+            Seed of the groups.
 
         Returns
         -------
-        Names of cells by state, the most distinct state first. Each state is called after the most common cluster of
-        its cells; ``_1``, ``_2`` tell states of one cluster apart. Empty, with a warning, where the flow has no sink.
+        Names of cells by state: a dictionary with ``to_frame()``, the evidence for all candidates, and ``add(name)``.
+        Each state is called after its cluster; ``_1``, ``_2`` tell several of one name apart. Empty, with a warning,
+        where there is no end, as on a cycle.
 
         Raises
         ------
         KeyError
             If the clusters are missing.
         RuntimeError
-            Before :meth:`compute_transition_matrix`.
+            Before :meth:`compute_velocity`.
         TypeError
             If an option is not a number.
         ValueError
@@ -250,9 +260,17 @@ class States(BaseVelocityKernel):
         >>> states = vk.suggest_terminal_states("clusters", n_cells=10)
         >>> {name: len(states[name]) for name in sorted(states)}
         {'Fate A': 10, 'Fate B': 10}
+        >>> table = states.to_frame()  # all candidates, with the reasons why others are not taken
         """
-        options = SinkOptions(n_cells=n_cells, min_persistence=min_persistence, min_time=min_time, n_steps=n_steps)
-        return suggest_terminal_states(*self._chain(cluster_key), options, backward=self.backward)
+        options = EndOptions(
+            n_cells=n_cells,
+            max_through=max_through,
+            min_stay=min_stay,
+            min_time=min_time,
+            n_groups=n_groups,
+            random_state=random_state,
+        )
+        return terminal_states(self._find_ends(cluster_key, options=options), self.adata.obs_names, options)
 
     def suggest_initial_states(
         self,
@@ -276,8 +294,8 @@ class States(BaseVelocityKernel):
             Number of cells of each state, and the fewest that may come from a source. One in a hundred cells, at least
             10, where not given.
         min_persistence
-            Smallest contrast of a source, as for the sinks of :meth:`suggest_terminal_states`: the natural logarithm
-            of how many times more mass of the reversed flow arrives there than at the pass to a greater source.
+            Smallest contrast of a source, as a natural logarithm: how many times more mass of the reversed flow arrives
+            there than at the pass to a greater source. The default 1.5 is a contrast of 4.5.
         max_time
             Share of the cells that may be earlier than the centre of a source, in ``[0, 1]``.
         n_steps

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
-from cellrank_velot.cells import read_loadings, warn_about_graph
+from cellrank_velot._utils.validation import check_flag
+from cellrank_velot.cells import read_clusters, read_loadings, warn_about_graph
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.storage.pack import fingerprint
@@ -40,6 +41,7 @@ PARAMS = (
     "softmax_scale",
     "bwd_mode",
     "smooth",
+    "weighted",
     "settle",
     "variance_stabilize",
     "threshold",
@@ -57,7 +59,8 @@ class MatrixOptions(TransitionOptions):
     """Options of the transition matrix, with those that the kernel alone knows; of genes a digest of their loadings."""
 
     smooth: bool = True
-    settle: bool = False
+    settle: bool | str | None = None
+    labels: str | None = None  # a digest of the clusters that ends are sought in
     gene_subset: str | None = None
     compute_cond_num: bool = False
 
@@ -73,7 +76,8 @@ class TransitionMatrix(BaseVelocityKernel):
         backward_mode: BackwardMode = "transpose",
         *,
         smooth: bool = MatrixOptions.smooth,
-        settle: bool = MatrixOptions.settle,
+        weighted: bool = TransitionOptions.weighted,
+        settle: bool | str | None = MatrixOptions.settle,
         variance_stabilize: bool = TransitionOptions.variance_stabilize,
         threshold: float | None = TransitionOptions.threshold,
         gene_subset: Sequence[str] | str | None = None,
@@ -90,9 +94,10 @@ class TransitionMatrix(BaseVelocityKernel):
         r"""Compute the transition matrix: compare each cell's velocity with the displacement to each of its neighbours.
 
         With the similarity :math:`\pi_{ij}` of the velocity of cell i and the displacement to its neighbour j,
-        :math:`T_{ij} = \exp(\pi_{ij} / \sigma^2) / \sum_k \exp(\pi_{ik} / \sigma^2)` :cite:`bergen:20,lange:22`. A cell
-        without a velocity follows the weights of the neighbour graph. Runs the steps before with default parameters
-        where they were not run.
+        :math:`T_{ij} = w_{ij} \exp(\pi_{ij} / \sigma^2) / \sum_k w_{ik} \exp(\pi_{ik} / \sigma^2)`
+        :cite:`bergen:20,lange:22`, where :math:`w_{ij}` is the weight of the edge in the neighbour graph. A cell
+        without a velocity follows these weights. Cells at an end of the process stay there. Runs the steps before with
+        default parameters where they were not run.
 
         Parameters
         ----------
@@ -101,22 +106,29 @@ class TransitionMatrix(BaseVelocityKernel):
             ``"dot_product"``; or a function of velocities and displacements, both of shape ``[n_edges, n_dims]``, that
             returns one finite number per edge, shape ``[n_edges]``.
         softmax_scale
-            :math:`1 / \sigma^2`, above 0, or a rule. ``"median"``, which is taken where not given, is one over the
-            median of :math:`|\pi_{ij}|`, as in CellRank. ``"auto"`` leaves half of the neighbours effective in the
-            median cell: :math:`(e^{H_i} - 1) / (k_i - 1) = 1/2` with the entropy :math:`H_i` of the row and its
-            :math:`k_i` neighbours. It steps forward more often, and makes GPCCA fail more often.
+            :math:`1 / \sigma^2`, above 0, or a rule. Where not given, it is 2 for cosines and correlations with the
+            weights of the graph: a neighbour straight ahead then has :math:`e^4 = 55` times the chance of one straight
+            behind. Without the weights, or for another similarity, it is ``"median"``: one over the median of
+            :math:`|\pi_{ij}|`, as in CellRank. ``"auto"`` leaves half of the neighbours effective in the median cell:
+            :math:`(e^{H_i} - 1) / (k_i - 1) = 1/2` with the entropy :math:`H_i` of the row and its :math:`k_i`
+            neighbours. It steps forward more often, and makes GPCCA fail more often.
         backward_mode
             How the backward process is made: ``"transpose"`` compares the velocity of the neighbour with the
             displacement from there, ``"negate"`` turns the velocities around. Time is not recomputed. No effect on a
             forward kernel.
         smooth
             Whether to use the velocity of the field; that of transport otherwise.
+        weighted
+            Whether the weights of the neighbour graph count, so that a distant neighbour is stepped to less often.
+            Without them mature cells leave their end over a few weak edges. CellRank's VelocityKernel has none.
         settle
-            Whether cells at an end, see :attr:`ends`, mostly step to other cells at an end: nine of ten of their steps
-            do, by the weights of the graph. The data say where such cells came from, not where they go. Backward
-            likewise, with the cells at the beginning. Terminal states are then found as macrostates more often. Fate
-            probabilities may need ``solver="direct"``, because CellRank refuses the negative rounding errors of its
-            iterative solver.
+            Whether cells at an end of the process mostly step to other cells of the same end: nine of ten of their
+            steps do, by the weights of the graph. The data say where such cells came from, not where they go. The ends
+            are those of :meth:`suggest_terminal_states`, from the shape of the data and the clusters of the kernel, if
+            it has any; a key in ``adata.obs`` takes the clusters there. Where not given, a forward kernel with a
+            pseudotime does. A backward kernel and one of real time points do where it is ``True``, at the cells of
+            :attr:`ends`. Fate probabilities may need ``solver="direct"``, because CellRank refuses the negative
+            rounding errors of its iterative solver.
         variance_stabilize
             Whether to replace each component :math:`a` of both vectors by :math:`\mathrm{sign}(a) \sqrt{|a|}`.
         threshold
@@ -179,9 +191,10 @@ class TransitionMatrix(BaseVelocityKernel):
         loadings = None if gene_subset is None else read_loadings(self.adata, self.basis, gene_subset)
         options = MatrixOptions(
             similarity=similarity,
-            softmax_scale="median" if softmax_scale is None else softmax_scale,
+            softmax_scale=softmax_scale,
             backward_mode=backward_mode,
             smooth=smooth,
+            weighted=weighted,
             settle=settle,
             variance_stabilize=variance_stabilize,
             threshold=threshold,
@@ -193,6 +206,13 @@ class TransitionMatrix(BaseVelocityKernel):
         )
         if not self.backward:
             options = replace(options, backward_mode=None)
+        settle = self._settles(settle)
+        labels = (
+            fingerprint({"labels": read_clusters(self.adata, settle).to_numpy(str)})
+            if isinstance(settle, str)
+            else None
+        )
+        options = replace(options, softmax_scale=options.rule, settle=settle, labels=labels)
         if model == "deterministic":  # which draws nothing
             options = replace(options, n_samples=TransitionOptions.n_samples, random_state=0)
         check_similarity(similarity, self.cells.n_dims)
@@ -207,12 +227,13 @@ class TransitionMatrix(BaseVelocityKernel):
             logger.debug("Using cached transition matrix")
             return self
         run = Run(device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar)
+        velocity = self._velocity_for_transitions(smooth, run)
         result = compute_transitions(
             self.cells.x,
-            self._velocity_for_transitions(smooth, run),
+            velocity,
             self.connectivities,
             options,
-            ends=self.ends if settle else None,
+            ends=self._end_of_cells(options.settle, smooth) if options.settle else None,
             loadings=loadings,
             velocity_std=self._std_for_transitions(smooth, run) if model == "monte_carlo" else None,
             run=run,
@@ -224,9 +245,30 @@ class TransitionMatrix(BaseVelocityKernel):
         # Nothing tells whether two functions compute the same, and not every one can be pickled.
         self._request = None if callable(similarity) else options
         n_genes = None if loadings is None else loadings.shape[1]
-        self._params = _shown(options, result.softmax_scale, n_genes)
+        usual = replace(options, settle=None) if settle == self._settles(None) else options
+        self._params = _shown(usual, result.softmax_scale, n_genes)
         _report(result, self.connectivities)
         return self
+
+    def _settles(self, settle: bool | str | None) -> bool | str:
+        """Return whether cells settle at ends, or the key of the clusters in which these are sought."""
+        by_shape = not self.backward and not self.cells.is_series
+        if isinstance(settle, str) and not by_shape:
+            raise ValueError(
+                "Expected `settle` to be `True` or `False` for a backward kernel or real time points, whose ends are "
+                f"found without clusters, found {settle!r}."
+            )
+        if isinstance(settle, str):
+            return settle
+        if settle is None or check_flag("settle", settle):
+            return by_shape and (self.cluster_key or True) if settle is None or by_shape else True
+        return False
+
+    def _end_of_cells(self, settle: bool | str, smooth: bool) -> NDArray[Any]:
+        """Return the number of the end that each cell lies in, or whether it lies in any."""
+        if self.backward or self.cells.is_series:
+            return self.ends
+        return self._find_ends(settle if isinstance(settle, str) else None, smooth).label
 
     def _velocity_for_transitions(self, smooth: bool, run: Run) -> NDArray[np.float64]:
         """Return the velocity to use, after the steps that are missing for it."""

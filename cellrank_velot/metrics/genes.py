@@ -26,6 +26,7 @@ SETTINGS = (
     "similarity",
     "softmax_scale",
     "smooth",
+    "weighted",
     "settle",
     "variance_stabilize",
     "threshold",

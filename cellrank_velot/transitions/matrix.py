@@ -69,7 +69,7 @@ def compute_transitions(
     graph: sp.csr_matrix,
     options: TransitionOptions = TransitionOptions(),
     *,
-    ends: NDArray[np.bool_] | None = None,
+    ends: NDArray[np.int64] | NDArray[np.bool_] | None = None,
     loadings: NDArray[np.float64] | None = None,
     velocity_std: NDArray[np.float64] | None = None,
     run: Run = Run(),
@@ -77,11 +77,12 @@ def compute_transitions(
     r"""Turn velocities into transition probabilities along the neighbour graph.
 
     With the similarity :math:`\pi_{ij}` of the velocity of cell i and the displacement to its neighbour j,
-    :math:`T_{ij} = \exp(\pi_{ij} / \sigma^2) / \sum_k \exp(\pi_{ik} / \sigma^2)` :cite:`bergen:20,lange:22`. The model
-    ``"monte_carlo"`` takes the mean of :math:`T_{ij}` over velocities drawn around the given ones with the standard
-    deviations ``velocity_std``, shape ``[n_cells, n_dims]``. Cells of NaN or zero velocity follow the graph. Cells at
-    the ``ends`` mostly step to neighbours that are at an end, too; vectors are compared among genes with ``loadings``,
-    shape ``[n_dims, n_genes]``.
+    :math:`T_{ij} = w_{ij} \exp(\pi_{ij} / \sigma^2) / \sum_k w_{ik} \exp(\pi_{ik} / \sigma^2)`
+    :cite:`bergen:20,lange:22`, where :math:`w_{ij}` are the weights of the graph, or one where ``options`` say so. The
+    model ``"monte_carlo"`` takes the mean of :math:`T_{ij}` over velocities drawn around the given ones with the
+    standard deviations ``velocity_std``, shape ``[n_cells, n_dims]``. Cells of NaN or zero velocity follow the graph.
+    Cells at an end mostly step to neighbours at the same one: ``ends`` has its number for each cell, below zero for
+    none, or says whether there is one. Vectors are compared among genes with ``loadings``, shape ``[n_dims, n_genes]``.
     """
     run = _within_memory(graph, velocity, options, ends, run)
     graph = _with_edges(graph)
@@ -93,15 +94,18 @@ def compute_transitions(
     # An edge counts where the velocity that it is compared with is known, a cell where one of its edges does.
     edge_known = _edges_with_velocity(known, graph, options.transpose)
     cell_known = degree > 0 if edge_known is None else np.asarray(_sums(edge_known, graph.indptr) > 0)
-    if options.softmax_scale in (None, "median"):
+    rule = options.rule
+    if rule == "median":
         scale = _reciprocal(np.abs(logits if edge_known is None else logits[edge_known]))
-    elif options.softmax_scale == "auto":
+    elif rule == "auto":
         scale = _scale_of_neighbors(logits, graph.indptr, np.flatnonzero(cell_known & (degree > 1)))
     else:
-        scale = float(options.softmax_scale)
-    probabilities = softmax(logits, graph.indptr, scale, run.n_jobs)
+        scale = float(rule)
+    # A weight in the exponent, so that one softmax does for both.
+    weights = np.log(graph.data) / scale if options.weighted else None
+    probabilities = softmax(logits if weights is None else logits + weights, graph.indptr, scale, run.n_jobs)
     if std is not None and std.any():
-        sampled = (probabilities, x, velocity, std, graph, scale, options)
+        sampled = (probabilities, x, velocity, std, graph, weights, scale, options)
         probabilities = mean_probabilities(*sampled, loadings=loadings, run=run)
     if not cell_known.all():
         by_graph = np.repeat(~cell_known, degree)
@@ -159,12 +163,18 @@ def _within_memory(
     graph: sp.csr_matrix,
     velocity: NDArray[np.float64],
     options: TransitionOptions,
-    ends: NDArray[np.bool_] | None,
+    ends: NDArray[Any] | None,
     run: Run,
 ) -> Run:
     """Return how to run within the memory."""
     # Similarities, probabilities, what finds their median, and the indices of two matrices.
-    of_edge = 3 * 8 + 2 * graph.indices.itemsize + 1 + 64 * (ends is not None) + 48 * (options.threshold is not None)
+    of_edge = (
+        (3 + 2 * options.weighted) * 8
+        + 2 * graph.indices.itemsize
+        + 1
+        + 64 * (ends is not None)
+        + 48 * (options.threshold is not None)
+    )
     of_edge += 0 if _is_clean(graph) else 8 + graph.indices.itemsize
     needed = graph.nnz * of_edge + 3 * velocity.nbytes
     if options.model == "monte_carlo":
@@ -251,10 +261,14 @@ def _known_std(
     return std
 
 
-def _settled(p: NDArray[np.float64], graph: sp.csr_matrix, ends: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return probabilities with which cells at an end mostly step to others at an end."""
+def _settled(
+    p: NDArray[np.float64], graph: sp.csr_matrix, ends: NDArray[np.int64] | NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return probabilities with which cells at an end mostly step to others at the same end."""
     degree = np.diff(graph.indptr)
-    among = np.where(np.repeat(ends, degree) & ends[graph.indices], graph.data, 0.0)
+    number = np.where(ends, 0, -1) if ends.dtype == bool else ends
+    own = np.repeat(number, degree)
+    among = np.where((own >= 0) & (number[graph.indices] == own), graph.data, 0.0)
     row = np.repeat(np.arange(degree.size), degree)
     total = np.bincount(row, among, minlength=degree.size)[row]
     share = np.divide(among, total, out=np.zeros_like(p), where=total > 0)

@@ -35,6 +35,7 @@ def mean_probabilities(
     velocity: NDArray[np.float64],
     std: NDArray[np.float64],
     graph: sp.csr_matrix,
+    weights: NDArray[np.float64] | None,
     scale: float,
     options: TransitionOptions,
     *,
@@ -44,12 +45,13 @@ def mean_probabilities(
     """Return the mean probability of each edge over velocities drawn around the given ones, shape ``[n_edges]``.
 
     ``certain`` are the probabilities of the given ones, ``std`` is the error of each, shape ``[n_cells, n_dims]``.
+    ``weights`` are the logarithms of the graph's over the scale, where these count.
     """
     rng = np.random.default_rng(options.random_state)
     normals = _standard_samples(options.n_samples, x.shape[1], rng)
     # Random signs for each cell make its sampling error independent of its neighbours'.
     spread = std * rng.choice([-1.0, 1.0], std.shape)
-    sampled = (x, velocity, spread, normals, graph, scale, options, loadings, run)
+    sampled = (x, velocity, spread, normals, graph, weights, scale, options, loadings, run)
     if options.transpose or callable(options.similarity):
         return _mean_by_edge(*sampled)
     # A cell without an error keeps its row: the mean over samples is taken in single precision.
@@ -77,6 +79,7 @@ def _mean_by_edge(
     spread: NDArray[np.float64],
     normals: NDArray[np.float64],
     graph: sp.csr_matrix,
+    weights: NDArray[np.float64] | None,
     scale: float,
     options: TransitionOptions,
     loadings: NDArray[np.float64] | None,
@@ -88,7 +91,7 @@ def _mean_by_edge(
     for normal in normals:
         sampled = velocity + spread * normal
         logits = edge_similarities(x, sampled, graph, options, loadings=loadings, run=quiet)
-        total += softmax(logits, graph.indptr, scale, run.n_jobs)
+        total += softmax(logits if weights is None else logits + weights, graph.indptr, scale, run.n_jobs)
     return total / len(normals)
 
 
@@ -98,6 +101,7 @@ def _mean_by_cell(
     spread: NDArray[np.float64],
     normals: NDArray[np.float64],
     graph: sp.csr_matrix,
+    weights: NDArray[np.float64] | None,
     scale: float,
     options: TransitionOptions,
     loadings: NDArray[np.float64] | None,
@@ -115,7 +119,7 @@ def _mean_by_cell(
         step = max(1, bound // (width * (n_edges + len(normals)) + n_edges * len(normals)))
         tasks += [(alike[first:last],) for first, last in blocks(alike.size, step) if n_edges]
     arrays = (x, velocity, spread, normals, graph.indptr, graph.indices)
-    shared = (*arrays, scale, options.similarity, options.variance_stabilize, loadings, where)
+    shared = (*arrays, weights, scale, options.similarity, options.variance_stabilize, loadings, where)
     result = np.empty(graph.indices.size)
     found = parallel.run(_mean_of_cells, tasks, shared, n_jobs=run.n_jobs if where.type == "cpu" else 1)
     with closing(found):
@@ -131,6 +135,7 @@ def _mean_of_cells(
     normals: NDArray[np.float64],
     indptr: NDArray[np.integer[Any]],
     indices: NDArray[np.integer[Any]],
+    weights: NDArray[np.float64] | None,
     scale: float,
     similarity: Similarity,
     variance_stabilize: bool,
@@ -142,7 +147,8 @@ def _mean_of_cells(
     genes, _ = genes_on(loadings, x.shape[1], device)
 
     def means(some: NDArray[np.int64]) -> NDArray[np.float32]:
-        targets = indices[indptr[some][:, None] + np.arange(indptr[some[0] + 1] - indptr[some[0]])]
+        edges = indptr[some][:, None] + np.arange(indptr[some[0] + 1] - indptr[some[0]])
+        targets = indices[edges]
         here, there, v, s, standard = (
             as_tensor(values, device) for values in (x[some], x[targets], velocity[some], spread[some], normals)
         )
@@ -150,6 +156,8 @@ def _mean_of_cells(
         unit_v, unit_d = (unit_vectors(transformed(a, genes, variance_stabilize), similarity) for a in vectors)
         # Single precision is three times as fast, and its error is thousands of times below that of the samples.
         logits = (scale * unit_v).float() @ unit_d.float().mT
+        if weights is not None:
+            logits = logits + as_tensor(scale * weights[edges], device).float()[:, None]
         return np.asarray(torch.softmax(logits, dim=2).mean(1).cpu().numpy())
 
     return np.concatenate([found for _, found in in_parts(means, [cells], "the transition matrix")])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Options
-from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
+from cellrank_velot._utils.validation import check_choice, check_flag, check_integer, check_number, check_seed
 
 __all__ = ["BackwardMode", "Model", "ScaleRule", "Similarity", "SimilarityFunction", "TransitionOptions"]
 
@@ -19,6 +19,9 @@ SimilarityFunction = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArra
 BackwardMode = Literal["transpose", "negate"]
 Model = Literal["deterministic", "monte_carlo"]
 ScaleRule = Literal["auto", "median"]
+# Scale of cosines and correlations where the weights of the graph count. Chosen on simulated counts and real cells with
+# known ends, `tests/benchmarks/fates.py`: sharper, mature cells leave their end; softer, fates are told apart late.
+WEIGHTED_SCALE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class TransitionOptions(Options):
     similarity: Similarity | SimilarityFunction = "cosine"
     softmax_scale: float | ScaleRule | None = None
     backward_mode: BackwardMode | None = None
+    weighted: bool = True
     variance_stabilize: bool = False
     threshold: float | None = None
     model: Model = "deterministic"
@@ -49,9 +53,17 @@ class TransitionOptions(Options):
             check_choice("backward_mode", self.backward_mode, BackwardMode)
         if self.threshold is not None:
             check_number("threshold", self.threshold, low=0, high=1, open_high=True)
+        check_flag("weighted", self.weighted)
         check_choice("model", self.model, Model)
         check_integer("n_samples", self.n_samples, low=1)
         check_seed(self.random_state)
+
+    @property
+    def rule(self) -> float | ScaleRule:
+        """The scale, or the rule for it: with weights of the graph, similarities up to one need no sharper scale."""
+        if self.softmax_scale is not None:
+            return self.softmax_scale
+        return WEIGHTED_SCALE if self.weighted and self.similarity in ("cosine", "correlation") else "median"
 
     @property
     def transpose(self) -> bool:
