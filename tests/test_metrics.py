@@ -577,6 +577,7 @@ def test_reconstructability_grows_with_the_genes(computed):
         computed.velocity,
         computed.connectivities,
         TransitionOptions(softmax_scale=computed.params["softmax_scale"]),
+        ends=computed._find_ends(computed.cluster_key).label,
         loadings=loadings,
     )
     assert scores[1] == pytest.approx(metrics.reconstructability(computed.transition_matrix, reduced.matrix))
