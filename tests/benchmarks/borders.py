@@ -19,7 +19,7 @@ import cellrank_velot as cv
 from cellrank_velot import metrics
 from cellrank_velot.cells import find_time_key
 
-__all__ = ["across_borders", "report"]
+__all__ = ["across_borders", "report", "sets"]
 
 ABOUT = (
     "**Across borders, on real cells.** Each set is prepared by `pp.prepare` from its known root. The figure is "
@@ -32,7 +32,7 @@ Edges = list[tuple[str, str]]
 
 def across_borders() -> Iterator[dict[str, object]]:
     """Yield the scores of each method on each set, mean over the borders of its known tree."""
-    for name, adata, edges in _sets():
+    for name, adata, edges in sets():
         x, graph = adata.obsm["X_pca"].astype(float), sp.csr_matrix(adata.obsp["connectivities"], dtype=float)
         time = adata.obs[find_time_key(adata)].to_numpy(dtype=float)
         for method, velocity in METHODS.items():
@@ -53,7 +53,7 @@ def report(found: pd.DataFrame) -> str:
     return f"{ABOUT}\n\n{table(pd.DataFrame(rows)[['data', 'cells', *METHODS]])}"
 
 
-def _sets() -> Iterator[tuple[str, ad.AnnData, Edges]]:
+def sets() -> Iterator[tuple[str, ad.AnnData, Edges]]:
     """Yield real cells whose tree is known, prepared from its root."""
     yield "pancreas_739", pancreas(), PANCREAS_EDGES
     for path in sorted((DATA / "fates").glob("*.h5ad")):

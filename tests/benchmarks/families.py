@@ -210,8 +210,19 @@ def _circuit(family: Family, seed: int) -> tuple[Array, Array, pd.DataFrame, Arr
         np.expm1(now.clip(0)) + 0.01,
         np.expm1((now + dt * made.layers["true_velocity"]).clip(0)) + 0.01,
         obs,
-        np.zeros((family.n_cells, 0)),
+        _fates_of_clusters(obs["branch"].to_numpy(dtype=str)),
     )
+
+
+def _fates_of_clusters(names: NDArray[np.str_]) -> Array:
+    """Return the fates of the cells of a circuit, which is symmetric: all fates that a cell may have are as likely."""
+    ends = sorted({name for name in names if name.startswith("Fate")})
+    fates = np.zeros((len(names), len(ends)))
+    for cell, name in enumerate(names):
+        branch = name.removeprefix("Branch ")
+        open_to = [end == name or (name.startswith("Branch") and end.startswith(f"Fate {branch}")) for end in ends]
+        fates[cell] = open_to if any(open_to) else [True] * len(ends)
+    return fates / fates.sum(axis=1, keepdims=True)
 
 
 def _curves(family: Family, rng: np.random.Generator) -> tuple[Array, Array, pd.DataFrame, Array]:

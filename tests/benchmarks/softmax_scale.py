@@ -26,14 +26,15 @@ from cellrank_velot.datasets.circuit import BIFURCATION, TREE, Circuit, Network,
 from cellrank_velot.transitions.matrix import compute_transitions, effective_neighbors
 from cellrank_velot.transitions.options import TransitionOptions
 
-# Rule, and whether cells at an end mostly keep among themselves.
-RULES: tuple[tuple[Any, bool], ...] = (
-    ("median", False),
-    ("auto", False),
-    (10.0, False),
-    ("median", True),
-    ("auto", True),
-)
+# Options of the matrix, and whether cells at an end mostly keep among themselves.
+RULES: dict[str, tuple[dict[str, Any], bool]] = {
+    "default": ({}, True),
+    "2, cells flow on": ({}, False),
+    "median": ({"softmax_scale": "median"}, False),
+    "median, no weights": ({"weighted": False}, False),
+    "auto, no weights": ({"softmax_scale": "auto", "weighted": False}, False),
+    "10, no weights": ({"softmax_scale": 10.0, "weighted": False}, False),
+}
 N_CELLS = 1000
 # Columns of the table, and digits.
 COLUMNS = {
@@ -120,12 +121,9 @@ def measure(seeds: int) -> Iterator[dict[str, Any]]:
             graph, velocity = kernel.connectivities, kernel.velocity
             degree = np.diff(graph.indptr)
             truth = None if circuit is None else true_fates(adata, circuit, fates)
-            for rule, settle in RULES:
-                ends = kernel.ends if settle else None
-                result = compute_transitions(
-                    kernel.cells.x, velocity, graph, TransitionOptions(softmax_scale=rule), ends=ends
-                )
-                label = f"{rule}{', settle=True' if settle else ''}"
+            for label, (options, settle) in RULES.items():
+                ends = kernel._find_ends(None).label if settle else None
+                result = compute_transitions(kernel.cells.x, velocity, graph, TransitionOptions(**options), ends=ends)
                 row = {"data": name, "rule": label, "scale": result.softmax_scale}
                 row["forward"] = metrics.step_forward_fraction(result.matrix, kernel.cells.time)
                 row["effective"] = np.median(effective_neighbors(result.matrix) / degree)
