@@ -172,7 +172,7 @@ def test_states_are_a_dictionary_that_the_host_takes_and_that_can_be_changed(ker
     assert {len(cells) for cells in states.values()} == {30}
     frame = states.to_frame()
     assert list(frame) == ["group", "from", "cells", "through", "stay", "time", "verdict"]
-    frame.iloc[:, :] = None  # a copy
+    frame["stay"] = np.nan  # a copy
     assert states.to_frame()["stay"].notna().all()
     del states["Fate A1"]
     assert set(states.add("Fate A1").add("Branch A")) == FATES | {"Branch A"}

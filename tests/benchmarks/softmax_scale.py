@@ -103,7 +103,7 @@ def macrostates(adata: ad.AnnData, matrix: sp.csr_matrix, fates: tuple[str, ...]
     for n_states in range(2, 9):
         try:
             g.compute_macrostates(n_states=n_states, n_cells=20, cluster_key="clusters")
-        except ValueError:  # a macrostate is left with next to no cells
+        except (ValueError, RuntimeError):  # a macrostate is left with next to no cells, or two cannot be told apart
             failed += 1
             continue
         names = {str(name).split("_")[0] for name in g.macrostates.cat.categories}
