@@ -30,8 +30,8 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
         n_states=options.n_states, cluster_key=options.cluster_key, terminal_states=options.terminal_states
     )
     with estimators.few_threads(kernel.adata.n_obs):
-        estimator = estimators.make_estimator(estimators.combine(kernel, options.weight))
-        decomposed = estimators.compute_schur(estimator, choice)
+        estimator = estimators.GPCCA(estimators.combine(kernel, options.weight))
+        decomposed = estimators.compute_schur(estimator)
         has_macrostates = decomposed and estimators.choose_macrostates(estimator, time, choice)
         if options.terminal_states:
             estimators.terminal_from_clusters(estimator, time, choice)
