@@ -112,8 +112,6 @@ class Transient:
         size[size == 0] = 1
         basis = [b / size]
         h = np.zeros((b.shape[1], RESTART + 1, RESTART))
-        right = np.zeros((b.shape[1], RESTART + 1))
-        right[:, 0] = 1
         for step in range(RESTART):
             w = matrix @ self._cycle(basis[step])
             for i, other in enumerate(basis):
@@ -123,15 +121,12 @@ class Transient:
             norm = np.sqrt(np.einsum("ij,ij->j", w, w))
             h[:, step + 1, step] = norm
             basis.append(w * _ratio(np.ones_like(norm), norm))
-            y = [np.linalg.lstsq(h[k, : step + 2, : step + 1], right[k, : step + 2], rcond=None) for k in range(len(h))]
-            missing = max(
-                float(np.linalg.norm(right[k, : step + 2] - h[k, : step + 2, : step + 1] @ y[k][0])) for k in range(len(h))
-            )
+            weights, missing = _least_squares(h[:, : step + 2, : step + 1])
             if missing <= INNER:
                 break
         combined = np.zeros_like(b)
         for i in range(step + 1):
-            combined += np.array([y[k][0][i] for k in range(len(h))]) * basis[i]
+            combined += weights[:, i] * basis[i]
         return self._cycle(combined) * size, step + 1
 
     def _cycle(self, b: Array, level: int = 0) -> Array:
@@ -155,9 +150,9 @@ class Transient:
 class _Level:
     matrix: sp.csr_matrix
     diagonal: Array
-    down: sp.csr_matrix | None = None
-    up: sp.csr_matrix | None = None
-    factors: Any = None
+    down: Any = None  # sums over aggregates; none on the last level
+    up: Any = None
+    factors: Any = None  # of the last level
 
 
 def _hierarchy(matrix: sp.csr_matrix) -> list[_Level]:
@@ -191,6 +186,15 @@ def _off_diagonal(q: sp.csr_matrix, leave: Array) -> sp.csr_matrix:
     result = sp.csr_matrix(sp.diags(diagonal) - others)
     result.sort_indices()
     return result
+
+
+def _least_squares(h: Array) -> tuple[Array, float]:
+    """Return the combinations of a basis with the least residual, and the largest residual of all columns."""
+    right = np.zeros(h.shape[1])
+    right[0] = 1
+    weights = np.array([np.linalg.lstsq(each, right, rcond=None)[0] for each in h])
+    missing = right - np.einsum("kij,kj->ki", h, weights)
+    return weights, float(np.linalg.norm(missing, axis=1).max())
 
 
 def _ratio(a: Array, b: Array) -> Array:

@@ -25,7 +25,10 @@ def correlate(x: Any, y: Array, rows: NDArray[np.int64] | None = None) -> Array:
     """
     n_cells, n_genes = y.shape[0], x.shape[1]
     parts = [slice(first, min(first + BLOCK, n_cells)) for first in range(0, n_cells, BLOCK)]
-    taken = (lambda part: x[part]) if rows is None else (lambda part: x[rows[part]])
+
+    def taken(part: slice) -> Any:
+        return x[part] if rows is None else x[rows[part]]
+
     mean = np.zeros(n_genes)
     for part in parts:
         mean += np.asarray(taken(part).sum(axis=0, dtype=np.float64)).ravel()
@@ -60,7 +63,7 @@ def driver_table(
     error = 1 / np.sqrt(n_cells - 3)
     width = stats.norm.ppf(confidence + (1 - confidence) / 2) * error
     p = 2 * stats.norm.cdf(-np.abs(z / error))
-    columns = {}
+    columns: dict[str, Array] = {}
     for k, name in enumerate(lineages):
         known = ~np.isnan(p[:, k])
         q = np.full(p.shape[0], np.nan)

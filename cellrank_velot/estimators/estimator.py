@@ -69,7 +69,7 @@ class GPCCA(CellRankGPCCA):
     >>> drivers = g.compute_lineage_drivers()
     """
 
-    def __init__(self, object: Any, **kwargs: Any) -> None:  # noqa: A002  # CellRank's name
+    def __init__(self, object: Any, **kwargs: Any) -> None:  # CellRank's name
         _check_host(CellRankGPCCA, _HOST_NAMES)
         adata = getattr(object, "adata", object)
         # CellRank asks for the type of `X` even where there are no genes.
@@ -434,7 +434,9 @@ def _divided(times: NDArray[np.float64], chances: NDArray[np.float64]) -> NDArra
 
 def _cells_of(adata: Any, cluster_key: str | None, clusters: str | Sequence[str]) -> NDArray[np.int64]:
     if cluster_key not in adata.obs:
-        raise KeyError(f"Expected `cluster_key` among the columns {list(adata.obs)} of `adata.obs`, found `{cluster_key}`.")
+        raise KeyError(
+            f"Expected `cluster_key` among the columns {list(adata.obs)} of `adata.obs`, found `{cluster_key}`."
+        )
     wanted = [clusters] if isinstance(clusters, str) else list(clusters)
     known = list(adata.obs[cluster_key].unique())
     for name in wanted:

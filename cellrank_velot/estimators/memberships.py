@@ -1,8 +1,8 @@
 """Memberships of cells in macrostates, from Schur vectors, by the optimisation of G-PCCA.
 
 The method is that of Röblitz and Weber (2013) and Reuter et al. (2019): the corners of a simplex as a start, then a
-search (Nelder-Mead) for the crispest memberships that are not negative, as pyGPCCA does it. Only cells at the hull of
-the vectors matter to the search, so that with many cells it is run on these.
+search (Nelder-Mead) for the crispest memberships that are not negative, as pyGPCCA does it. Each step asks which cells
+lie farthest in some directions. Boxes around cells that lie together tell that without a look at all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.optimize import fmin
 
+from cellrank_velot._utils.jit import compiled, read_only
 from cellrank_velot.estimators.schur import PartialSchur, Which, closed_classes, partial_schur, splits_pair
 
 __all__ = ["CoarseGraining"]
@@ -23,8 +24,8 @@ logger = logging.getLogger("cellrank_velot")
 
 Array = NDArray[np.float64]
 
-FEW_CELLS = 5_000  # up to which the search looks at all cells
-MOST_ROUNDS = 12
+FEW_CELLS = 2_000  # up to which the search looks at all cells
+BOX = 64  # cells
 ROUNDING = 1e-9  # memberships below zero by less are zero
 
 
@@ -47,7 +48,7 @@ class CoarseGraining:
         self._p_X[:, 0] = 1.0
         self._p_R, self._p_eigenvalues = schur.matrix, schur.eigenvalues
 
-    def minChi(self, m_min: int, m_max: int) -> list[float]:  # noqa: N802  # CellRank's name
+    def minChi(self, m_min: int, m_max: int) -> list[float]:  # CellRank's name
         """Return, for each number of macrostates, the least membership of the simplex: near zero where it fits."""
         self._reach(m_max)
         least = []
@@ -111,8 +112,8 @@ def _memberships(x: Array) -> Array:
     condition = np.linalg.cond(x[corners])
     if not condition < 1 / np.finfo(float).eps:
         raise ValueError(f"{x.shape[1]} macrostates cannot be told apart. Expected fewer.")
-    start = np.linalg.pinv(x[corners])
-    rotation = _fill(_search(x, start, corners), x)
+    farthest = _Farthest(x[:, 1:])
+    rotation = _fill(_search(np.asarray(np.linalg.pinv(x[corners])), farthest), farthest)
     chi = x @ rotation
     if chi.min() < -ROUNDING:
         raise ValueError(f"{x.shape[1]} macrostates have memberships below zero, {chi.min():.1e}. Expected others.")
@@ -120,39 +121,9 @@ def _memberships(x: Array) -> Array:
     return np.asarray(chi / chi.sum(axis=1, keepdims=True))
 
 
-def _search(x: Array, start: Array, corners: NDArray[np.int64]) -> Array:
-    """Return the best rotation, from cells that bind it: more are taken in until no cell asks for another rotation."""
-    if x.shape[0] <= FEW_CELLS:
-        return _nelder_mead(x, start)[0]
-    rng = np.random.default_rng(0)
-    directions = [start[1:], rng.standard_normal((x.shape[1] - 1, 500))]
-    binding = np.unique(np.concatenate([corners, *(_extreme(x, each) for each in directions)]))
-    for _ in range(MOST_ROUNDS):
-        rotation, tried = _nelder_mead(x[binding], start)
-        lacking = np.setdiff1d(_extreme(x, np.hstack([*tried, rotation[1:]])), binding)
-        if not lacking.size:
-            break
-        binding = np.union1d(binding, lacking)
-    return rotation
-
-
-def _extreme(x: Array, directions: Array) -> NDArray[np.int64]:
-    """Return the rows that lie farthest against each direction."""
-    found, most = np.zeros(directions.shape[1], dtype=np.int64), np.full(directions.shape[1], -np.inf)
-    for first in range(0, x.shape[0], 20_000):
-        along = -x[first : first + 20_000, 1:] @ directions
-        best = along.argmax(axis=0)
-        value = along[best, np.arange(best.size)]
-        better = value > most
-        found[better], most[better] = first + best[better], value[better]
-    return np.unique(found)
-
-
-def _nelder_mead(x: Array, start: Array) -> tuple[Array, list[Array]]:
-    """Return the best rotation and a sample of those tried on the way."""
+def _search(start: Array, farthest: _Farthest) -> Array:
+    """Return the rotation with the crispest memberships."""
     size = start.shape[0]
-    tried: list[Array] = []
-    count = 0
 
     def rotation_of(alpha: Array) -> Array:
         rotation = np.zeros((size, size))
@@ -160,22 +131,75 @@ def _nelder_mead(x: Array, start: Array) -> tuple[Array, list[Array]]:
         return rotation
 
     def lack_of_crispness(alpha: Array) -> float:
-        nonlocal count
-        rotation = _fill(rotation_of(alpha), x)
-        count += 1
-        if count % 50 == 0 and len(tried) < 200:
-            tried.append(rotation[1:])
+        rotation = _fill(rotation_of(alpha), farthest)
         return float(size - ((rotation**2).sum(axis=0) / rotation[0]).sum())
 
-    best: Any = fmin(lack_of_crispness, start[1:, 1:].ravel(), disp=False)
-    return rotation_of(best), tried
+    return rotation_of(fmin(lack_of_crispness, start[1:, 1:].ravel(), disp=False))
 
 
-def _fill(rotation: Array, x: Array) -> Array:
+def _fill(rotation: Array, farthest: _Farthest) -> Array:
     """Complete a rotation so that memberships sum to one and none is negative."""
     rotation[1:, 0] = -rotation[1:, 1:].sum(axis=1)
-    rotation[0] = (-x[:, 1:] @ rotation[1:]).max(axis=0)
+    rotation[0] = farthest(-rotation[1:])
     rotation = rotation / rotation[0].sum()
     if (rotation[0] <= 0).any():
-        raise ValueError(f"{x.shape[1]} macrostates cannot be told apart. Expected fewer.")
+        raise ValueError(f"{rotation.shape[0]} macrostates cannot be told apart. Expected fewer.")
     return rotation
+
+
+class _Farthest:
+    """The largest product of any row with a direction, found without looking at all rows.
+
+    Rows that lie together share a box. Only boxes that reach farther than the best row so far are looked into.
+    """
+
+    def __init__(self, x: Array) -> None:
+        order = _into_boxes(x) if x.shape[0] > FEW_CELLS else np.arange(x.shape[0])
+        self.x = np.ascontiguousarray(x[order])
+        self.first = np.arange(0, x.shape[0], BOX)
+        low, high = (np.asarray(f.reduceat(self.x, self.first, axis=0)) for f in (np.minimum, np.maximum))
+        self.middle, self.half = (low + high) / 2, (high - low) / 2
+
+    def __call__(self, directions: Array) -> Array:
+        if self.x.shape[0] <= FEW_CELLS:
+            return np.asarray((self.x @ directions).max(axis=0))
+        reach = np.ascontiguousarray((self.middle @ directions + self.half @ np.abs(directions)).T)
+        return np.asarray(_largest(*read_only(self.x, reach, np.ascontiguousarray(directions.T)), BOX))
+
+
+def _into_boxes(x: Array) -> NDArray[np.int64]:
+    """Return an order of rows in which each ``BOX`` that follow each other lie together: halves of halves."""
+    parts: list[NDArray[np.int64]] = [np.arange(x.shape[0])]
+    while parts[0].size > BOX:
+        halves: list[NDArray[np.int64]] = []
+        for part in parts:
+            if part.size <= BOX:
+                halves.append(part)
+                continue
+            values = x[part]
+            along = values[:, np.argmax(np.ptp(values, axis=0))]
+            middle = BOX * ((part.size + BOX) // BOX // 2)  # whole boxes on one side
+            ranked = np.argpartition(along, middle)
+            halves += [part[ranked[:middle]], part[ranked[middle:]]]
+        parts = halves
+    return np.concatenate(parts)
+
+
+@compiled
+def _largest(x: Any, reach: Any, directions: Any, box: int) -> Any:
+    n_directions, n_dims = directions.shape
+    out = np.empty(n_directions)
+    for j in range(n_directions):
+        direction = directions[j]
+        best, widest = -np.inf, np.argmax(reach[j])
+        for at in range(-1, reach.shape[1]):
+            group = widest if at == -1 else at
+            if reach[j, group] <= best:
+                continue
+            for i in range(group * box, min((group + 1) * box, x.shape[0])):
+                value = 0.0
+                for k in range(n_dims):
+                    value += x[i, k] * direction[k]
+                best = max(best, value)
+        out[j] = best
+    return out

@@ -6,9 +6,10 @@ known, and kept apart from the start; what converges is checked with the matrix 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -110,7 +111,8 @@ def sort_schur(t: Array, u: Array, which: Which = "LR") -> tuple[Array, Array]:
 
 
 def _small_schur(h: Array, which: Which) -> tuple[Array, Array]:
-    return sort_schur(*schur(h, output="real"), which)
+    t, u = schur(h, output="real")[:2]
+    return sort_schur(t, u, which)
 
 
 # ---------------------------------------------------------------------------------------------------- long vectors
@@ -131,10 +133,10 @@ class _Product:
 def _orthonormal(rows: Array, *bases: Array, rng: np.random.Generator) -> tuple[list[Array], Array, Array]:
     """Make rows orthonormal to each other and to bases, and return their parts along the bases, a factor and the rows.
 
-    ``rows = sum(parts.T @ base) + factor.T @ result``. A row that depends on others becomes a random one, which the
-    factor does not contain.
+    ``rows = sum(parts.T @ base) + factor.T @ result``. A row that depends on others becomes a random one, of which the
+    factor has nothing.
     """
-    parts = [np.zeros((base.shape[0], rows.shape[0])) for base in bases]
+    parts: list[Array] = [np.zeros((base.shape[0], rows.shape[0])) for base in bases]
     factor = np.eye(rows.shape[0])
     scale = np.linalg.norm(rows, axis=1)
     for _ in range(2):  # twice is enough
@@ -142,33 +144,40 @@ def _orthonormal(rows: Array, *bases: Array, rng: np.random.Generator) -> tuple[
             along = base @ rows.T
             rows = rows - along.T @ base
             part += along @ factor
-        gram = rows @ rows.T
-        lost = np.diag(gram) <= (1e-13 * np.maximum(scale, 1e-300)) ** 2
-        try:
-            if lost.any():
-                raise np.linalg.LinAlgError
-            upper = cholesky(gram)
-            if np.diag(upper).min() < 1e-6 * np.diag(upper).max():
-                raise np.linalg.LinAlgError
-            rows = solve_triangular(upper, rows, trans="T")
-        except np.linalg.LinAlgError:
-            q, upper = np.linalg.qr(rows.T)
-            lost = np.abs(np.diag(upper)) <= 1e-13 * np.maximum(scale, 1e-300)
-            rows = np.ascontiguousarray(q.T)
-            upper[lost] = 0
-            for i in np.flatnonzero(lost):
-                rows[i] = _random_row(rows, i, bases, rng)
+        upper, rows = _factorized(rows, scale, bases, rng)
         factor = upper @ factor
         scale = np.ones(rows.shape[0])
     return parts, factor, rows
 
 
-def _random_row(rows: Array, i: int, bases: tuple[Array, ...], rng: np.random.Generator) -> Array:
-    """Return a random row orthogonal to bases and to the other rows."""
-    row = rng.standard_normal(rows.shape[1])
-    others = np.delete(rows, i, axis=0)
+def _factorized(rows: Array, scale: Array, bases: tuple[Array, ...], rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return an upper factor and orthonormal rows, ``rows = upper.T @ result``."""
+    gram = rows @ rows.T
+    with contextlib.suppress(np.linalg.LinAlgError):
+        upper = cholesky(gram)
+        if np.diag(upper).min() > 1e-6 * np.diag(upper).max() and (np.diag(upper) > 1e-6 * scale).all():
+            return upper, np.asarray(solve_triangular(upper, rows, trans="T"))
+    upper, result = np.zeros_like(gram), np.empty_like(rows)
+    for i in range(rows.shape[0]):
+        row, done = rows[i], result[:i]
+        for _ in range(2):
+            along = done @ row
+            row = row - along @ done
+            upper[:i, i] += along
+        upper[i, i] = np.linalg.norm(row)
+        if upper[i, i] > 1e-13 * scale[i]:
+            result[i] = row / upper[i, i]
+        else:
+            upper[i, i] = 0
+            result[i] = _random_row((*bases, done), rows.shape[1], rng)
+    return upper, result
+
+
+def _random_row(bases: tuple[Array, ...], size: int, rng: np.random.Generator) -> Array:
+    """Return a random row of length one, orthogonal to bases."""
+    row = rng.standard_normal(size)
     for _ in range(3):
-        for base in (*bases, others):
+        for base in bases:
             row = row - (base @ row) @ base
         row /= np.linalg.norm(row)
     return row
@@ -191,9 +200,7 @@ def _grow(space: _Space, product: _Product, kept: Array, size: int, rng: np.rand
         old = space.filled
         space.basis[old : old + block] = space.following
         space.filled = old + block
-        parts, factor, rows = _orthonormal(
-            product(space.following), kept, space.basis[: space.filled], rng=rng
-        )
+        parts, factor, rows = _orthonormal(product(space.following), kept, space.basis[: space.filled], rng=rng)
         grown = np.zeros((space.filled + block, space.filled))
         grown[: old + block, :old] = space.projected
         grown[: space.filled, old:] = parts[1]
