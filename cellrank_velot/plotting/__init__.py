@@ -19,6 +19,7 @@ from cellrank_velot.plotting.process import fate_cells, process_paths
 from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_network
 from cellrank_velot.plotting.search import gridsearch_heatmap
 from cellrank_velot.plotting.snapshots import growth_map, population
+from cellrank_velot.plotting.trends import gene_trends
 from cellrank_velot.plotting.velocity import velocity_comparison, velocity_grid, velocity_quiver, velocity_stream
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "fate_summary",
     "flow",
     "flow_animation",
+    "gene_trends",
     "gridsearch_heatmap",
     "growth_map",
     "landscape_animation",

@@ -11,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells import CellStates
+from cellrank_velot.cells import CellStates, read_basis
 from cellrank_velot.field import VelocityField
 from cellrank_velot.storage.saved import SavedKernel
 from cellrank_velot.transport.velocity import TransportVelocity
@@ -167,7 +167,7 @@ def graph_of(data: Any, key: str | None) -> tuple[FloatArray, sp.csr_matrix, boo
     params = f"{_matrix_key(data, key)}_params"
     check_known("adata.uns", params, data.uns.keys(), WRITE_FIRST)
     init = data.uns[params]["init"]
-    return data.obsm[init["basis"]], data.obsp[init["conn_key"]], bool(init["backward"])
+    return read_basis(data, init["basis"]), sp.csr_matrix(data.obsp[init["conn_key"]]), bool(init["backward"])
 
 
 def _matrix_key(adata: AnnData, key: str | None) -> str:
