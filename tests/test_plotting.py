@@ -243,7 +243,7 @@ def test_wrong_type():
 # ------------------------------------------------------------------------------------------------------ each plot
 def test_stream_follows_the_arrow_of_time(job):
     x = job.adata.obsm["X_umap"]
-    velocity = project_by_transitions(job.kernel.transition_matrix, x)
+    velocity = project_by_transitions(job.kernel.transition_matrix, x, graph=job.kernel.connectivities)
     time = job.adata.obs["true_time"].to_numpy()
     graph = job.adata.obsp["connectivities"].tocoo()
     step = x[graph.col] - x[graph.row]

@@ -17,7 +17,7 @@ from cellrank_velot.embedding.projection import Weighting, project_by_linear_map
 from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below, grid_arrows, usual_color
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
-from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of, weights_of
 
 __all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
 
@@ -370,7 +370,8 @@ def _projected(
             raise ValueError(f"Expected `weighting='none'` for `method='linear_map'`, found `{weighting!r}`.")
         return _by_linear_map(data, x, key, "velocity")
     confidence = estimate_of(data, "confidence") if weighting == "confidence" else None
-    return project_by_transitions(transitions_of(data, key), x, weighting=weighting, confidence=confidence)
+    graph = weights_of(data, key)
+    return project_by_transitions(transitions_of(data, key), x, graph=graph, weighting=weighting, confidence=confidence)
 
 
 def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> FloatArray:
