@@ -518,6 +518,24 @@ def test_macrostates_refuses(job):
         pl.macrostates(job.adata, backward=True)
 
 
+def test_terminal_states_are_drawn_with_the_reasons(job):
+    states = job.kernel.suggest_terminal_states("clusters", n_halves=2, show_progress_bar=False)
+    cells, evidence = pl.terminal_states(job.kernel, states, show=False)
+    assert set(legend_of(cells)) == set(states)
+    rows = dict(zip([t.get_text() for t in evidence.get_yticklabels()], evidence.texts, strict=True))
+    sizes = job.adata.obs["clusters"].value_counts()
+    assert rows[f"Fate A, {sizes['Fate A']}"].get_text().startswith("end (stay")
+    assert not rows[f"Transition, {sizes['Transition']}"].get_text().startswith("end")
+    del states["Fate A"]
+    fewer, _ = job.kernel.plot_terminal_states(states, show=False)
+    assert "Fate A" not in legend_of(fewer)
+    with pytest.raises(TypeError, match="result of `suggest_terminal_states`, found `dict`"):
+        pl.terminal_states(job.kernel, dict(states))
+    states["mine"] = ["no such cell"]
+    with pytest.raises(KeyError, match="state 'mine', found 1 that it lacks"):
+        pl.terminal_states(job.kernel, states)
+
+
 def test_fate_map_has_a_panel_per_lineage_on_one_scale(job):
     axes = pl.fate_map(job.estimator, show=False)
     names = list(job.estimator.fate_probabilities.names)

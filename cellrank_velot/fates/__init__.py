@@ -5,6 +5,7 @@ that CellRank's estimators take.
 """
 
 from cellrank_velot.fates.ends import EndOptions, Ends, TerminalStates, find_ends, terminal_states
+from cellrank_velot.fates.stability import with_stability
 from cellrank_velot.fates.states import SinkOptions, SourceOptions, suggest_initial_states
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "find_ends",
     "suggest_initial_states",
     "terminal_states",
+    "with_stability",
 ]

@@ -26,6 +26,7 @@ class Plots(BaseVelocityKernel):
     plot_spatial_clusters = plotting.spatial_clusters
     plot_confidence = plotting.confidence
     plot_uncertainty = plotting.uncertainty
+    plot_terminal_states = plotting.terminal_states
     plot_time_check = plotting.time_check
     plot_training = plotting.training
     plot_trajectories = plotting.trajectories
