@@ -334,15 +334,20 @@ def test_basis_must_be_a_name(adata):
 
 # ----------------------------------------------------------------------------------- root, planes, colours and genes
 def test_root_is_a_cell_or_none(adata: AnnData, caplog):
-    assert read_root(adata) is None
-    for root in (7, np.int64(7), np.array(7)):
+    key = "dpt_pseudotime"
+    assert read_root(adata, key) is None
+    first = int(adata.obs[key].argmin())
+    for root in (first, np.int64(first), np.array(first)):
         adata.uns["iroot"] = root
-        assert read_root(adata) == 7
+        assert read_root(adata, key) == first
     assert not caplog.records
     for root in (239.0, 240, -1, "cell_3", [1, 2]):  # 240 cells, or fewer than there were
         adata.uns["iroot"] = root
-        assert read_root(adata) is None
+        assert read_root(adata, key) is None
     assert "no position among 240 cells" in caplog.text
+    adata.uns["iroot"] = int(adata.obs[key].argmax())  # in range, but the cells are no longer the same
+    assert read_root(adata, key) is None
+    assert "is not the earliest cell" in caplog.text
 
 
 def test_embedding_for_a_plot_has_two_dimensions_and_a_name(adata: AnnData):
@@ -396,8 +401,9 @@ def test_colors_are_those_written_where_all_are_colors(adata: AnnData):
     assert read_colors(adata, "clusters") == []
     adata.uns["clusters_colors"] = np.array(["#ff0000", "green", "b"])
     assert read_colors(adata, "clusters") == ["#ff0000", "green", "b"]
-    adata.uns["clusters_colors"] = ["#ff0000", "no colour", "b"]
-    assert read_colors(adata, "clusters") == []
+    for unusable in (["#ff0000", "no colour", "b"], "red", 3, {"stem": "red"}, np.zeros((3, 3)), None):
+        adata.uns["clusters_colors"] = unusable
+        assert read_colors(adata, "clusters") == []
 
 
 def test_genes_are_found_in_the_order_asked_for(adata: AnnData):

@@ -16,14 +16,16 @@ from cellrank import Lineage
 from cellrank_velot import OTVelocityKernel, datasets, estimators, write_h5ad
 from cellrank_velot._utils.files import replacing
 from cellrank_velot.estimators import StateOptions, steps
+from cellrank_velot.fates import TerminalStates
 from cellrank_velot.job import JobOptions, cli, inputs, outputs
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, render, write_report
 from cellrank_velot.storage import h5ad
 
 draw_all = outputs._write_figures
 FEW_STEPS = ["--n-steps", "50"]
-FIGURES = {"velocity_stream", "fate_map", "macrostates", "time", "training", "confidence"}
-FILES = {"adata.h5ad", "drivers.csv", "fate_probabilities.csv", "figures", "report.html", "run.log"}
+FIGURES = {"velocity_stream", "fate_map", "macrostates", "gene_trends", "time", "training", "confidence"}
+TABLES = {"drivers.csv", "fate_probabilities.csv", "terminal_states.csv"}
+FILES = TABLES | {"adata.h5ad", "figures", "report.html", "run.log"}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_log_says_what_was_chosen(demo):
         "Simulating 300 cells",
         "Time is `obs['dpt_pseudotime']`",
         "macrostates: ",
-        "Terminal states: ",
+        "Terminal states by shape and flow: Fate",
         "Done in",
     ):
         assert text in log
@@ -106,7 +108,7 @@ def test_log_says_what_was_chosen(demo):
 
 def test_report_is_one_file_without_anything_from_outside(demo):
     html = (demo.folder / "report.html").read_text()
-    assert len(html) < 3_000_000
+    assert len(html) < 4_000_000
     assert html.count('src="data:image/png;base64,') == len(FIGURES)
     assert not re.findall(r'\b(?:src|href|action)\s*=\s*"(?!data:)', html)
     assert not re.findall(r"<script|<link|<iframe|@import|url\(", html)
@@ -270,35 +272,42 @@ def test_unreachable_terminal_states_leave_a_result_without_fates(raw, monkeypat
     assert "could not be computed" in (out / "report.html").read_text()
 
 
-def test_named_ends_need_no_macrostates(raw, monkeypatch):
-    def fails(*args, **kwargs):
-        raise RuntimeError("20 Schur vectors have not converged")
+def does_not_converge(*args, **kwargs):
+    raise RuntimeError("20 Schur vectors have not converged")
 
+
+def test_named_ends_need_no_macrostates(raw, monkeypatch):
     monkeypatch.setattr(outputs, "_write_figures", draw_all)
-    monkeypatch.setattr(steps.GPCCA, "compute_schur", fails)
+    monkeypatch.setattr(steps.GPCCA, "compute_schur", does_not_converge)
     assert run(raw, "--terminal-states", "Fate A, Fate B") == cli.OK
     out = raw.parent / "out"
     assert {path.stem for path in (out / "figures").iterdir()} == FIGURES - {"macrostates"}
     assert "No macrostates" in (out / "report.html").read_text()
 
 
-def test_sinks_stand_in_where_there_are_no_macrostates(raw, monkeypatch):
-    def fails(*args, **kwargs):
-        raise RuntimeError("20 Schur vectors have not converged")
-
+def test_ends_by_shape_need_no_macrostates(raw, monkeypatch):
     monkeypatch.setattr(outputs, "_write_figures", draw_all)
-    monkeypatch.setattr(estimators.GPCCA, "compute_schur", fails)
+    monkeypatch.setattr(steps.GPCCA, "compute_schur", does_not_converge)
     assert run(raw, "--cluster-key", "clusters") == cli.OK
     report = (raw.parent / "out" / "report.html").read_text()
-    assert "No macrostates: 20 Schur vectors have not converged" in report
-    assert "Terminal states are the sinks of the flow: Fate" in report
+    assert "No macrostates" in report
+    assert "They were found by the shape of the data and the flow" in report
 
 
-def test_without_sinks_and_memory_the_ends_must_be_named(raw, monkeypatch, capsys):
+def test_without_any_end_the_report_says_what_to_do(raw, monkeypatch, capsys):
     monkeypatch.setattr(estimators, "compute_schur", lambda *_: False)
-    monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_: {})
-    assert run(raw) == cli.BAD_INPUT
+    monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_: TerminalStates({}))
+    assert run(raw) == cli.FAILED
     assert "Name the clusters where the process ends" in capsys.readouterr().err
+    assert {path.name for path in (raw.parent / "out").iterdir()} == FILES - TABLES
+    assert "The process may be a cycle" in (raw.parent / "out" / "report.html").read_text()
+
+
+def test_one_lineage_ends_in_a_sentence(raw):
+    assert run(raw, "--terminal-states", "Fate A") == cli.OK
+    report = (raw.parent / "out" / "report.html").read_text()
+    assert "There is one lineage: every cell goes to Fate A, and no gene drives a choice" in report
+    assert not (raw.parent / "out" / "drivers.csv").exists()
 
 
 def test_time_points_are_told_from_a_pseudotime(raw):
@@ -309,11 +318,17 @@ def test_time_points_are_told_from_a_pseudotime(raw):
     assert "`obs['day']` has 5 different values" in (raw.parent / "out" / "run.log").read_text()
 
 
-def test_no_macrostates_at_all(raw, monkeypatch, capsys):
+@pytest.mark.parametrize("ends", [[], ["--terminal-states", "Fate A,Fate B"]])
+def test_ends_need_no_macrostates(raw, monkeypatch, ends):
     monkeypatch.setattr(steps, "_try_macrostates", lambda *args: False)
-    assert run(raw) == cli.BAD_INPUT
-    assert "Name the clusters where the process ends" in capsys.readouterr().err
-    assert run(raw, "--terminal-states", "Fate A,Fate B") == cli.OK
+    assert run(raw, *ends) == cli.OK
+    assert set(read_h5ad(raw.parent / "out" / "adata.h5ad").obs["term_states_fwd"].dropna()) == {"Fate A", "Fate B"}
+
+
+def test_macrostates_stand_in_where_no_end_is_found(raw, monkeypatch):
+    monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_: TerminalStates({}))
+    assert run(raw, "--n-states", "3") == cli.OK
+    assert "they are the macrostates that are stable and late" in (raw.parent / "out" / "report.html").read_text()
 
 
 # --------------------------------------------------------------------------------------------------------- errors
@@ -347,10 +362,10 @@ BAD = {
     "basis unknown": (["--basis", "scvi"], None, r"adata\.obsm\['scvi'\].*X_pca"),
     "basis missing": ([], drop_basis, r"Expected genes or a basis"),
     "embedding unknown": (["--embedding", "tsne"], None, r"adata\.obsm\['tsne'\]"),
-    "pseudotime unknown": (["--pseudotime", "x"], None, r"`pseudotime` to be one of \['consensus', 'geodesic'"),
-    "weight": (["--weight", "1.5"], None, r"`weight` to be in \(0, 1\], found `1.5`"),
-    "one state": (["--n-states", "1"], None, "`n_states` to be at least `2`"),
-    "no steps": (["--n-steps", "0"], None, "`n_steps` to be at least `1`"),
+    "pseudotime unknown": (["--pseudotime", "x"], None, r"`--pseudotime` to be one of \['consensus', 'geodesic'"),
+    "weight": (["--weight", "1.5"], None, r"`--weight` to be in \(0, 1\], found `1.5`"),
+    "one state": (["--n-states", "1"], None, "`--n-states` to be at least `2`"),
+    "no steps": (["--n-steps", "0"], None, "`--n-steps` to be at least `1`"),
 }
 
 

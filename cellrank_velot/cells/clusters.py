@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import is_color_like
@@ -48,5 +49,8 @@ def check_clusters(adata: AnnData, cluster_key: str, names: Iterable[object]) ->
 
 def read_colors(adata: AnnData, cluster_key: str) -> list[str]:
     """Return ``adata.uns["{cluster_key}_colors"]``, the colours of clusters; none where one of them is no colour."""
-    colors = [str(color) for color in adata.uns.get(f"{cluster_key}_colors", ())]
+    stored = adata.uns.get(f"{cluster_key}_colors")
+    if stored is None or isinstance(stored, str | Mapping) or np.ndim(stored) != 1:
+        return []
+    colors = [str(color) for color in stored]
     return colors if all(is_color_like(color) for color in colors) else []

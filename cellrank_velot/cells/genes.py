@@ -115,6 +115,8 @@ def read_expression(adata: AnnData, layer: str | None = None) -> tuple[Any, bool
     view = view.to_memory() if adata.isbacked else view
     matrix = view.X if layer is None else view.layers[layer]
     matrix = sp.csr_matrix(matrix) if sp.issparse(matrix) else np.asarray(matrix)
+    if matrix.dtype == np.float16:  # its sums end at 65 504, and scipy does not know it
+        matrix = matrix.astype(np.float32)
     values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
     if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
         return None

@@ -29,6 +29,8 @@ TIME_KEYS = (
     "velocity_pseudotime",
     "ct_pseudotime",
 )
+# A root that was named for a time is near its start: a smoothed time is not zero there.
+NEAR_START = 0.05
 SERIES_KEYS = ("day", "time", "hours", "age", "experimental_time")
 
 
@@ -102,17 +104,25 @@ def _remedy(adata: AnnData, time_key: str, time: NDArray[np.float64]) -> str:
     )
 
 
-def read_root(adata: AnnData) -> int | None:
-    """Return the position of the root cell, ``adata.uns["iroot"]``; ``None`` where there is none.
+def read_root(adata: AnnData, time_key: str) -> int | None:
+    """Return the position of the cell that the time begins at; ``None`` where it is not known for sure.
 
-    Scanpy leaves the number as it is where cells are taken away. One that is no longer a position is left out.
+    It is the one that ``pp.prepare`` has named for this time, else the position ``adata.uns["iroot"]``. Scanpy leaves
+    that number as it is where cells are taken away or put in another order, so it counts only if the cell has the
+    smallest time.
     """
+    time = read_time(adata, time_key)
+    named = read_roots(adata, time_key)
+    if named is not None and time[named[0]] <= time.min() + NEAR_START * np.ptp(time):
+        return int(named[0])
     root = adata.uns.get("iroot")
     if root is None:
         return None
-    if np.ndim(root) == 0 and np.issubdtype(np.asarray(root).dtype, np.integer) and 0 <= root < adata.n_obs:
+    is_position = np.ndim(root) == 0 and np.issubdtype(np.asarray(root).dtype, np.integer) and 0 <= root < adata.n_obs
+    if is_position and time[int(root)] == time.min():
         return int(root)
-    logger.warning("`adata.uns['iroot']` is %r, no position among %d cells: it is left out", root, adata.n_obs)
+    found = f"is {root!r}, no position among {adata.n_obs} cells" if not is_position else "is not the earliest cell"
+    logger.warning("`adata.uns['iroot']` %s: it is left out", found)
     return None
 
 

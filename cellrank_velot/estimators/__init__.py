@@ -1,8 +1,8 @@
 """Macrostates, fates and driver genes at any size, and the choices made from the data.
 
 In goes a kernel with a transition matrix. :class:`GPCCA` is CellRank's estimator without dense matrices. The steps of
-the command line use it: macrostates are chosen by eigengap and stability, terminal states are the stable late ones,
-named clusters or sinks. Results are written to the AnnData as CellRank writes them.
+the command line use it: macrostates are chosen by eigengap and stability, terminal states are the stable late ones
+or named clusters. Results are written to the AnnData as CellRank writes them.
 """
 
 from cellrank_velot.estimators.estimator import GPCCA
@@ -16,7 +16,6 @@ from cellrank_velot.estimators.steps import (
     few_threads,
     terminal_from_clusters,
     terminal_from_macrostates,
-    terminal_from_sinks,
 )
 
 __all__ = [
@@ -30,5 +29,4 @@ __all__ = [
     "few_threads",
     "terminal_from_clusters",
     "terminal_from_macrostates",
-    "terminal_from_sinks",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,6 @@ __all__ = [
     "few_threads",
     "terminal_from_clusters",
     "terminal_from_macrostates",
-    "terminal_from_sinks",
 ]
 
 logger = logging.getLogger("cellrank_velot")
@@ -203,15 +202,6 @@ def terminal_from_clusters(estimator: GPCCA, time: NDArray[np.float64], options:
         cells[name] = [str(cell) for cell in estimator.adata.obs_names[latest]]
     estimator.set_terminal_states(cells, cluster_key=options.cluster_key)
     logger.info("Terminal states as asked for: the latest cells of %s", ", ".join(cells))
-
-
-def terminal_from_sinks(estimator: GPCCA, sinks: Mapping[str, Sequence[str]], options: StateOptions) -> bool:
-    """Take the cells where the flow ends, which need no macrostates, and return whether there are any."""
-    if not sinks:
-        return False
-    estimator.set_terminal_states(sinks, cluster_key=options.cluster_key)
-    logger.warning("Terminal states are the sinks of the flow: %s. `--terminal-states` takes others", ", ".join(sinks))
-    return True
 
 
 # ------------------------------------------------------------------------------------------------ fates and genes

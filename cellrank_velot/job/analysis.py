@@ -6,9 +6,11 @@ import logging
 from dataclasses import replace
 
 from cellrank_velot import estimators
-from cellrank_velot.direction import DirectionTest
-from cellrank_velot.estimators import StateOptions
-from cellrank_velot.job.options import JobOptions, JobResult
+from cellrank_velot.direction import DirectionTest, TimeCheck
+from cellrank_velot.estimators import GPCCA, StateOptions
+from cellrank_velot.fates import TerminalStates
+from cellrank_velot.job.log import attempt
+from cellrank_velot.job.options import EndsBy, JobOptions, JobResult
 from cellrank_velot.kernel import OTVelocityKernel
 
 __all__ = ["analyse"]
@@ -19,42 +21,80 @@ logger = logging.getLogger("cellrank_velot")
 def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     """Find macrostates, terminal states, fate probabilities and driver genes, from options with all keys found.
 
-    A step that the data do not allow is left out with a warning, so that the rest of the result is not lost. Results
+    Terminal states are the clusters named, else the ends by shape and flow, else macrostates that are stable and late.
+    A step that the data do not allow, or that fails, is left out with a warning, so that the rest is not lost. Results
     are also written to the AnnData, as CellRank writes them.
     """
-    time = kernel.cells.time
-    check = kernel.check_time(options.cluster_key)
-    for finding in check.findings:
-        logger.warning("%s. The velocity leads back to the root there: see time_check.png", finding)
+    missing: list[str] = []
+    result = JobResult(
+        options=options,
+        kernel=kernel,
+        has_macrostates=False,
+        time_check=attempt(missing, "No check of the time", _check_time, kernel, options),
+        direction=attempt(missing, "No test of direction", _test_direction, kernel, options),
+        missing=missing,
+    )
     choice = StateOptions(
         n_states=options.n_states, cluster_key=options.cluster_key, terminal_states=options.terminal_states
     )
     with estimators.few_threads(kernel.adata.n_obs):
-        estimator = estimators.GPCCA(estimators.combine(kernel, options.weight))
-        decomposed = estimators.compute_schur(estimator)
-        has_macrostates = decomposed and estimators.choose_macrostates(estimator, time, choice)
-        if options.terminal_states:
-            estimators.terminal_from_clusters(estimator, time, choice)
-        elif has_macrostates:
-            estimators.terminal_from_macrostates(estimator, time, choice)
-        elif decomposed or not estimators.terminal_from_sinks(
-            estimator, kernel.suggest_terminal_states(choice.cluster_key), choice
-        ):
-            raise RuntimeError(
-                "No macrostates were found. Name the clusters where the process ends: `--terminal-states`."
-            )
-        result = JobResult(
-            options=options,
-            kernel=kernel,
+        estimator = attempt(missing, "No estimator", _make_estimator, kernel, options)
+        if estimator is None:
+            return result
+        has_macrostates = attempt(missing, "No macrostates", _find_macrostates, estimator, kernel, choice)
+        states = attempt(missing, "No search for ends", kernel.suggest_terminal_states, options.cluster_key)
+        result = replace(
+            result,
             estimator=estimator,
-            has_macrostates=has_macrostates,
-            direction=_test_direction(kernel, options),
-            time_check=check,
+            has_macrostates=bool(has_macrostates),
+            candidates=None if states is None else states.to_frame(),
         )
-        fates = estimators.compute_fates(estimator)
+        ends_by = attempt(missing, "No terminal states", _choose_ends, estimator, result, states, choice)
+        if ends_by is None:
+            logger.warning(
+                "No terminal states were found, hence no fates and no driver genes. Name the clusters where the "
+                "process ends: `--terminal-states`"
+            )
+            return result
+        result = replace(result, ends_by=ends_by)
+        fates = attempt(missing, "No fate probabilities", estimators.compute_fates, estimator)
         if fates is None:
             return result
-        return replace(result, fates=fates, drivers=estimators.compute_drivers(estimator, fates))
+        drivers = attempt(missing, "No driver genes", estimators.compute_drivers, estimator, fates)
+        return replace(result, fates=fates, drivers=drivers)
+
+
+def _make_estimator(kernel: OTVelocityKernel, options: JobOptions) -> GPCCA:
+    return estimators.GPCCA(estimators.combine(kernel, options.weight))
+
+
+def _find_macrostates(estimator: GPCCA, kernel: OTVelocityKernel, choice: StateOptions) -> bool:
+    return estimators.compute_schur(estimator) and estimators.choose_macrostates(estimator, kernel.cells.time, choice)
+
+
+def _choose_ends(
+    estimator: GPCCA, result: JobResult, states: TerminalStates | None, choice: StateOptions
+) -> EndsBy | None:
+    """Set the terminal states, and return what they come from; ``None`` where there are none."""
+    time = result.kernel.cells.time
+    if choice.terminal_states:
+        estimators.terminal_from_clusters(estimator, time, choice)
+        return "names"
+    if states:
+        estimator.set_terminal_states(dict(states), cluster_key=choice.cluster_key)
+        logger.info("Terminal states by shape and flow: %s. `--terminal-states` takes others", ", ".join(states))
+        return "shape"
+    if result.has_macrostates:
+        estimators.terminal_from_macrostates(estimator, time, choice)
+        return "macrostates"
+    return None
+
+
+def _check_time(kernel: OTVelocityKernel, options: JobOptions) -> TimeCheck:
+    check = kernel.check_time(options.cluster_key)
+    for finding in check.findings:
+        logger.warning("%s. The velocity leads back to the root there: see time_check.png", finding)
+    return check
 
 
 def _test_direction(kernel: OTVelocityKernel, options: JobOptions) -> DirectionTest:

@@ -9,7 +9,6 @@ import argparse
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -22,7 +21,7 @@ from anndata import AnnData
 
 from cellrank_velot import datasets
 from cellrank_velot.job import JobOptions, analyse, build_kernel, prepare_inputs
-from cellrank_velot.job.log import Log, logging_of_a_call
+from cellrank_velot.job.log import Log, describe, logging_of_a_call
 from cellrank_velot.job.outputs import write_results
 
 __all__ = ["build_parser", "main"]
@@ -30,6 +29,11 @@ __all__ = ["build_parser", "main"]
 logger = logging.getLogger("cellrank_velot")
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DEBUG = "`--debug`"
+EXIT_CODES = (
+    "Exit codes: 0 where all results were written; 1 where a part is missing, which the report names, or could not be "
+    "written; 2 where the input is at fault, and nothing was computed; 130 on Ctrl-C."
+)
 
 
 class InputError(Exception):
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return its exit code.
 
     0 on success, 1 where a part of the result is missing or cannot be written, 2 where the input is at fault, 130 on
-    Ctrl-C.
+    Ctrl-C. What is missing is named in the report and in the log.
     """
     args = build_parser().parse_args(argv)
     matplotlib.use("agg")
@@ -71,12 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cellrank-velot",
         description="Optimal-transport velocity, macrostates, fate probabilities and driver genes of single cells.",
+        epilog=EXIT_CODES,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="analyse an h5ad file")
+    run = commands.add_parser("run", help="analyse an h5ad file", epilog=EXIT_CODES)
     run.add_argument("input", type=Path, metavar="INPUT.h5ad", help="cells, with counts or log-normalised expression")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
-    demo = commands.add_parser("demo", help="analyse simulated cells, whose true velocity is known")
+    demo = commands.add_parser("demo", help="analyse simulated cells, whose true velocity is known", epilog=EXIT_CODES)
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the results (demo)")
     demo.add_argument("--n-cells", type=int, default=2000, help="number of cells (2000)")
     for option in fields(JobOptions):
@@ -91,18 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace, log: Log) -> int:
     """Do the job and report on it."""
-    with _blame_input(KeyError, ValueError, TypeError, OSError):
+    with _blame_input(KeyError, ValueError, TypeError, RuntimeError, OSError):
         options = _options(args)
         adata = _simulate(args) if args.command == "demo" else _read(args)
         options = prepare_inputs(adata, options)
         folder = _open_folder(args.out, None if args.command == "demo" else args.input)
         log.write_to(folder / "run.log")
-    with _blame_input(KeyError, ValueError):
+    with _blame_input(KeyError, ValueError, TypeError, RuntimeError):
         kernel = build_kernel(adata, options)
-    try:
-        result = analyse(kernel, options)
-    except RuntimeError as error:
-        raise InputError(str(error)) from error
+    result = analyse(kernel, options)
     footer = f"Made by cellrank-velot {args.command} on {datetime.now():%Y-%m-%d %H:%M}, {log.elapsed:.0f} s."
     source = "simulated cells" if args.command == "demo" else args.input.name
     try:
@@ -112,7 +114,7 @@ def _run(args: argparse.Namespace, log: Log) -> int:
     for path in paths[-2:]:
         logger.info("Wrote %s", path)
     logger.info("Done in %.0f s", log.elapsed)
-    return FAILED if result.fates is None else OK
+    return FAILED if result.fates is None or result.missing else OK
 
 
 def _options(args: argparse.Namespace) -> JobOptions:
@@ -136,7 +138,7 @@ def _read(args: argparse.Namespace) -> AnnData:
     try:
         adata = anndata.read_h5ad(path)
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as h5ad: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as h5ad: {describe(error, where_to_look=DEBUG)}") from error
     logger.info("Found %d cells and %d genes", adata.n_obs, adata.n_vars)
     return adata
 
@@ -159,15 +161,4 @@ def _blame_input(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise InputError(_first_line(error)) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the message of an error, with its kind where it is not our own and may tell the user little."""
-    # str() of a KeyError puts the message in quotes.
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = text.strip().splitlines()[0] if text.strip() else ""
-    where = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
-    if where.startswith("cellrank_velot"):
-        return text
-    return f"{type(error).__name__} in {where.split('.')[0]}: {text} (`--debug` shows where)"
+        raise InputError(describe(error, where_to_look=DEBUG)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,8 @@ logger = logging.getLogger("cellrank_velot")
 
 # As many different values as a series of snapshots may have, and no pseudotime of many cells.
 FEW_TIMES = 20
+# Fields of halves of the cells that the uncertainty is computed from: each takes as long as the field itself.
+N_MEMBERS = 2
 
 
 def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
@@ -40,6 +43,7 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     is written to ``adata``.
     """
     _make_names_unique(adata)
+    _mend(adata)
     options = replace(options, cluster_key=_find_clusters(adata, options))
     time_key = _find_time(adata, options)
     basis = _find_basis(adata, options)
@@ -56,6 +60,7 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
             cluster_key=options.cluster_key or "clusters",
             n_pcs=options.n_pcs,
             n_neighbors=options.n_neighbors,
+            normalize="auto" if options.normalize == "auto" else options.normalize == "yes",
             random_state=options.seed,
         )
         logger.info("Computed PCA, neighbours and UMAP from %d genes", adata.n_vars)
@@ -63,7 +68,7 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     _complete_graph(adata, basis, options)
     if time_key is None:
         time_key = _time_from_root(adata, basis, options)
-    read_time(adata, time_key)
+    _make_numeric(adata, time_key)
     if options.embedding in ("umap", "X_umap") and "X_umap" not in adata.obsm:
         _describe_graph(adata)
         logger.info("Computing a UMAP for the pictures")
@@ -83,6 +88,27 @@ def _make_names_unique(adata: AnnData) -> None:
             repair()
 
 
+def _mend(adata: AnnData) -> None:
+    """Put right what other programs cannot read: half precision, counts beside ``X``, parts of a diffusion map."""
+    if adata.X is None and "counts" in adata.layers:
+        logger.info("Using `layers['counts']`, as `X` is empty")
+        adata.X = adata.layers["counts"].copy()
+    if adata.X is not None and adata.X.dtype == np.float16:  # scipy does not know it
+        adata.X = adata.X.astype(np.float32)
+    # anndata.concat keeps the positions without the eigenvalues, and scanpy's neighbours fail on that.
+    if "X_diffmap" in adata.obsm and "diffmap_evals" not in adata.uns:
+        logger.info("Leaving out `obsm['X_diffmap']`, whose eigenvalues are missing")
+        del adata.obsm["X_diffmap"]
+
+
+def _make_numeric(adata: AnnData, time_key: str) -> None:
+    """Write a time as numbers where it is texts or categories of numbers."""
+    time = read_time(adata, time_key)
+    if not pd.api.types.is_numeric_dtype(adata.obs[time_key].dtype):
+        logger.info("Reading `obs[%r]` as numbers", time_key)
+        adata.obs[time_key] = time
+
+
 def _find_clusters(adata: AnnData, options: JobOptions) -> str | None:
     """Return the column of clusters, made categorical and given colours, after a check of all clusters named."""
     named = [name for name in (options.root_cluster, *options.terminal_states) if name is not None]
@@ -91,6 +117,7 @@ def _find_clusters(adata: AnnData, options: JobOptions) -> str | None:
         return None
     key = "clusters" if options.cluster_key is None else options.cluster_key
     clusters = read_clusters(adata, key, "Name the column of your clusters with `--cluster-key`.", complete=True)
+    colors = dict(zip(map(str, clusters.cat.categories), read_colors(adata, key), strict=False))
     if not isinstance(adata.obs[key].dtype, pd.CategoricalDtype) or clusters.cat.categories.inferred_type != "string":
         clusters = clusters.astype(str).astype("category")
     adata.obs[key] = clusters.cat.remove_unused_categories()
@@ -98,8 +125,8 @@ def _find_clusters(adata: AnnData, options: JobOptions) -> str | None:
     unknown = [name for name in named if name not in valid]
     if unknown:
         raise ValueError(f"Unknown clusters {unknown} in `adata.obs[{key!r}]`, valid ones are {valid}.")
-    if len(read_colors(adata, key)) != len(valid):
-        adata.uns[f"{key}_colors"] = palette(len(valid))
+    known = all(name in colors for name in valid)
+    adata.uns[f"{key}_colors"] = [colors[name] for name in valid] if known else palette(len(valid))
     return key
 
 
@@ -146,19 +173,25 @@ def _time_from_root(adata: AnnData, basis: str, options: JobOptions) -> str:
     else:
         root = choose_root_cell(adata, str(options.root_cluster), str(options.cluster_key), basis=basis)
     set_pseudotime(adata, [root], options.pseudotime, basis=basis)
+    key, names = PSEUDOTIME_KEYS[options.pseudotime], adata.obs_names[[root]].astype(str).to_numpy(dtype=object)
+    adata.uns["pseudotime"] = {"method": options.pseudotime, "key": key, "roots": names}
     logger.info("Computed a %s pseudotime from cell %r", options.pseudotime, str(adata.obs_names[root]))
-    return PSEUDOTIME_KEYS[options.pseudotime]
+    return key
 
 
 def _describe_graph(adata: AnnData) -> None:
-    """Write the entry by which scanpy finds the graph, which other programs leave out."""
-    if "neighbors" in adata.uns:
-        return
+    """Complete the entry by which scanpy finds the graph, which other programs leave out in part or all."""
+    entry = adata.uns.get("neighbors")
+    entry = dict(entry) if isinstance(entry, Mapping) else {}
+    params = dict(entry["params"]) if isinstance(entry.get("params"), Mapping) else {}
+    if params.get("use_rep", "X") not in ("X", *adata.obsm):
+        del params["use_rep"]
     n_neighbors = int(np.median(np.diff(sp.csr_matrix(adata.obsp["connectivities"]).indptr)))
     adata.uns["neighbors"] = {
+        **entry,
         "connectivities_key": "connectivities",
         "distances_key": "distances",
-        "params": {"n_neighbors": n_neighbors, "method": "umap"},
+        "params": {"n_neighbors": n_neighbors, "method": "umap", **params},
     }
 
 
@@ -194,6 +227,10 @@ def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel:
     kernel.compute_windows(random_state=options.seed)
     kernel.compute_velocity(show_progress_bar=bar)
     kernel.fit_field(n_steps=options.n_steps, random_state=options.seed, show_progress_bar=bar)
+    try:
+        kernel.compute_uncertainty(N_MEMBERS, random_state=options.seed, show_progress_bar=bar)
+    except ValueError as error:
+        logger.warning("No uncertainty: %s", error)
     kernel.compute_transition_matrix(show_progress_bar=bar)
     kernel.write_to_adata()
     return kernel

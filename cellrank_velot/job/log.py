@@ -5,16 +5,54 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import cellrank
 
-__all__ = ["Log", "logging_of_a_call"]
+from cellrank_velot.job.options import as_arguments
+
+__all__ = ["Log", "attempt", "describe", "logging_of_a_call"]
 
 logger = logging.getLogger("cellrank_velot")
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def describe(error: BaseException, *, where_to_look: str = "run.log") -> str:
+    """Return the message of an error, with its kind where it is not our own and may tell the user little."""
+    # str() of a KeyError puts the message in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = text.strip().splitlines()[0] if text.strip() else ""
+    where = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
+    if where.startswith("cellrank_velot") and isinstance(
+        error, KeyError | OSError | RuntimeError | TypeError | ValueError
+    ):
+        return as_arguments(text)
+    return f"{type(error).__name__} in {where.split('.')[0]}: {text} ({where_to_look} shows where)"
+
+
+def attempt(
+    missing: list[str], what: str, step: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result | None:
+    """Return the result of a step. Where it fails, say so and write it down as ``missing``: the rest is not lost.
+
+    A file that cannot be written ends the job, as the others could not be written either.
+    """
+    try:
+        return step(*args, **kwargs)
+    except OSError:
+        raise
+    except Exception as error:  # whatever it is, hours of work may lie before it
+        missing.append(f"{what}: {describe(error)}")
+        logger.warning("%s", missing[-1])
+        logger.debug("Failed", exc_info=True)
+        return None
 
 
 class _Elapsed(logging.Formatter):
@@ -77,6 +115,12 @@ class Log(logging.Handler):
         super().close()
 
 
+def _speak_shell(record: logging.LogRecord) -> bool:
+    """Call options in a message as on the command line."""
+    record.msg, record.args = as_arguments(record.getMessage()), ()
+    return True
+
+
 @contextmanager
 def logging_of_a_call(*, quiet: bool) -> Iterator[Log]:
     """Install the handlers of one call and take them away after it."""
@@ -86,6 +130,7 @@ def logging_of_a_call(*, quiet: bool) -> Iterator[Log]:
     screen.setFormatter(_Elapsed(log.start))
     host, python = logging.getLogger("cellrank"), logging.getLogger("py.warnings")
     before = {one: (list(one.handlers), one.level, one.propagate) for one in (logger, host, python)}
+    logger.addFilter(_speak_shell)
     for one, handlers in ((logger, [screen, log, log.memory]), (host, [log.memory]), (python, [log.memory])):
         one.handlers, one.propagate = list(handlers), False
         one.setLevel(logging.DEBUG if one is logger else logging.WARNING)
@@ -97,6 +142,7 @@ def logging_of_a_call(*, quiet: bool) -> Iterator[Log]:
         yield log
     finally:
         logging.captureWarnings(False)
+        logger.removeFilter(_speak_shell)
         if verbosity is not None:
             cellrank.settings.verbosity = verbosity
         for one, (handlers, level, propagate) in before.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from anndata import AnnData
@@ -17,7 +17,18 @@ from cellrank_velot.direction import DirectionTest, TimeCheck
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.preprocessing.pseudotime import PseudotimeMethod
 
-__all__ = ["JobOptions", "JobResult"]
+__all__ = ["JobOptions", "JobResult", "as_arguments"]
+
+Normalize = Literal["auto", "yes", "no"]
+EndsBy = Literal["names", "shape", "macrostates"]
+# What messages tell people in Python to do, and how the command line does it.
+IN_A_SHELL = {
+    "`normalize=False`": "`--normalize no`",
+    "`normalize=True`": "`--normalize yes`",
+    "`.to_frame()` of the result lists what was considered; name states yourself: "
+    "`g.set_terminal_states({'Beta': [...]})`": "The report lists what was considered. Name the clusters where it ends "
+    "with `--terminal-states`",
+}
 
 
 def _argument(
@@ -64,6 +75,11 @@ class JobOptions(Options):
     basis: str | None = _argument(None, "positions in obsm (X_pca, computed where missing)", metavar="KEY")
     embedding: str = _argument("umap", "embedding of the pictures (umap)", metavar="KEY")
     terminal_states: tuple[str, ...] = _argument((), "clusters where it ends", _names, metavar="A,B")
+    normalize: Normalize = _argument(
+        "auto",
+        "scale counts and take logarithms, if a PCA has to be computed: auto, yes or no (auto)",
+        check=partial(check_choice, choices=Normalize),
+    )
     n_pcs: int = _argument(30, "components of a PCA that has to be computed (30)", int, check=_whole(2))
     n_neighbors: int = _argument(30, "neighbours of a graph that has to be computed (30)", int, check=_whole(2))
     n_states: int | None = _argument(
@@ -89,20 +105,41 @@ class JobOptions(Options):
             raise ValueError("Expected `root_cluster` or `root_cell`, found both.")
 
 
+def as_arguments(text: str) -> str:
+    """Return a message in which options are called as on the command line: `--root-cell`, not `root_cell`."""
+    for python, shell in IN_A_SHELL.items():
+        text = text.replace(python, shell)
+    for option in fields(JobOptions):
+        text = text.replace(f"`{option.name}`", f"`--{option.name.replace('_', '-')}`")
+    return text
+
+
 @dataclass(frozen=True)
 class JobResult:
-    """What the job found: CellRank's estimator on the velocity combined with the neighbour graph, and its results."""
+    """What the job found: CellRank's estimator on the velocity combined with the neighbour graph, and its results.
+
+    What could not be computed is ``None``, and ``missing`` says why.
+    """
 
     options: JobOptions  # with the keys that were used
     kernel: OTVelocityKernel
-    estimator: GPCCA
-    fates: pd.DataFrame | None = None  # fate probabilities, cells x lineages; none where they could not be computed
+    estimator: GPCCA | None = None
+    fates: pd.DataFrame | None = None  # fate probabilities, cells x lineages
     drivers: pd.DataFrame | None = None  # genes x correlations with lineages; none without genes or a choice of fates
     has_macrostates: bool = True
+    candidates: pd.DataFrame | None = None  # groups of cells that were asked whether they are an end, and the answer
+    ends_by: EndsBy | None = None  # what the terminal states come from
     direction: DirectionTest | None = None  # whether there is a direction at all
     time_check: TimeCheck | None = None  # whether time rises with the distance from its own root
+    missing: list[str] = field(default_factory=list)  # what could not be made, and why
 
     @property
     def adata(self) -> AnnData:
         """Annotated data with all results."""
         return self.kernel.adata
+
+    @property
+    def terminal_states(self) -> list[str]:
+        """Names of the terminal states."""
+        states = None if self.estimator is None else self.estimator.terminal_states
+        return [] if states is None else [str(name) for name in states.cat.categories]

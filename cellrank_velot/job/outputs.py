@@ -1,4 +1,7 @@
-"""Files of the main job: tables, pictures, an h5ad and a report in one folder, each written whole or not at all."""
+"""Files of the main job: tables, an h5ad, pictures and a report in one folder, each written whole or not at all.
+
+What was computed is written first. Pictures come after that, one by one: one that fails is named in the report.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,26 @@ import pandas as pd
 from cellrank_velot import plotting
 from cellrank_velot._utils.files import replacing
 from cellrank_velot.cells import read_clusters, read_root, read_time
-from cellrank_velot.job.options import JobResult
+from cellrank_velot.job.log import attempt
+from cellrank_velot.job.options import EndsBy, JobResult
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, write_report
-from cellrank_velot.preprocessing.pseudotime import PSEUDOTIME_KEYS
 from cellrank_velot.storage import write_h5ad
 
 __all__ = ["write_results"]
 
 DPI = 160
 N_DRIVERS = 10
+N_TRENDS = 5  # genes of each lineage in the picture of trends
 EARLY = 0.1  # share of cells that stand for the start in the summary
+TABLES = ("terminal_states.csv", "fate_probabilities.csv", "drivers.csv")
+FIGURES = ("velocity_stream", "fate_map", "macrostates", "gene_trends", "time", "time_check", "training", "confidence")
+ENDS_BY: dict[EndsBy | None, str] = {
+    "names": "They are those that were named.",
+    "shape": "They were found by the shape of the data and the flow, see the table of groups.",
+    "macrostates": "No end was found by shape and flow: they are the macrostates that are stable and late.",
+}
+# Spreadsheets take a cell that begins like this for a formula, and run it.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_results(
@@ -29,15 +42,18 @@ def write_results(
 ) -> list[Path]:
     """Write all files of a result and return their paths, the report last.
 
-    Files of these names are replaced, others are left alone. ``source`` names the data in the report.
+    Files of these names are replaced, or taken away where there is no such result any more; others are left alone.
+    ``source`` names the data in the report. What could not be made is added to ``result.missing``.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    paths = _write_tables(result, folder)
+    if attempt(result.missing, "No adata.h5ad", _write_adata, result, folder / "adata.h5ad"):
+        paths.append(folder / "adata.h5ad")
     figures = _write_figures(result, folder / "figures")
-    paths = [folder / "figures" / f"{name}.png" for name in figures]
-    if result.fates is not None:
-        paths.append(_write_csv(_fate_table(result, result.fates), folder / "fate_probabilities.csv"))
-    if result.drivers is not None:
-        paths.append(_write_csv(result.drivers, folder / "drivers.csv"))
+    paths += [folder / "figures" / f"{name}.png" for name in figures]
+    for old in (*(folder / name for name in TABLES), *(folder / "figures" / f"{name}.png" for name in FIGURES)):
+        if old not in paths:
+            old.unlink(missing_ok=True)
     report = Report(
         title=f"Velocity and fates of {source}",
         summary=_summary(result),
@@ -45,25 +61,47 @@ def write_results(
         figures=list(figures.values()),
         tables=_tables(result),
         parameters=_parameters(result),
-        warnings=warnings,
+        warnings=list(dict.fromkeys([*warnings, *result.missing])),
         versions=package_versions(),
         footer=footer,
     )
-    write_report(folder / "report.html", report)
-    write_h5ad(result.adata, folder / "adata.h5ad")
-    return [*paths, folder / "adata.h5ad", folder / "report.html"]
+    return [*paths, write_report(folder / "report.html", report)]
+
+
+def _write_tables(result: JobResult, folder: Path) -> list[Path]:
+    paths = []
+    if result.candidates is not None and len(result.candidates):
+        paths.append(_write_csv(result.candidates.set_index("group"), folder / "terminal_states.csv"))
+    if result.fates is not None:
+        paths.append(_write_csv(_fate_table(result, result.fates), folder / "fate_probabilities.csv"))
+    if result.drivers is not None:
+        paths.append(_write_csv(result.drivers, folder / "drivers.csv"))
+    return paths
+
+
+def _write_adata(result: JobResult, path: Path) -> Path:
+    write_h5ad(result.adata, path)
+    return path
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> Path:
+    table = table.rename(index=_no_formula, columns=_no_formula)
+    for column in table.columns[[not pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]]:
+        table[column] = [_no_formula(value) for value in table[column]]
     with replacing(path) as temporary:
         table.to_csv(temporary)
     return path
 
 
+def _no_formula(value: object) -> object:
+    """Return a text with an apostrophe before it where a spreadsheet would take it for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
 def _fate_table(result: JobResult, fates: pd.DataFrame) -> pd.DataFrame:
     """Return the fate probabilities with time and cluster of each cell, which CellRank's names do not clash with."""
     options, adata = result.options, result.adata
-    columns: dict[str, object] = {"time": adata.obs[options.time_key]}
+    columns: dict[str, object] = {"time": read_time(adata, str(options.time_key))}
     if options.cluster_key is not None:
         columns["cluster"] = read_clusters(adata, options.cluster_key)
     return pd.DataFrame(columns, index=adata.obs_names).join(fates.add_prefix("to ")).rename_axis("cell")
@@ -71,17 +109,22 @@ def _fate_table(result: JobResult, fates: pd.DataFrame) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------ pictures
 def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
-    """Draw the figures of a result as PNG files, and return them by name."""
+    """Draw the figures of a result as PNG files, and return by name those that could be drawn."""
     options, kernel, estimator, basis = result.options, result.kernel, result.estimator, result.options.embedding
-    root = read_root(result.adata) if options.time_key in PSEUDOTIME_KEYS.values() else None
     figures: dict[str, Figure] = {}
 
     def draw(
         name: str, plot: Callable[..., object], *args: object, title: str, caption: str, wide: bool = False
     ) -> None:
         path = folder / f"{name}.png"
-        plot(*args, save=path.absolute(), dpi=DPI)
-        figures[name] = Figure(title, caption, path.read_bytes(), wide)
+
+        def drawn() -> bytes:
+            plot(*args, save=path.absolute(), dpi=DPI)
+            return path.read_bytes()
+
+        png = attempt(result.missing, f"No picture {name!r}", drawn)
+        if png is not None:
+            figures[name] = Figure(title, caption, png, wide)
 
     draw(
         "velocity_stream",
@@ -97,10 +140,22 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
         draw("fate_map", plotting.fate_map, estimator, basis, title="Fate map", caption=caption, wide=True)
     if result.has_macrostates:
         caption = "Regions in which cells stay long; the cells most typical of each are coloured."
+        caption += "" if result.ends_by == "macrostates" else " The terminal states do not depend on them."
         draw("macrostates", plotting.macrostates, estimator, basis, title="Macrostates", caption=caption)
+    if result.drivers is not None and result.fates is not None:
+        genes = {of: _best(result.drivers, of, N_TRENDS).index.tolist() for of in result.fates.columns}
+        draw(
+            "gene_trends",
+            plotting.gene_trends,
+            *(estimator, genes, options.time_key),
+            title="Trends of the driver genes",
+            caption="Expression of the first driver genes along their lineage: each cell counts by its probability to "
+            "take it. Dotted: the same gene in the other cells. Highest value 1.",
+            wide=True,
+        )
     draw(
         "time",
-        partial(plotting.embedding, mark=root),
+        partial(plotting.embedding, mark=read_root(result.adata, str(options.time_key))),
         *(result.adata, options.time_key, basis),
         title="Time",
         caption="The time that the velocity is computed from. With time reversed every arrow would turn around.",
@@ -136,9 +191,13 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
 def _facts(result: JobResult) -> dict[str, str]:
     """Return the few numbers at the top of the report."""
     facts = {"Cells": f"{result.adata.n_obs:,}", "Dimensions": str(result.kernel.cells.n_dims)}
-    if result.has_macrostates:
+    if result.has_macrostates and result.estimator is not None:
         facts["Macrostates"] = str(len(result.estimator.macrostates.cat.categories))
-    facts["Terminal states"] = str(len(result.estimator.terminal_states.cat.categories))
+    facts["Terminal states"] = str(len(result.terminal_states))
+    if result.direction is not None:
+        facts["Direction"] = "yes" if result.direction.found else "not shown"
+    if result.kernel.uncertainty is not None:
+        facts["Bound of the angle"] = f"{np.median(result.kernel.velocity_uncertainty):.0f}°"
     return facts | _known_truth(result)
 
 
@@ -177,12 +236,19 @@ def _parameters(result: JobResult) -> dict[str, dict[str, object]]:
 
 
 def _summary(result: JobResult) -> list[str]:
-    options, adata = result.options, result.adata
+    options, adata, terminal = result.options, result.adata, result.terminal_states
     start = f" from {options.root_cluster}" if options.root_cluster else ""
-    terminal = [str(name) for name in result.estimator.terminal_states.cat.categories]
+    followed = f"{adata.n_obs:,} cells were followed along {options.time_key}{start}."
+    if not terminal:
+        return [
+            f"{followed} No terminal state was found, so there are no fate probabilities and no driver genes. The "
+            "process may be a cycle, or its end is not among the cells. If you know the clusters where it ends, name "
+            "them with --terminal-states.",
+            *_verdicts(result),
+        ]
     sentences = [
-        f"{adata.n_obs:,} cells were followed along {options.time_key}{start}. "
-        f"The velocity leads to {_count(len(terminal), 'terminal state')}: {_listed(terminal)}."
+        f"{followed} The velocity leads to {_count(len(terminal), 'terminal state')}: {_listed(terminal)}. "
+        f"{ENDS_BY.get(result.ends_by, '')}"
     ]
     if result.fates is not None and len(terminal) > 1:
         time = read_time(adata, str(options.time_key))
@@ -191,20 +257,73 @@ def _summary(result: JobResult) -> list[str]:
         sentences.append(f"A cell at the start, among the earliest {EARLY:.0%}, ends in {chances}.")
     elif result.fates is None:
         sentences.append("Fate probabilities could not be computed, see the warnings.")
+    else:
+        sentences.append(
+            f"There is one lineage: every cell goes to {terminal[0]}, and no gene drives a choice. If you know of "
+            "other ends, name them all with --terminal-states."
+        )
+    if len(terminal) > 1 and result.fates is not None and result.drivers is None:
+        sentences.append("There are no driver genes: the data have no genes, or see the warnings.")
+    return sentences + _verdicts(result)
+
+
+def _verdicts(result: JobResult) -> list[str]:
+    """Return what tests say of the direction, of the time, and of single velocities."""
+    sentences = []
     if result.direction is not None:
         sentences.append(result.direction.summary())
     if result.time_check is not None:
         sentences += str(result.time_check).splitlines()
+    if result.kernel.uncertainty is not None:
+        angle = np.median(result.kernel.velocity_uncertainty)
+        sentences.append(
+            f"Of the typical cell, the true direction is expected within {angle:.0f}° of its velocity, in two of three "
+            "cells at least. This bound was calibrated on simulated counts. It does not see a time that is wrong."
+        )
     return sentences
 
 
 def _tables(result: JobResult) -> list[Table]:
     tables = []
+    if result.candidates is not None and len(result.candidates):
+        tables.append(_end_table(result.candidates))
     if result.fates is not None and result.options.cluster_key is not None:
         tables.append(_cluster_table(result, result.fates, result.options.cluster_key))
     if result.drivers is not None and result.fates is not None:
         tables.append(_driver_table(result.drivers, list(result.fates.columns)))
     return tables
+
+
+def _end_table(candidates: pd.DataFrame) -> Table:
+    """Return the groups that were asked whether the process ends there, and what each answered."""
+    rows = [
+        [
+            Cell(str(row["group"]) or "(no name)"),
+            Cell({"shape": "near cells"}.get(row["from"], row["from"])),
+            Cell(f"{row['cells']:,}"),
+            Cell(f"{row['through']:.2f}"),
+            Cell(f"{row['stay']:.1f}"),
+            Cell(f"{row['time']:.0%}"),
+            Cell(row["verdict"]),
+        ]
+        for _, row in candidates.iterrows()
+    ]
+    return Table(
+        title="Where does the process end?",
+        caption="Each group was asked: a cluster, or cells that are near each other, called after the cluster of most "
+        "of them. Reached through it: cells whose shortest way from the start leads through the group, for each cell "
+        "of the group; about 0 at an end. Flow that stays: how many times more of the flow from the group is still "
+        "there after some steps than of a walk without direction; above 1 where the flow does not leave. Earlier "
+        "cells: share of all cells that are earlier than the group. A cluster that no others are reached through is an "
+        "end also where the flow leaves it. Several groups of one end become one terminal state.",
+        columns=["Group", "From", "Cells", "Reached through it", "Flow that stays", "Earlier cells", "Verdict"],
+        rows=rows,
+    )
+
+
+def _best(drivers: pd.DataFrame, lineage: str, n_genes: int) -> pd.Series:
+    """Return the correlation of the genes that go most with a lineage."""
+    return drivers[f"{lineage}_corr"].nlargest(n_genes)
 
 
 def _cluster_table(result: JobResult, fates: pd.DataFrame, cluster_key: str) -> Table:
@@ -230,7 +349,7 @@ def _driver_table(drivers: pd.DataFrame, lineages: list[str]) -> Table:
     """Return the genes whose expression goes most with each lineage, one column for each."""
     columns = []
     for lineage in lineages:
-        best = drivers[f"{lineage}_corr"].nlargest(N_DRIVERS)
+        best = _best(drivers, lineage, N_DRIVERS)
         columns.append([Cell(f"{gene} ({value:.2f})") for gene, value in best.items()])
     n_rows = max((len(column) for column in columns), default=0)
     rows = [

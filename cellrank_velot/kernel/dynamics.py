@@ -22,6 +22,7 @@ from cellrank_velot.cells import (
     cells_in_time,
     find_basis,
     find_cluster_key,
+    read_basis,
     read_clusters,
     read_embedding,
     select_cells,
@@ -438,7 +439,7 @@ class Dynamics(BaseVelocityKernel):
         if method == "transitions" and (n_neighbors is not None or not smooth):
             raise ValueError("Expected `n_neighbors` and `smooth` with `method='linear_map'` only.")
         key = find_basis(self.adata, basis)
-        embedding = np.asarray(self.adata.obsm[key], dtype=np.float64)
+        embedding = read_basis(self.adata, key)
         name = key.removeprefix("X_")
         if "tsne" in name.lower().replace("-", "").replace("_", ""):
             logger.warning("Distances between clusters mean little in a t-SNE: read arrows within clusters only")
@@ -446,6 +447,7 @@ class Dynamics(BaseVelocityKernel):
             velocity = project_by_transitions(
                 self._needed("transition_matrix", "compute_transition_matrix"),
                 embedding,
+                graph=self.connectivities if self.params.get("weighted", True) else None,
                 weighting=weighting,
                 confidence=self.confidence if weighting == "confidence" else None,
             )

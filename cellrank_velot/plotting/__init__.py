@@ -8,7 +8,7 @@ cells. Plots read an AnnData and change nothing in it.
 from cellrank_velot.plotting.clusters import spatial_clusters
 from cellrank_velot.plotting.descent import fate_bars, fate_heatmap, fate_summary
 from cellrank_velot.plotting.estimates import confidence, embedding, time_check, uncertainty
-from cellrank_velot.plotting.fates import fate_map, macrostates
+from cellrank_velot.plotting.fates import fate_map, macrostates, terminal_states
 from cellrank_velot.plotting.field import training
 from cellrank_velot.plotting.landscape import landscape_animation, potential_landscape
 from cellrank_velot.plotting.lines import trajectories
@@ -19,6 +19,7 @@ from cellrank_velot.plotting.process import fate_cells, process_paths
 from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_network
 from cellrank_velot.plotting.search import gridsearch_heatmap
 from cellrank_velot.plotting.snapshots import growth_map, population
+from cellrank_velot.plotting.trends import gene_trends
 from cellrank_velot.plotting.velocity import velocity_comparison, velocity_grid, velocity_quiver, velocity_stream
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "fate_summary",
     "flow",
     "flow_animation",
+    "gene_trends",
     "gridsearch_heatmap",
     "growth_map",
     "landscape_animation",
@@ -43,6 +45,7 @@ __all__ = [
     "regulation_heatmap",
     "regulation_network",
     "spatial_clusters",
+    "terminal_states",
     "time_check",
     "training",
     "trajectories",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack
 
 import numpy as np
+import scipy.sparse as sp
 from anndata import AnnData
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from sklearn.preprocessing import normalize as normalized
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.cells import read_embedding
@@ -17,7 +19,7 @@ from cellrank_velot.embedding.projection import Weighting, project_by_linear_map
 from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below, grid_arrows, usual_color
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
-from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of, weights_of
 
 __all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
 
@@ -370,14 +372,35 @@ def _projected(
             raise ValueError(f"Expected `weighting='none'` for `method='linear_map'`, found `{weighting!r}`.")
         return _by_linear_map(data, x, key, "velocity")
     confidence = estimate_of(data, "confidence") if weighting == "confidence" else None
-    return project_by_transitions(transitions_of(data, key), x, weighting=weighting, confidence=confidence)
+    transitions, graph = transitions_of(data, key), weights_of(data, key)
+
+    def projected(placed: NDArray[np.bool_]) -> FloatArray:
+        inside = transitions if placed.all() else normalized(sp.csr_matrix(transitions)[placed][:, placed], "l1")
+        sure = None if confidence is None else confidence[placed]
+        weights = None if graph is None else sp.csr_matrix(graph)[placed][:, placed]
+        return project_by_transitions(inside, x[placed], graph=weights, weighting=weighting, confidence=sure)
+
+    return _where_placed(x, projected)
 
 
 def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> FloatArray:
     """Return a velocity of the kernel in the embedding, in the direction of the kernel, shape ``[n_cells, 2]``."""
     velocity = estimate_of(data, estimate)
     basis, graph, backward = graph_of(data, key)
-    return project_by_linear_map(basis, -velocity if backward else velocity, x, graph)
+    velocity = -velocity if backward else velocity
+    return _where_placed(
+        x, lambda placed: project_by_linear_map(basis[placed], velocity[placed], x[placed], graph[placed][:, placed])
+    )
+
+
+def _where_placed(x: FloatArray, projected: Callable[[NDArray[np.bool_]], FloatArray]) -> FloatArray:
+    """Return what is computed among the cells that have a place in the embedding, and NaN for the others."""
+    placed = np.asarray(np.isfinite(x).all(axis=1))
+    if not placed.any():
+        raise ValueError("Expected cells with a place in the embedding, found none.")
+    result = np.full(x.shape, np.nan)
+    result[placed] = projected(placed)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------- the drawing
@@ -403,7 +426,7 @@ def _spread(x: FloatArray, velocity: FloatArray, n_cells: int) -> NDArray[np.int
 
 def _spacing(x: FloatArray, n_cells: int) -> FloatArray:
     """Return how far so many cells would lie apart if they filled the picture, in units of the two dimensions."""
-    return np.ptp(x, axis=0) / max(np.sqrt(min(n_cells, len(x))), 2.0)
+    return np.ptp(x[np.isfinite(x).all(axis=1)], axis=0) / max(np.sqrt(min(n_cells, len(x))), 2.0)
 
 
 def _draw_streams(ax: Axes, grid: VelocityGrid, **kwargs: Any) -> None:

@@ -211,7 +211,8 @@ def _check_expression(matrix: Any, *, allow_negative: bool) -> None:
 def _normalized(source: AnnData, normalize: bool | Literal["auto"]) -> tuple[AnnData, bool]:
     """Return a temporary AnnData with log-normalised expression, and whether it had to be normalised."""
     matrix = sp.csr_matrix(source.X) if sp.issparse(source.X) else np.asarray(source.X)
-    dtype = matrix.dtype if np.issubdtype(matrix.dtype, np.floating) else np.float32
+    # Sums of half precision end at 65 504.
+    dtype = np.result_type(matrix.dtype, np.float32) if np.issubdtype(matrix.dtype, np.floating) else np.float32
     var = pd.DataFrame(index=source.var_names)
     work = AnnData(matrix.astype(dtype, copy=True), obs=source.obs.copy(), var=var)
 

@@ -222,6 +222,8 @@ def as_list(values: Any) -> list[Any]:
 def _diffusion_position(adata: AnnData) -> NDArray[np.float64]:
     """Return coordinates whose Euclidean distances are those of diffusion pseudotime, shape ``[n_cells, 9]``."""
     check_known("adata.obsm", "X_diffmap", adata.obsm.keys(), "Call `scanpy.tl.diffmap(adata)` first.")
+    hint = "`anndata.concat` does not keep it: call `scanpy.tl.diffmap(adata)` again."
+    check_known("adata.uns", "diffmap_evals", adata.uns.keys(), hint)
     eigenvalues = np.asarray(adata.uns["diffmap_evals"], dtype=np.float64)[1:_N_DPT]
     components = np.asarray(adata.obsm["X_diffmap"], dtype=np.float64)[:, 1:_N_DPT]
     # Eigenvalues are stored in single precision, in which 1 - eigenvalue is known to about 1e-7.

@@ -57,6 +57,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "savefig.facecolor": "white",
     "text.color": "#1a1a1a",
+    "text.parse_math": False,  # a `$` in the name of a cluster is a dollar
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }

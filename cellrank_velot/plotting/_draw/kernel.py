@@ -11,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells import CellStates
+from cellrank_velot.cells import CellStates, read_basis
 from cellrank_velot.field import VelocityField
 from cellrank_velot.storage.saved import SavedKernel
 from cellrank_velot.transport.velocity import TransportVelocity
@@ -31,6 +31,7 @@ __all__ = [
     "time_of",
     "transitions_of",
     "transport_of",
+    "weights_of",
     "windows_of",
 ]
 
@@ -160,6 +161,19 @@ def transitions_of(data: Any, key: str | None) -> Any:
     return _computed(data.transition_matrix, "transition matrix", "compute_transition_matrix")
 
 
+def weights_of(data: Any, key: str | None) -> sp.csr_matrix | None:
+    """Return the graph whose weights the transitions of our kernel have, alone or combined; ``None`` without one."""
+    if isinstance(data, AnnData):
+        stored = data.uns.get(f"{_matrix_key(data, key)}_params", {})
+        params, init = stored.get("params", {}), stored.get("init", {})
+        ours = "time_kind" in init and params.get("weighted", True)
+        return data.obsp[init["conn_key"]] if ours else None
+    for kernel in getattr(data, "kernels", ()):
+        if cells_of(kernel) is not None and kernel.params.get("weighted", True):
+            return sp.csr_matrix(kernel.connectivities)
+    return None
+
+
 def graph_of(data: Any, key: str | None) -> tuple[FloatArray, sp.csr_matrix, bool]:
     """Return the positions in the basis of a kernel, the graph of neighbours, and whether it goes backward."""
     if not isinstance(data, AnnData):
@@ -167,7 +181,7 @@ def graph_of(data: Any, key: str | None) -> tuple[FloatArray, sp.csr_matrix, boo
     params = f"{_matrix_key(data, key)}_params"
     check_known("adata.uns", params, data.uns.keys(), WRITE_FIRST)
     init = data.uns[params]["init"]
-    return data.obsm[init["basis"]], data.obsp[init["conn_key"]], bool(init["backward"])
+    return read_basis(data, init["basis"]), sp.csr_matrix(data.obsp[init["conn_key"]]), bool(init["backward"])
 
 
 def _matrix_key(adata: AnnData, key: str | None) -> str:

@@ -156,7 +156,7 @@ class Scene:
         """Draw the colour bar and what the marks mean, to the right."""
         known = self.landscape.diffusion is not None
         label = "Quasi-potential $-\\sigma^2 \\log p \\, / \\, 2$" if known else "Quasi-potential $-\\log p$"
-        color_bar(self.scale, panels, label)
+        color_bar(self.scale, panels, label).ax.yaxis.label.set_parse_math(True)
         parts: list[tuple[str, Sequence[Line2D]]] = []
         if self.minima is not None:
             drawn = np.any([self._is_at(self.minima, t) for t in chosen], axis=0) & self.minima["x"].notna()
