@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.linalg import lu_factor, lu_solve
 from scipy.sparse.csgraph import breadth_first_order
+from threadpoolctl import threadpool_limits
 
 from cellrank_velot._utils.jit import compiled
 
@@ -77,10 +78,9 @@ class Transient:
         """
         b = np.asarray(b, dtype=np.float64).reshape(self.leave.size, -1)
         at_a_time = max(1, int(BASIS_BYTES / (8 * (RESTART + 1) * self.leave.size)) - 1)
-        parts = [
-            self._solve(b[:, first : first + at_a_time], tolerance, smallest)
-            for first in range(0, b.shape[1], at_a_time)
-        ]
+        columns = [slice(first, first + at_a_time) for first in range(0, b.shape[1], at_a_time)]
+        with threadpool_limits(limits=1, user_api="blas"):  # on a busy machine two threads take ten times as long
+            parts = [self._solve(b[:, part], tolerance, smallest) for part in columns]
         return Solution(
             x=np.hstack([part.x for part in parts]),
             error=max(part.error for part in parts),

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.optimize import fmin
+from threadpoolctl import threadpool_limits
 
 from cellrank_velot._utils.jit import compiled, read_only
 from cellrank_velot.estimators.schur import PartialSchur, Which, closed_classes, partial_schur, splits_pair
@@ -70,7 +71,8 @@ class CoarseGraining:
         self._reach(m)
         if splits_pair(self._p_eigenvalues, m):
             raise ValueError(f"Clustering into {m} clusters will split complex conjugate eigenvalues.")
-        chi = _memberships(self._p_X[:, :m])
+        with threadpool_limits(limits=1, user_api="blas"):
+            chi = _memberships(self._p_X[:, :m])
         weighted = chi * self.input_distribution[:, None]
         self.memberships = chi
         self.coarse_grained_input_distribution = weighted.sum(0)
