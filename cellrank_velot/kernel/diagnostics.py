@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellrank_velot.cells import read_clusters, read_expression, read_roots
+from cellrank_velot.cells import read_clusters, read_expression
 from cellrank_velot.direction import DirectionTest, FlipTest, TimeCheck, direction_test, flip_test, time_check
 from cellrank_velot.fates import EndOptions, SourceOptions, TerminalStates, suggest_initial_states, terminal_states
 from cellrank_velot.kernel.base import BaseVelocityKernel
@@ -192,8 +192,7 @@ class DirectionTests(BaseVelocityKernel):
         ['all', 'Fate A', 'Fate B', 'Progenitor', 'Transition']
         """
         cells = self.cells
-        roots = read_roots(self.adata, str(self._init_kwargs["time_key"]))
-        return time_check(cells.x, cells.time, self.connectivities, _labels(self, cluster_key), roots)
+        return time_check(cells.x, cells.time, self.connectivities, _labels(self, cluster_key), self._roots)
 
 
 class States(BaseVelocityKernel):
