@@ -45,19 +45,12 @@ def pancreas() -> ad.AnnData:
     return adata
 
 
-def latest(kernel: cv.OTVelocityKernel, n_cells: int = 10) -> dict[str, list[str]]:
-    """Return the cells of each hormone-producing type that are the latest: its terminal state."""
-    obs = kernel.adata.obs
-    order = obs.index[kernel.cells.time.argsort()]
-    return {name: list(order[(obs.loc[order, "clusters"] == name).to_numpy()][-n_cells:]) for name in HORMONES}
-
-
-def estimator(kernel: cv.OTVelocityKernel) -> cr.estimators.GPCCA:
+def estimator(kernel: cv.OTVelocityKernel, states: cv.fates.TerminalStates) -> cr.estimators.GPCCA:
     """Return macrostates and fate probabilities."""
     found = cr.estimators.GPCCA(kernel)
     found.compute_schur(n_components=10, method="brandts", verbose=False)
     found.compute_macrostates(n_states=8, n_cells=20, cluster_key="clusters")
-    found.set_terminal_states(latest(kernel))
+    found.set_terminal_states(states)
     found.compute_fate_probabilities(use_petsc=False, solver="direct", show_progress_bar=False)
     return found
 
@@ -175,7 +168,8 @@ def motion(kernel: cv.OTVelocityKernel) -> None:
         suffix="gif",
         n_frames=40,
     )
-    found = estimator(kernel)
+    states = kernel.suggest_terminal_states("clusters", show_progress_bar=False)
+    found = estimator(kernel, states)
     probabilities = cv.plotting.fates.fate_probabilities(found)
     source = (kernel.adata.obs["clusters"] == "Ngn3 low EP").to_numpy()
     compare = probabilities.loc[source].mean()
@@ -186,6 +180,14 @@ def motion(kernel: cv.OTVelocityKernel) -> None:
         kernel.plot_fates,
         terminal_clusters=HORMONES,
         compare=compare.rename("CellRank"),
+    )
+    draw(
+        "terminal_states",
+        "Terminal states",
+        "The ends that the shape of the data and the flow show, and why others are none: "
+        '`states = vk.suggest_terminal_states("clusters"); vk.plot_terminal_states(states)`.',
+        kernel.plot_terminal_states,
+        states,
     )
     draw(
         "macrostates",

@@ -11,8 +11,9 @@ import scipy.sparse as sp
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.fates import EndOptions, Ends, TerminalStates, find_ends, terminal_states
+from cellrank_velot.fates import EndOptions, Ends, TerminalStates, find_ends, terminal_states, with_stability
 from cellrank_velot.fates.ends import _reached_through
+from cellrank_velot.fates.stability import _half
 from cellrank_velot.graph.geodesic import geodesic_distances, near_graph
 from cellrank_velot.graph.smoothing import smooth_cells
 
@@ -67,6 +68,28 @@ def test_a_small_end_that_time_and_flow_miss_is_found_by_its_name():
     assert row["through"] <= 0.05
     assert row["stay"] < 1
     assert row["verdict"] == "end"
+
+
+def test_halves_of_the_cells_tell_arms_from_accidents():
+    x, time, arm, velocity = star()
+    labels = np.array(["stem", "one", "two", "three"])[arm]
+    graph = neighbors(x)
+    asked = (x, graph, time, smooth_cells(x, time, graph, 2), velocity, labels, None)
+    options = EndOptions(n_halves=6)
+    found = find_ends(*asked, options)
+    table = with_stability(found, asked, options, show_progress_bar=False).to_frame()
+    named = table[table["from"] == "cluster"].set_index("group")["stable"]
+    assert (named[["one", "two", "three"]] == 1).all()
+    assert table.sort_values("time")["stable"].iloc[0] == 0  # of the stem
+    again = with_stability(found, asked, options, show_progress_bar=False).to_frame()
+    np.testing.assert_array_equal(again["stable"], table["stable"])
+    none = EndOptions(n_halves=0)
+    assert with_stability(found, asked, none).to_frame()["stable"].isna().all()
+    assert EndOptions().halves_of(20_000) == 10
+    assert EndOptions().halves_of(20_001) == 0
+    # Half of each name, rounded up.
+    half = _half(np.array([0, 0, 0, 1, 1, 2]), np.random.default_rng(0))
+    assert np.bincount(np.array([0, 0, 0, 1, 1, 2])[half]).tolist() == [2, 1, 1]
 
 
 def test_a_cluster_in_the_middle_is_none_and_says_why():
@@ -171,7 +194,7 @@ def test_states_are_a_dictionary_that_the_host_takes_and_that_can_be_changed(ker
     assert set(states) == FATES
     assert {len(cells) for cells in states.values()} == {30}
     frame = states.to_frame()
-    assert list(frame) == ["group", "from", "cells", "through", "stay", "time", "verdict"]
+    assert list(frame) == ["group", "from", "cells", "through", "stay", "time", "stable", "verdict"]
     frame["stay"] = np.nan  # a copy
     assert states.to_frame()["stay"].notna().all()
     del states["Fate A1"]

@@ -7,7 +7,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from cellrank_velot import OTVelocityKernel, datasets
+from cellrank_velot import OTVelocityKernel, datasets, metrics
 from cellrank_velot.dynamics import Status, TrajectoryOptions, compute_trajectories
 from cellrank_velot.embedding.projection import project_by_linear_map, project_by_transitions
 from cellrank_velot.field import FieldOptions, fit_field
@@ -244,7 +244,9 @@ def test_projection_is_written_where_scvelo_finds_it(kernel):
     x = kernel.adata.obsm["X_umap"]
     velocity = kernel.project_velocity("umap")
     np.testing.assert_array_equal(kernel.adata.obsm["velocity_umap"], velocity)
-    np.testing.assert_array_equal(velocity, project_by_transitions(kernel.transition_matrix, x))
+    np.testing.assert_array_equal(
+        velocity, project_by_transitions(kernel.transition_matrix, x, graph=kernel.connectivities)
+    )
     by_map = kernel.project_velocity("X_umap", "linear_map", key_added="mine")
     np.testing.assert_array_equal(kernel.adata.obsm["mine"], by_map)
     expected = project_by_linear_map(kernel.cells.x, kernel.velocity, x, kernel.connectivities)
@@ -257,6 +259,19 @@ def test_scvelo_draws_it(kernel):
     kernel.project_velocity("umap")
     ax = scv.pl.velocity_embedding_stream(kernel.adata, basis="umap", color="clusters", show=False)
     assert ax.has_data()
+
+
+def test_cellrank_draws_the_projection_that_knows_the_weights(kernel, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("scvelo.pl.velocity_embedding_stream", lambda *_, vkey, **__: drawn.append(vkey))
+    kernel.plot_projection("X_umap", color="clusters")
+    np.testing.assert_array_equal(kernel.adata.obsm["T_fwd_umap"], kernel.project_velocity("umap"))
+    truth = project_by_linear_map(kernel.cells.x, kernel.adata.obsm["true_velocity_pca"], kernel.adata.obsm["X_umap"])
+    ours = metrics.cosine_to_truth(kernel.adata.obsm["T_fwd_umap"], truth)
+    kernel.plot_projection(connectivities=kernel.connectivities, key_added="theirs", recompute=True)
+    theirs = metrics.cosine_to_truth(kernel.adata.obsm["theirs_umap"], truth)
+    assert ours > theirs + 0.03
+    assert drawn == ["T_fwd", "theirs"]
 
 
 @pytest.mark.parametrize("method", ["transitions", "linear_map"])

@@ -1,7 +1,12 @@
 """The main job on real cells: from counts to fates and driver genes."""
 
+import re
+import warnings
+from pathlib import Path
+
 import anndata
 import cellrank as cr
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,3 +118,28 @@ def test_hormone_producing_states_are_macrostates_of_cells_that_settle(kernel):
     assert set(g.terminal_states.cat.categories) == set(FATES)
     g.compute_fate_probabilities(solver="direct", use_petsc=False, show_progress_bar=False)
     np.testing.assert_allclose(np.asarray(g.fate_probabilities).sum(axis=1), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_first_pages_lead_from_counts_to_drivers_without_a_warning(page, data_dir, tmp_path, monkeypatch, capfd):
+    """As a newcomer would type them, with the progress bars and all that is printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cv.datasets, "pancreas", lambda: anndata.read_h5ad(data_dir / "pancreas_739.h5ad"))
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        if "birth_death" in block or "test_direction" in block:  # other data, and minutes of tests
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            exec(compile(block, page, "exec"), names)
+        if "drivers" in names:
+            break
+    plt.close("all")
+    assert set(names["states"]) == set(FATES)
+    drivers = names["drivers"]
+    assert "Gcg" in drivers["Alpha_corr"].nlargest(3).index
+    assert {"Ins1", "Ins2"} & set(drivers["Beta_corr"].nlargest(3).index)
+    assert "Ghrl" in drivers["Epsilon_corr"].nlargest(3).index
+    printed = capfd.readouterr()
+    assert "WARNING" not in printed.out + printed.err

@@ -243,7 +243,7 @@ def test_wrong_type():
 # ------------------------------------------------------------------------------------------------------ each plot
 def test_stream_follows_the_arrow_of_time(job):
     x = job.adata.obsm["X_umap"]
-    velocity = project_by_transitions(job.kernel.transition_matrix, x)
+    velocity = project_by_transitions(job.kernel.transition_matrix, x, graph=job.kernel.connectivities)
     time = job.adata.obs["true_time"].to_numpy()
     graph = job.adata.obsp["connectivities"].tocoo()
     step = x[graph.col] - x[graph.row]
@@ -516,6 +516,24 @@ def test_macrostates_refuses(job):
         pl.macrostates(job.estimator, which="initial")
     with pytest.raises(KeyError, match="macrostates_bwd"):
         pl.macrostates(job.adata, backward=True)
+
+
+def test_terminal_states_are_drawn_with_the_reasons(job):
+    states = job.kernel.suggest_terminal_states("clusters", n_halves=2, show_progress_bar=False)
+    cells, evidence = pl.terminal_states(job.kernel, states, show=False)
+    assert set(legend_of(cells)) == set(states)
+    rows = dict(zip([t.get_text() for t in evidence.get_yticklabels()], evidence.texts, strict=True))
+    sizes = job.adata.obs["clusters"].value_counts()
+    assert rows[f"Fate A, {sizes['Fate A']}"].get_text().startswith("end (stay")
+    assert not rows[f"Transition, {sizes['Transition']}"].get_text().startswith("end")
+    del states["Fate A"]
+    fewer, _ = job.kernel.plot_terminal_states(states, show=False)
+    assert "Fate A" not in legend_of(fewer)
+    with pytest.raises(TypeError, match="result of `suggest_terminal_states`, found `dict`"):
+        pl.terminal_states(job.kernel, dict(states))
+    states["mine"] = ["no such cell"]
+    with pytest.raises(KeyError, match="state 'mine', found 1 that it lacks"):
+        pl.terminal_states(job.kernel, states)
 
 
 def test_fate_map_has_a_panel_per_lineage_on_one_scale(job):

@@ -95,6 +95,29 @@ def test_equal_weights_are_no_weights(level):
 
 
 @pytest.mark.parametrize("weighting", ["none", "distance", "confidence"])
+def test_steps_by_the_weights_of_the_graph_have_no_velocity(weighting):
+    rng = np.random.default_rng(0)
+    matrix, x = random_chain()
+    graph = matrix.multiply(rng.uniform(1, 9, size=(40, 1))).tocsr()
+    options = {"weighting": weighting, "confidence": rng.random(40) if weighting == "confidence" else None}
+    np.testing.assert_allclose(project_by_transitions(matrix, x, graph=graph, **options), 0, atol=1e-13)
+    assert np.abs(project_by_transitions(matrix, x, **options)).max() > 0.1
+    # Equal weights are none, and edges that the graph lacks have no share.
+    pattern = matrix.copy()
+    pattern.data[:] = 3.0
+    plain = project_by_transitions(matrix, x, **options)
+    np.testing.assert_allclose(project_by_transitions(matrix, x, graph=pattern, **options), plain, atol=1e-13)
+    empty = sp.csr_matrix((40, 40))
+    nothing_less = project_by_transitions(matrix, x, graph=empty)
+    np.testing.assert_allclose(nothing_less[3], row_of(matrix, 3)[1] @ _units(x, row_of(matrix, 3)[0], 3), atol=1e-13)
+
+
+def _units(x, columns, i):
+    step = x[columns] - x[i]
+    return step / np.linalg.norm(step, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("weighting", ["none", "distance", "confidence"])
 def test_equal_probabilities_have_no_velocity(weighting):
     rng = np.random.default_rng(0)
     graph = sp.csr_matrix(kneighbors_graph(rng.normal(size=(50, 2)), 5) / 5)

@@ -31,6 +31,7 @@ def project_by_transitions(
     transitions: sp.csr_matrix,
     embedding: FloatArray,
     *,
+    graph: sp.csr_matrix | None = None,
     weighting: Weighting = "none",
     confidence: FloatArray | None = None,
 ) -> FloatArray:
@@ -42,11 +43,12 @@ def project_by_transitions(
 
     .. math::
         \nu_i = \sum_{j \ne i} \left(
-            m_i \frac{w_{ij} T_{ij}}{\sum_l w_{il} T_{il}} - \frac{w_{ij}}{\sum_l w_{il}}
+            m_i \frac{w_{ij} T_{ij}}{\sum_l w_{il} T_{il}} - \frac{w_{ij} c_{ij}}{\sum_l w_{il} c_{il}}
         \right) u_{ij}, \qquad m_i = \sum_{j \ne i} T_{ij}
 
-    So equal probabilities have no velocity, whatever the weights. Weights are 1 with ``weighting="none"``, where
-    :math:`\nu_i = \sum_{j \ne i} (T_{ij} - 1 / n_i) u_{ij}`; :math:`\exp(-\|s_j - s_i\|^2 / 2 h_i^2)` with
+    Without a velocity, transitions would be in proportion to :math:`c_{ij}`: the weights of the ``graph`` where it is
+    given, as those that the transitions were computed with, otherwise 1. So such transitions have no arrow.
+    :math:`w_{ij}` is 1 with ``weighting="none"``; :math:`\exp(-\|s_j - s_i\|^2 / 2 h_i^2)` with
     ``"distance"``, where :math:`h_i` is the median distance of the cell to its neighbours; and :math:`(c_i + c_j) / 2`
     with ``"confidence"``. In a product of both confidences, :math:`c_i` would cancel.
 
@@ -59,11 +61,13 @@ def project_by_transitions(
     rows, columns, probability = _edges("transitions", transitions, n_cells)
     direction = embedding[columns] - embedding[rows]
     length = np.linalg.norm(direction, axis=1)
+    still = np.ones(rows.size) if graph is None else _values_at(rows, columns, graph)
     if weighting == "none":
-        coefficient = probability - 1.0 / np.bincount(rows, minlength=n_cells)[rows]
+        total = np.bincount(rows, still, minlength=n_cells)[rows]
+        coefficient = probability - np.divide(still, total, out=np.zeros_like(still), where=total > 0)
     else:
         weight = _nearness(rows, length, n_cells) if weighting == "distance" else (known[rows] + known[columns]) / 2
-        coefficient = _reweighed(rows, probability, weight, n_cells)
+        coefficient = _reweighed(rows, probability, weight, still, n_cells)
     # Cells on the same spot have no direction between them.
     coefficient = np.divide(coefficient, length, out=np.zeros_like(length), where=length > 0)
     return np.column_stack([np.bincount(rows, coefficient * part, minlength=n_cells) for part in direction.T])
@@ -98,14 +102,22 @@ def _nearness(rows: IndexArray, length: FloatArray, n_cells: int) -> FloatArray:
     return np.exp(-0.5 * scaled**2)
 
 
-def _reweighed(rows: IndexArray, probability: FloatArray, weight: FloatArray, n_cells: int) -> FloatArray:
-    """Return the weighted probability of each edge, of the same mass, less its share of the weights."""
+def _values_at(rows: IndexArray, columns: IndexArray, graph: sp.csr_matrix) -> FloatArray:
+    """Return the values of a graph at these edges, 0 where it has none."""
+    found = sp.csr_matrix(graph)[rows, columns] if rows.size else np.zeros(0)
+    return np.asarray(found, dtype=np.float64).ravel()
+
+
+def _reweighed(
+    rows: IndexArray, probability: FloatArray, weight: FloatArray, still: FloatArray, n_cells: int
+) -> FloatArray:
+    """Return the weighted probability of each edge, of the same mass, less its share without a velocity."""
     mass = np.bincount(rows, probability, minlength=n_cells)
     weighted = np.bincount(rows, weight * probability, minlength=n_cells)
-    total = np.bincount(rows, weight, minlength=n_cells)
+    total = np.bincount(rows, weight * still, minlength=n_cells)
     scale = np.divide(mass, weighted, out=np.where(mass > 0, np.nan, 0.0), where=weighted > 0)
     share = np.divide(1.0, total, out=np.full(n_cells, np.nan), where=total > 0)
-    return weight * (scale[rows] * probability - share[rows])
+    return weight * (scale[rows] * probability - still * share[rows])
 
 
 def project_by_linear_map(

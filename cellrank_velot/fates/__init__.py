@@ -5,15 +5,21 @@ that CellRank's estimators take.
 """
 
 from cellrank_velot.fates.ends import EndOptions, Ends, TerminalStates, find_ends, terminal_states
+from cellrank_velot.fates.intervals import IntervalOptions, absorption, fate_intervals
+from cellrank_velot.fates.stability import with_stability
 from cellrank_velot.fates.states import SinkOptions, SourceOptions, suggest_initial_states
 
 __all__ = [
     "EndOptions",
     "Ends",
+    "IntervalOptions",
     "SinkOptions",
     "SourceOptions",
     "TerminalStates",
+    "absorption",
+    "fate_intervals",
     "find_ends",
     "suggest_initial_states",
     "terminal_states",
+    "with_stability",
 ]

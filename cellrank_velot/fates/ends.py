@@ -35,6 +35,8 @@ MIN_CELLS, MEAN_CELLS = 8, 20
 GROUPED_CELLS = 20_000
 # A group that others are reached through, at most one for each of its own cells, may be an end if the flow stays.
 MOST_THROUGH = 1.0
+# Halves of the cells that the ends are sought in again, up to so many cells: each takes half as long as the search.
+N_HALVES, MANY_CELLS = 10, 20_000
 # Two ends of which neither goes on for this share of the longest way, after their ways part, are one.
 LEAST_BRANCH = 0.08
 
@@ -48,6 +50,7 @@ class EndOptions(Options):
     min_stay: float = 0.5
     min_time: float = 0.3
     n_groups: int | None = None
+    n_halves: int | None = None
     random_state: int = 0
 
     def __post_init__(self) -> None:
@@ -60,12 +63,20 @@ class EndOptions(Options):
             check_integer("n_cells", self.n_cells, low=1)
         if self.n_groups is not None:
             check_integer("n_groups", self.n_groups, low=2)
+        if self.n_halves is not None:
+            check_integer("n_halves", self.n_halves, low=0)
 
     def cells_of(self, n_inside: int, n_cells: int) -> int:
         """Return the number of cells that stand for an end with so many inside, of all these cells."""
         if self.n_cells is not None:
             return self.n_cells
         return int(max(FEW_CELLS, min(max(USUAL_CELLS, n_cells // 100), n_inside // 2)))
+
+    def halves_of(self, n_cells: int) -> int:
+        """Return the number of halves of these cells that are drawn."""
+        if self.n_halves is not None:
+            return self.n_halves
+        return N_HALVES if n_cells <= MANY_CELLS else 0
 
     def groups_of(self, n_cells: int) -> int:
         """Return the number of groups of these cells: more where there are more cells, but few."""
@@ -84,6 +95,7 @@ class Candidate:
     stay: float  # how many times more of the flow is still there than of a walk without direction
     time: float  # share of the cells that are earlier
     verdict: str  # "end", or why it is none
+    stable: float = np.nan  # share of halves of the cells in which most of it lies in an end
 
     @property
     def is_end(self) -> bool:
@@ -118,11 +130,12 @@ class Ends:
                 "through": of.through,
                 "stay": of.stay,
                 "time": of.time,
+                "stable": of.stable,
                 "verdict": of.verdict,
             }
             for of in sorted(self.candidates, key=lambda of: (not of.is_end, -of.time))
         ]
-        columns = ["group", "from", "cells", "through", "stay", "time", "verdict"]
+        columns = ["group", "from", "cells", "through", "stay", "time", "stable", "verdict"]
         return pd.DataFrame(rows, columns=columns)
 
 
@@ -166,7 +179,8 @@ class TerminalStates(dict[str, list[str]]):
         ``through`` is the number of cells whose shortest way from the root leads through the group, for each cell of
         the group: near zero at an end. ``stay`` says how many times more of the flow that starts there is still there
         after some steps than of a walk without a direction: above one at an end. ``time`` is the share of the cells
-        that are earlier.
+        that are earlier. ``stable`` is the share of random halves of the cells in which most of the group lies in an
+        end again; NaN where no halves were drawn.
         """
         return self._evidence.copy()
 
@@ -267,6 +281,7 @@ def terminal_states(ends: Ends, obs_names: Iterable[str], options: EndOptions = 
             "`g.set_terminal_states({'Beta': [...]})`"
         )
     table = ends.to_frame()
+    table.attrs = {"max_through": options.max_through, "min_time": options.min_time}
     others: dict[str, list[str]] = {}
     for of in ends.candidates:
         if of.name and (of.source == "cluster" or of.name not in others):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,7 @@ from cellrank_velot.transport.estimate import estimate_velocity
 from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.windows import WindowOptions, Windows, build_windows
 
-__all__ = ["Steps", "Uncertainty", "UncertaintyOptions", "compute_uncertainty"]
+__all__ = ["Steps", "Uncertainty", "UncertaintyOptions", "compute_uncertainty", "half_velocities"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -140,21 +141,40 @@ def compute_uncertainty(
     the noise of the cells does to the graph and to the time. The angles are widened by as much as the worst of the
     simulated families needs, where the truth is known.
     """
-    n_members, random_state = options.n_members, options.random_state
-    rng = np.random.default_rng(random_state)
-    halves = [np.sort(part) for _ in range(n_members // 2) for part in np.array_split(rng.permutation(len(x)), 2)]
-    tasks = [(half, (random_state + number) % 2**32) for number, half in enumerate(halves)]
-    shared = (x, time, graph, labels, components, steps.of_half(windows, cluster=labels is None), run.device)
-    bar: dict[str, Any] = {"desc": "uncertainty", "show_progress_bar": run.show_progress_bar}
-    found = parallel.run(_member, tasks, shared, n_jobs=run.n_jobs, **bar)
+    found = half_velocities(
+        *(x, time, graph, windows, options), steps=steps, labels=labels, components=components, run=run
+    )
     velocity = field(x, time)
     direction, speed = _directions(velocity), np.linalg.norm(velocity, axis=1)
     square = np.zeros_like(x)
     with closing(found):
         for other in found:
-            square += (_directions(other) - direction) ** 2 / n_members
+            square += (_directions(other) - direction) ** 2 / options.n_members
     spread = square.sum(axis=1)
-    return Uncertainty(spread, _std(square, spread, speed, graph), n_members)
+    return Uncertainty(spread, _std(square, spread, speed, graph), options.n_members)
+
+
+def half_velocities(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    windows: Windows,
+    options: UncertaintyOptions,
+    *,
+    steps: Steps = Steps(),
+    labels: NDArray[np.int64] | None = None,
+    components: NDArray[np.int64] | None = None,
+    run: Run = Run(),
+) -> Generator[NDArray[np.float64], None, None]:
+    """Return the velocities of all cells from the field of each half, one at a time."""
+    rng = np.random.default_rng(options.random_state)
+    halves = [
+        np.sort(part) for _ in range(options.n_members // 2) for part in np.array_split(rng.permutation(len(x)), 2)
+    ]
+    tasks = [(half, (options.random_state + number) % 2**32) for number, half in enumerate(halves)]
+    shared = (x, time, graph, labels, components, steps.of_half(windows, cluster=labels is None), run.device)
+    bar: dict[str, Any] = {"desc": "halves of the cells", "show_progress_bar": run.show_progress_bar}
+    return parallel.run(_member, tasks, shared, n_jobs=run.n_jobs, **bar)
 
 
 def _member(

@@ -44,7 +44,7 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
         if estimator is None:
             return result
         has_macrostates = attempt(missing, "No macrostates", _find_macrostates, estimator, kernel, choice)
-        states = attempt(missing, "No search for ends", kernel.suggest_terminal_states, options.cluster_key)
+        states = attempt(missing, "No search for ends", _find_ends, kernel, options)
         result = replace(
             result,
             estimator=estimator,
@@ -74,6 +74,10 @@ def _find_macrostates(estimator: GPCCA, kernel: OTVelocityKernel, choice: StateO
     return estimators.compute_schur(estimator, choice) and estimators.choose_macrostates(
         estimator, kernel.cells.time, choice
     )
+
+
+def _find_ends(kernel: OTVelocityKernel, options: JobOptions) -> TerminalStates:
+    return kernel.suggest_terminal_states(options.cluster_key, show_progress_bar=options.show_progress_bar)
 
 
 def _choose_ends(

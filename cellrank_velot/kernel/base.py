@@ -445,19 +445,26 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
 
     def _find_ends(self, cluster_key: str | None, smooth: bool = True, options: EndOptions = EndOptions()) -> Ends:
         """Find the ends by the field, or without one by transport; of perturbed cells those of the unperturbed."""
+        source = self._source_of_ends(smooth)
+        asked = (*self._labels_and_roots(cluster_key), replace(options, n_halves=None))
+        if self._ends is None or self._ends[0] is not source or not _same(self._ends[1], asked):
+            x, graph, time, cells, velocity, labels, roots = self._asked_of_ends(cluster_key, smooth)
+            self._ends = source, asked, find_ends(x, graph, time, cells, velocity, labels, roots, options)
+        return self._ends[2]
+
+    def _asked_of_ends(self, cluster_key: str | None, smooth: bool = True) -> tuple[Any, ...]:
+        """Return what :func:`find_ends` takes, but for the options."""
+        source, cells, at = self._source_of_ends(smooth), self.smoothed, self.cells
+        velocity = np.nan_to_num(source.velocity) if hasattr(source, "velocity") else source(cells.x, cells.time)
+        return at.x, self.connectivities, at.time, cells, velocity, *self._labels_and_roots(cluster_key)
+
+    def _source_of_ends(self, smooth: bool) -> Any:
+        """Return the field whose flow comes to the ends, or transport without one."""
         field: Any = getattr(self._field, "field", self._field) if smooth else None
-        labels = None if cluster_key is None else self._clusters_of(cluster_key)
-        roots = self._roots
-        source = field or self._needed("transport", "compute_velocity")
-        asked = (labels, roots, options)
-        if self._ends is not None and self._ends[0] is source and _same(self._ends[1], asked):
-            return self._ends[2]
-        cells = self.smoothed
-        velocity = field(cells.x, cells.time) if field is not None else np.nan_to_num(source.velocity)
-        at = self.cells
-        ends = find_ends(at.x, self.connectivities, at.time, cells, velocity, labels, roots, options)
-        self._ends = source, asked, ends
-        return ends
+        return field or self._needed("transport", "compute_velocity")
+
+    def _labels_and_roots(self, cluster_key: str | None) -> tuple[NDArray[np.str_] | None, NDArray[np.int64] | None]:
+        return None if cluster_key is None else self._clusters_of(cluster_key), self._roots
 
     @property
     def raw_velocity(self) -> NDArray[np.float64]:

@@ -9,9 +9,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.validation import check_flag
 from cellrank_velot.cells import read_clusters, read_expression
 from cellrank_velot.direction import DirectionTest, FlipTest, TimeCheck, direction_test, flip_test, time_check
-from cellrank_velot.fates import EndOptions, SourceOptions, TerminalStates, suggest_initial_states, terminal_states
+from cellrank_velot.fates import (
+    EndOptions,
+    SourceOptions,
+    TerminalStates,
+    suggest_initial_states,
+    terminal_states,
+    with_stability,
+)
 from cellrank_velot.kernel.base import BaseVelocityKernel
 
 __all__ = ["DirectionTests", "States"]
@@ -207,7 +215,9 @@ class States(BaseVelocityKernel):
         min_stay: float = EndOptions.min_stay,
         min_time: float = EndOptions.min_time,
         n_groups: int | None = EndOptions.n_groups,
+        n_halves: int | None = EndOptions.n_halves,
         random_state: int = EndOptions.random_state,
+        show_progress_bar: bool = True,
     ) -> TerminalStates:
         """Suggest terminal states, from the shape of the data and the flow, for ``GPCCA.set_terminal_states``.
 
@@ -234,8 +244,13 @@ class States(BaseVelocityKernel):
         n_groups
             Number of groups that are made from positions. Where not given, ``5 * log10(n_cells) - 5``, which is 10 for
             1000 cells, of 20 cells in the mean at least.
+        n_halves
+            Number of random halves of the cells in which the ends are sought again, to see which are stable. Where not
+            given, 10 up to 20 000 cells, none beyond.
         random_state
-            Seed of the groups.
+            Seed of the groups and halves.
+        show_progress_bar
+            Whether to show a progress bar.
 
         Returns
         -------
@@ -267,9 +282,13 @@ class States(BaseVelocityKernel):
             min_stay=min_stay,
             min_time=min_time,
             n_groups=n_groups,
+            n_halves=n_halves,
             random_state=random_state,
         )
-        return terminal_states(self._find_ends(cluster_key, options=options), self.adata.obs_names, options)
+        check_flag("show_progress_bar", show_progress_bar)
+        ends = self._find_ends(cluster_key, options=options)
+        ends = with_stability(ends, self._asked_of_ends(cluster_key), options, show_progress_bar=show_progress_bar)
+        return terminal_states(ends, self.adata.obs_names, options)
 
     def suggest_initial_states(
         self,

@@ -447,6 +447,7 @@ class Dynamics(BaseVelocityKernel):
             velocity = project_by_transitions(
                 self._needed("transition_matrix", "compute_transition_matrix"),
                 embedding,
+                graph=self.connectivities if self.params.get("weighted", True) else None,
                 weighting=weighting,
                 confidence=self.confidence if weighting == "confidence" else None,
             )

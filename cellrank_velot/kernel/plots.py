@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import scipy.sparse as sp
+
 from cellrank_velot import plotting
 from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.dynamics import ProcessFates, Trajectories
@@ -24,6 +26,7 @@ class Plots(BaseVelocityKernel):
     plot_spatial_clusters = plotting.spatial_clusters
     plot_confidence = plotting.confidence
     plot_uncertainty = plotting.uncertainty
+    plot_terminal_states = plotting.terminal_states
     plot_time_check = plotting.time_check
     plot_training = plotting.training
     plot_trajectories = plotting.trajectories
@@ -54,6 +57,45 @@ class Plots(BaseVelocityKernel):
         """
         check_choice("style", style, VelocityStyle)
         return getattr(plotting, f"velocity_{style}")(self, basis, **kwargs)
+
+    def plot_projection(
+        self,
+        basis: str = "umap",
+        key_added: str | None = None,
+        recompute: bool = False,
+        stream: bool = True,
+        connectivities: sp.spmatrix | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Draw the projected transition matrix by scVelo's plots, as every kernel of CellRank does.
+
+        The arrows are those of :meth:`project_velocity`, which takes account of the weights in the matrix.
+
+        Parameters
+        ----------
+        basis
+            Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+        key_added
+            Start of the key in ``adata.obsm`` to write to; ``"T_fwd"`` or ``"T_bwd"`` where not given.
+        recompute
+            Whether to project again what was projected before.
+        stream
+            Streamlines where ``True``, arrows on a grid otherwise.
+        connectivities
+            A graph to project by in CellRank's way, in place of that of the kernel.
+        **kwargs
+            Options of scVelo's plot.
+
+        Examples
+        --------
+        >>> vk.plot_projection("umap", color="clusters", show=False)
+        """
+        name = basis.removeprefix("X_")
+        key = f"{key_added or ('T_bwd' if self.backward else 'T_fwd')}_{name}"
+        if connectivities is None and (recompute or key not in self.adata.obsm):
+            self.project_velocity(basis, key_added=key)
+            recompute = False
+        super().plot_projection(basis, key_added, recompute, stream, connectivities, **kwargs)
 
     def plot_fates(
         self,

@@ -8,7 +8,7 @@ cells. Plots read an AnnData and change nothing in it.
 from cellrank_velot.plotting.clusters import spatial_clusters
 from cellrank_velot.plotting.descent import fate_bars, fate_heatmap, fate_summary
 from cellrank_velot.plotting.estimates import confidence, embedding, time_check, uncertainty
-from cellrank_velot.plotting.fates import fate_map, macrostates
+from cellrank_velot.plotting.fates import fate_map, macrostates, terminal_states
 from cellrank_velot.plotting.field import training
 from cellrank_velot.plotting.landscape import landscape_animation, potential_landscape
 from cellrank_velot.plotting.lines import trajectories
@@ -45,6 +45,7 @@ __all__ = [
     "regulation_heatmap",
     "regulation_network",
     "spatial_clusters",
+    "terminal_states",
     "time_check",
     "training",
     "trajectories",

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_known
 from cellrank_velot.cells import read_clusters, read_embedding
-from cellrank_velot.plotting._draw.colors import PROBABILITY, palette_of
+from cellrank_velot.fates import TerminalStates
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, PROBABILITY, palette, palette_of
 from cellrank_velot.plotting._draw.embedding import draw_categories, draw_values
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, suffix_of
 
-__all__ = ["fate_map", "fate_probabilities", "macrostates"]
+__all__ = ["fate_map", "fate_probabilities", "macrostates", "terminal_states"]
 
 Which = Literal["all", "terminal", "initial"]
+# Where no way leads through a group, on a logarithmic axis.
+NO_WAY = 0.01
 _STATES = {"all": "macrostates", "terminal": "term_states", "initial": "init_states"}
 
 
@@ -75,6 +78,90 @@ def macrostates(
     with drawing(figure, panel_size=(5.0, 4.0)) as canvas:
         draw_categories(canvas.ax, x, name, values, palette_of(adata, key, list(values.categories)), size=size)
     return canvas.result
+
+
+@draws
+def terminal_states(
+    data: AnnData | HasAnnData,
+    states: TerminalStates,
+    basis: str = "umap",
+    *,
+    size: float | None = None,
+    **figure: Unpack[FigureOptions],
+) -> list[Axes] | None:
+    """Draw suggested terminal states in an embedding, and the evidence for all groups that were considered.
+
+    The second panel has one row for each group, with its number of cells. At an end hardly any way to other cells leads
+    through the group, or the flow stays: ``stay`` is above 1.
+
+    Parameters
+    ----------
+    data
+        The kernel, or its AnnData.
+    states
+        The suggestion: the result of ``vk.suggest_terminal_states(...)``, as it is or changed.
+    basis
+        Key in ``adata.obsm`` of the embedding, with or without ``X_``.
+    size
+        Area of the cells in square points; by default smaller the more there are.
+
+    Returns
+    -------
+    The two Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If the embedding is missing, or cells of a state are not those of the data.
+    TypeError
+        If the states have no evidence.
+
+    Examples
+    --------
+    >>> states = vk.suggest_terminal_states("clusters")
+    >>> cells, evidence = pl.terminal_states(vk, states, show=False)
+    """
+    adata = adata_of(data)
+    if not isinstance(states, TerminalStates):
+        raise TypeError(f"Expected the result of `suggest_terminal_states`, found `{type(states).__name__}`.")
+    x, name = read_embedding(adata, basis)
+    of_cell = np.full(adata.n_obs, None, dtype=object)
+    for state, cells in states.items():
+        rows = adata.obs_names.get_indexer(pd.Index(cells))
+        if (rows < 0).any():
+            raise KeyError(f"Expected cells of the data in state {state!r}, found {(rows < 0).sum()} that it lacks.")
+        of_cell[rows] = state
+    values = pd.Categorical(of_cell, categories=list(states))
+    colors = dict(zip(states, palette(len(states)), strict=True))
+    with drawing(figure, n_panels=2, panel_size=(5.0, 4.0)) as canvas:
+        draw_categories(canvas.panels[0], x, name, values, colors, size=size)
+        canvas.panels[0].set_title("Suggested terminal states")
+        _draw_evidence(canvas.panels[1], states, colors)
+    return canvas.result
+
+
+def _draw_evidence(ax: Axes, states: TerminalStates, colors: dict[str, Any]) -> None:
+    """Draw one row for each group, at the ways that lead through it, with its verdict."""
+    table = states.to_frame()
+    named = table["from"] == "cluster"
+    shown = table[named | ~table["group"].isin(table.loc[named, "group"])].iloc[::-1].reset_index(drop=True)
+    ends = (shown["verdict"] == "end").to_numpy()
+    color = [
+        colors.get(group, BACKGROUND) if end else BACKGROUND for group, end in zip(shown["group"], ends, strict=True)
+    ]
+    rows, through = np.arange(len(shown)), np.maximum(shown["through"].to_numpy(float), NO_WAY)
+    ax.hlines(rows, NO_WAY, through, color="0.85", linewidth=1.0, zorder=1)
+    ax.scatter(through, rows, c=color, s=40, edgecolor=INK, linewidth=0.5, zorder=3)
+    ax.axvline(table.attrs.get("max_through", 0.05), color="0.7", linewidth=0.8, linestyle=":", zorder=1)
+    for row, of in zip(rows, shown.itertuples(), strict=True):
+        stable = "" if np.isnan(of.stable) or of.verdict != "end" else f", in {of.stable:.0%} of halves"
+        text = f"{of.verdict} (stay {of.stay:.1f}{stable})"
+        ax.text(1.02, float(row), text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+    ax.set_yticks(rows, [f"{of.group or 'no cluster'}, {of.cells}" for of in shown.itertuples()], fontsize=7)
+    ax.set_xscale("log")
+    ax.set_xticks([NO_WAY, 0.1, 1, 10], ["0", "0.1", "1", "10"])
+    ax.set(xlabel="Cells reached through it, for each of its own", xlim=(0.8 * NO_WAY, 2 * max(through.max(), 1)))
+    ax.set_title("Groups that were considered")
 
 
 @draws

@@ -19,7 +19,7 @@ from cellrank_velot.embedding.projection import Weighting, project_by_linear_map
 from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below, grid_arrows, usual_color
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
-from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of
+from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of, weights_of
 
 __all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
 
@@ -372,12 +372,13 @@ def _projected(
             raise ValueError(f"Expected `weighting='none'` for `method='linear_map'`, found `{weighting!r}`.")
         return _by_linear_map(data, x, key, "velocity")
     confidence = estimate_of(data, "confidence") if weighting == "confidence" else None
-    transitions = transitions_of(data, key)
+    transitions, graph = transitions_of(data, key), weights_of(data, key)
 
     def projected(placed: NDArray[np.bool_]) -> FloatArray:
         inside = transitions if placed.all() else normalized(sp.csr_matrix(transitions)[placed][:, placed], "l1")
         sure = None if confidence is None else confidence[placed]
-        return project_by_transitions(inside, x[placed], weighting=weighting, confidence=sure)
+        weights = None if graph is None else sp.csr_matrix(graph)[placed][:, placed]
+        return project_by_transitions(inside, x[placed], graph=weights, weighting=weighting, confidence=sure)
 
     return _where_placed(x, projected)
 

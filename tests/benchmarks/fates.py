@@ -1,7 +1,7 @@
 """Ends that are suggested, cells that keep to their end, and fate probabilities, on real cells and simulated counts.
 
 Beside CellRank's PseudotimeKernel and ConnectivityKernel, and the matrix of 0.1.0, which had no weights and no ends.
-Writes docs/fates.md. `--quick` takes two sets of each and writes nothing. About ten minutes of one core.
+Writes docs/fates.md. `--quick` takes two sets of each and writes nothing. About 20 minutes of one core.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from borders import sets
 from common import quiet, table
 from families import FAMILIES, HELD_BACK, simulate
 from scipy.sparse.linalg import splu
+from scipy.stats import norm
+from sklearn.cluster import KMeans
 
 import cellrank_velot as cv
 from cellrank_velot.cells import find_time_key
@@ -32,6 +34,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 SEEDS = (50, 51)
 # The name of a late stage counts for the end of its branch.
 STAGES = {"96h M": "120h M", "96h En": "120h En", "72h En": "120h En"}
+LEVELS = (0.5, 0.8, 0.95)
 MIX = 0.8  # share of the kernel, the rest is of the connectivities
 
 ABOUT = """# Ends and fates
@@ -57,6 +60,12 @@ nothing can tell, so that no method comes to zero. *Neighbours* gives each cell 
 its 30 neighbours: what the graph can tell at most.
 
 {fates}
+**Intervals.** `vk.fate_intervals(states, groups)` on the same sets, for ten groups of cells that k-means makes of their
+positions. The share of the intervals that contain the true mean of the group; one of two fates is counted. *Error* is
+the mean distance of the estimate from the truth, *half-width* that of the 95 % interval. Seeds {seeds}; the constants
+were chosen on seed 3.
+
+{intervals}
 """
 
 
@@ -146,11 +155,32 @@ def on_real_cells(n_sets: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(found), _with_mean(pd.DataFrame(kept))
 
 
-def on_counts(n_families: int | None) -> pd.DataFrame:
-    """Return the total variation from the true probabilities, by family."""
-    rows = []
+def coverage(adata: ad.AnnData, states: list[np.ndarray], truth: np.ndarray) -> pd.DataFrame:
+    """Return for each group and fate by how many half-widths of 95 % the estimate is off, and the error."""
+    kernel = cv.OTVelocityKernel(adata, time_key="consensus_pseudotime").compute_transition_matrix(
+        show_progress_bar=False
+    )
+    groups = KMeans(10, n_init=4, random_state=0).fit_predict(np.asarray(adata.obsm["X_pca"]))
+    adata.obs["group"] = pd.Categorical(groups.astype(str))
+    names = {f"{number}": list(adata.obs_names[cells]) for number, cells in enumerate(states)}
+    table = kernel.fate_intervals(names, "group", show_progress_bar=False)
+    free = np.setdiff1d(np.arange(adata.n_obs), np.concatenate(states))
+    known = pd.DataFrame(truth[free], columns=list(names)).groupby(groups[free].astype(str)).mean().stack()
+    table["truth"] = known.reindex(table.index).to_numpy()
+    if truth.shape[1] == 2:
+        table = table.xs("0", level="fate")
+    at, low, high, true = (np.arcsin(np.sqrt(table[name])) for name in ("probability", "low", "high", "truth"))
+    half = np.maximum(at - low, high - at)  # one side may end at 0 or 1
+    error = (table["probability"] - table["truth"]).abs()
+    return pd.DataFrame({"off": (at - true).abs() / half, "error": error, "width": (table["high"] - table["low"]) / 2})
+
+
+def on_counts(n_families: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the total variation from the true probabilities, and the coverage of intervals, by family."""
+    rows, covered = [], []
     for name, family in list((FAMILIES | HELD_BACK).items())[:n_families]:
         scores: dict[str, list[tuple[float, float]]] = {}
+        off = []
         for seed in SEEDS:
             adata = simulate(family, seed)
             truth = np.asarray(adata.obsm["true_fates"], dtype=float)
@@ -167,6 +197,7 @@ def on_counts(n_families: int | None) -> pd.DataFrame:
                 method: absorbed(MIX * matrix + (1 - MIX) * connected, states)
                 for method, matrix in matrices(adata, "consensus_pseudotime", clusters=False).items()
             }
+            off.append(coverage(adata, states, truth))
             found["neighbours"] = rows_of(connected.sign()) @ truth
             for method, fates in found.items():
                 apart = 0.5 * np.abs(fates - truth).sum(axis=1).mean()
@@ -174,10 +205,17 @@ def on_counts(n_families: int | None) -> pd.DataFrame:
                 scores.setdefault(method, []).append((apart, at_first))
         if scores:
             rows.append({"data": name} | {method: np.mean(of, axis=0) for method, of in scores.items()})
+            groups = pd.concat(off)
+            row = {"data": name, "intervals": len(groups)}
+            for level in LEVELS:
+                row[f"{level:.0%}"] = (groups["off"] <= norm.ppf(0.5 + level / 2) / norm.ppf(0.975)).mean()
+            covered.append(row | {"error": groups["error"].mean(), "half-width": groups["width"].mean()})
     frame = pd.DataFrame(rows)
     mean = {"data": "mean"} | {method: np.mean(np.stack(frame[method]), axis=0) for method in frame.columns[1:]}
     frame = pd.concat([frame, pd.DataFrame([mean])], ignore_index=True)
-    return frame.map(lambda value: value if isinstance(value, str) else f"{value[0]:.3f} ({value[1]:.2f})")
+    shown = frame.map(lambda value: value if isinstance(value, str) else f"{value[0]:.3f} ({value[1]:.2f})")
+    intervals = _with_mean(pd.DataFrame(covered))
+    return shown, intervals.astype({"intervals": int})
 
 
 def _with_mean(frame: pd.DataFrame) -> pd.DataFrame:
@@ -194,8 +232,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with contextlib.redirect_stdout(io.StringIO()):
         found, kept = on_real_cells(some)
-        fates = on_counts(some)
-    text = ABOUT.format(ends=table(found), mature=table(kept), fates=table(fates), seeds=" and ".join(map(str, SEEDS)))
+        fates, intervals = on_counts(some)
+    tables = {"ends": found, "mature": kept, "fates": fates, "intervals": intervals}
+    shown = {name: table(of) for name, of in tables.items()}
+    text = ABOUT.format(**shown, seeds=" and ".join(map(str, SEEDS)))
     print(text)
     if some is None:
         (DOCS / "fates.md").write_text(text)

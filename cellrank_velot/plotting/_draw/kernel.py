@@ -31,6 +31,7 @@ __all__ = [
     "time_of",
     "transitions_of",
     "transport_of",
+    "weights_of",
     "windows_of",
 ]
 
@@ -158,6 +159,19 @@ def transitions_of(data: Any, key: str | None) -> Any:
     if isinstance(data, AnnData):
         return data.obsp[_matrix_key(data, key)]
     return _computed(data.transition_matrix, "transition matrix", "compute_transition_matrix")
+
+
+def weights_of(data: Any, key: str | None) -> sp.csr_matrix | None:
+    """Return the graph whose weights the transitions of our kernel have, alone or combined; ``None`` without one."""
+    if isinstance(data, AnnData):
+        stored = data.uns.get(f"{_matrix_key(data, key)}_params", {})
+        params, init = stored.get("params", {}), stored.get("init", {})
+        ours = "time_kind" in init and params.get("weighted", True)
+        return data.obsp[init["conn_key"]] if ours else None
+    for kernel in getattr(data, "kernels", ()):
+        if cells_of(kernel) is not None and kernel.params.get("weighted", True):
+            return sp.csr_matrix(kernel.connectivities)
+    return None
 
 
 def graph_of(data: Any, key: str | None) -> tuple[FloatArray, sp.csr_matrix, bool]:
