@@ -477,7 +477,7 @@ class OTVelocityKernel(
 
         Returns
         -------
-        Self, with :attr:`uncertainty`. The transition matrix stays.
+        Self, with :attr:`uncertainty`. The transition matrix stays, unless it was made with ``model="monte_carlo"``.
 
         Raises
         ------

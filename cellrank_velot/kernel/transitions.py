@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_flag
-from cellrank_velot.cells import read_clusters, read_loadings, warn_about_graph
+from cellrank_velot.cells import read_loadings, warn_about_graph
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.storage.pack import fingerprint
@@ -188,7 +188,7 @@ class TransitionMatrix(BaseVelocityKernel):
         >>> bool(np.allclose(vk.transition_matrix.sum(axis=1), 1))
         True
         """
-        loadings = None if gene_subset is None else read_loadings(self.adata, self.basis, gene_subset)
+        loadings = None if gene_subset is None else read_loadings(self._adata_of_pca, self.basis, gene_subset)
         options = MatrixOptions(
             similarity=similarity,
             softmax_scale=softmax_scale,
@@ -207,11 +207,7 @@ class TransitionMatrix(BaseVelocityKernel):
         if not self.backward:
             options = replace(options, backward_mode=None)
         settle = self._settles(settle)
-        labels = (
-            fingerprint({"labels": read_clusters(self.adata, settle).to_numpy(str)})
-            if isinstance(settle, str)
-            else None
-        )
+        labels = fingerprint({"labels": self._clusters_of(settle).astype(str)}) if isinstance(settle, str) else None
         options = replace(options, softmax_scale=options.rule, settle=settle, labels=labels)
         if model == "deterministic":  # which draws nothing
             options = replace(options, n_samples=TransitionOptions.n_samples, random_state=0)
