@@ -1,14 +1,13 @@
-"""How much memory there is, how much a step may take, and how many jobs that allows."""
+"""How much memory a step may take, and how many jobs that allows."""
 
 from __future__ import annotations
 
-import os
 import re
 from math import ceil
 
 from cellrank_velot._utils.validation import check_number
 
-__all__ = ["bytes_of", "jobs_within", "physical_memory"]
+__all__ = ["bytes_of", "jobs_within"]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 SHOWN = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
@@ -28,14 +27,6 @@ def bytes_of(memory_limit: float | str | None) -> float:
             raise ValueError(f"Expected `memory_limit` such as `'4 GB'`, found `{memory_limit!r}`.")
         return number * unit
     return check_number("memory_limit", memory_limit, low=0, open_low=True)
-
-
-def physical_memory() -> float:
-    """Return the bytes of memory of this machine; infinite where it does not say."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):  # not POSIX
-        return float("inf")
 
 
 def jobs_within(memory_limit: float | str | None, fixed: float, of_job: float, n_jobs: int, step: str) -> int:

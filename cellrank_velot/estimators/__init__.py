@@ -1,11 +1,12 @@
-"""CellRank's GPCCA estimator, step by step, with the choices made from the data.
+"""Macrostates, fates and driver genes at any size, and the choices made from the data.
 
-In goes a kernel with a transition matrix, and the time of the cells. Macrostates are chosen by eigengap and stability,
-terminal states are the stable late ones, named clusters or sinks, and fate probabilities fall back to another solver.
-Results are written to the AnnData as CellRank writes them. A step that the data do not allow says so in the log.
+In goes a kernel with a transition matrix. :class:`GPCCA` is CellRank's estimator without dense matrices. The steps of
+the command line use it: macrostates are chosen by eigengap and stability, terminal states are the stable late ones
+or named clusters. Results are written to the AnnData as CellRank writes them.
 """
 
-from cellrank_velot.estimators.gpcca import (
+from cellrank_velot.estimators.estimator import GPCCA
+from cellrank_velot.estimators.steps import (
     StateOptions,
     choose_macrostates,
     combine,
@@ -13,13 +14,12 @@ from cellrank_velot.estimators.gpcca import (
     compute_fates,
     compute_schur,
     few_threads,
-    make_estimator,
     terminal_from_clusters,
     terminal_from_macrostates,
-    terminal_from_sinks,
 )
 
 __all__ = [
+    "GPCCA",
     "StateOptions",
     "choose_macrostates",
     "combine",
@@ -27,8 +27,6 @@ __all__ = [
     "compute_fates",
     "compute_schur",
     "few_threads",
-    "make_estimator",
     "terminal_from_clusters",
     "terminal_from_macrostates",
-    "terminal_from_sinks",
 ]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from cellrank.estimators import GPCCA
-
 from cellrank_velot import estimators
 from cellrank_velot.direction import DirectionTest, TimeCheck
-from cellrank_velot.estimators import StateOptions
+from cellrank_velot.estimators import GPCCA, StateOptions
 from cellrank_velot.fates import TerminalStates
 from cellrank_velot.job.log import attempt
 from cellrank_velot.job.options import EndsBy, JobOptions, JobResult
@@ -40,7 +38,7 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
         n_states=options.n_states, cluster_key=options.cluster_key, terminal_states=options.terminal_states
     )
     with estimators.few_threads(kernel.adata.n_obs):
-        estimator = attempt(missing, "No estimator of CellRank", _make_estimator, kernel, options)
+        estimator = attempt(missing, "No estimator", _make_estimator, kernel, options)
         if estimator is None:
             return result
         has_macrostates = attempt(missing, "No macrostates", _find_macrostates, estimator, kernel, choice)
@@ -67,13 +65,11 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
 
 
 def _make_estimator(kernel: OTVelocityKernel, options: JobOptions) -> GPCCA:
-    return estimators.make_estimator(estimators.combine(kernel, options.weight))
+    return estimators.GPCCA(estimators.combine(kernel, options.weight))
 
 
 def _find_macrostates(estimator: GPCCA, kernel: OTVelocityKernel, choice: StateOptions) -> bool:
-    return estimators.compute_schur(estimator, choice) and estimators.choose_macrostates(
-        estimator, kernel.cells.time, choice
-    )
+    return estimators.compute_schur(estimator) and estimators.choose_macrostates(estimator, kernel.cells.time, choice)
 
 
 def _find_ends(kernel: OTVelocityKernel, options: JobOptions) -> TerminalStates:

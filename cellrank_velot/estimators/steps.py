@@ -1,26 +1,24 @@
-"""Steps over CellRank's GPCCA estimator: Schur vectors, macrostates, terminal states, fates and driver genes."""
+"""Steps over the GPCCA estimator: Schur vectors, macrostates, terminal states, fates and driver genes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from cellrank.estimators import GPCCA
 from cellrank.kernels import ConnectivityKernel
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from cellrank_velot._utils.memory import physical_memory
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_integer, check_number
 from cellrank_velot.cells import read_clusters
+from cellrank_velot.estimators.estimator import GPCCA
 from cellrank_velot.plotting.fates import fate_probabilities
 
 __all__ = [
@@ -31,20 +29,16 @@ __all__ = [
     "compute_fates",
     "compute_schur",
     "few_threads",
-    "make_estimator",
     "terminal_from_clusters",
     "terminal_from_macrostates",
-    "terminal_from_sinks",
 ]
 
 logger = logging.getLogger("cellrank_velot")
 
 N_SCHUR = 20
 MAX_STATES = 10
-# Above it, the dense decomposition that CellRank falls back to takes minutes and gigabytes.
+# Above it, linear algebra may use all threads.
 MANY_CELLS = 5_000
-# Above this share of the machine's memory, the dense decomposition is not tried.
-SHARE_OF_MEMORY = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,35 +84,13 @@ def combine(kernel: Any, weight: float) -> Any:
     return weight * kernel + (1 - weight) * neighbors
 
 
-def make_estimator(kernel: Any) -> GPCCA:
-    """Return CellRank's estimator, which asks for the type of ``X`` even where there are no genes."""
-    adata = kernel.adata
-    if adata.X is not None:
-        return GPCCA(kernel)
-    adata.X = sp.csr_matrix(adata.shape, dtype=np.float32)
+def compute_schur(estimator: GPCCA) -> bool:
+    """Compute the Schur decomposition that macrostates need, and return whether it was computed."""
     try:
-        return GPCCA(kernel)
-    finally:
-        adata.X = None
-
-
-def compute_schur(estimator: GPCCA, options: StateOptions) -> bool:
-    """Compute the Schur decomposition that macrostates need, and return whether it was computed.
-
-    Without SLEPc it is dense. It is left out where it takes long and the terminal states are known, or where it needs
-    more memory than there is: the process would be killed, with all results so far.
-    """
-    n_cells = estimator.adata.n_obs
-    method = "krylov" if find_spec("slepc4py") and find_spec("petsc4py") else "brandts"
-    if method == "brandts" and n_cells > MANY_CELLS:
-        n_bytes = 3 * 8 * n_cells**2
-        cost = f"slepc4py and petsc4py are not installed, and without them {n_cells:,} cells take "
-        cost += f"{n_bytes / 1e9:.1f} GB and long"
-        if options.terminal_states or n_bytes > SHARE_OF_MEMORY * physical_memory():
-            logger.warning("No macrostates: %s", cost)
-            return False
-        logger.warning("Finding macrostates will take a while: %s. `--terminal-states` does without", cost)
-    estimator.compute_schur(n_components=min(N_SCHUR, n_cells - 1), method=method, verbose=False)
+        estimator.compute_schur(n_components=min(N_SCHUR, estimator.adata.n_obs - 1))
+    except RuntimeError as error:  # the chain mixes too slowly
+        logger.warning("No macrostates: %s", error)
+        return False
     return True
 
 
@@ -174,7 +146,7 @@ def _try_macrostates(estimator: GPCCA, n_states: int, options: StateOptions) -> 
     n_cells = options.cells_of(estimator.adata.n_obs, n_states)
     try:
         estimator.compute_macrostates(n_states=n_states, n_cells=n_cells, cluster_key=options.cluster_key)
-    # pygpcca 1.0.4 warns of a chain in pieces by a module that it did not import: a NameError.
+    # pygpcca 1.0.4, of few cells, warns of a chain in pieces by a module that it did not import: a NameError.
     except (ValueError, RuntimeError, IndexError, NameError) as error:
         logger.debug("No %d macrostates: %s", n_states, error)
         return False
@@ -232,28 +204,15 @@ def terminal_from_clusters(estimator: GPCCA, time: NDArray[np.float64], options:
     logger.info("Terminal states as asked for: the latest cells of %s", ", ".join(cells))
 
 
-def terminal_from_sinks(estimator: GPCCA, sinks: Mapping[str, Sequence[str]], options: StateOptions) -> bool:
-    """Take the cells where the flow ends, which need no macrostates, and return whether there are any."""
-    if not sinks:
-        return False
-    estimator.set_terminal_states(sinks, cluster_key=options.cluster_key)
-    logger.warning("Terminal states are the sinks of the flow: %s. `--terminal-states` takes others", ", ".join(sinks))
-    return True
-
-
 # ------------------------------------------------------------------------------------------------ fates and genes
 def compute_fates(estimator: GPCCA) -> pd.DataFrame | None:
-    """Return the fate probabilities, cells x lineages, or ``None`` where a cell reaches no terminal state.
-
-    Computed without PETSc. A solver that does not converge is followed by a direct one.
-    """
-    for solver in ("gmres", "direct"):
-        try:
-            estimator.compute_fate_probabilities(solver=solver, use_petsc=False, show_progress_bar=False)
-        except (ValueError, RuntimeError) as error:
-            logger.debug("Fate probabilities by %s: %s", solver, error)
-        else:
-            return fate_probabilities(estimator)
+    """Return the fate probabilities, cells x lineages, or ``None`` where a cell reaches no terminal state."""
+    try:
+        estimator.compute_fate_probabilities()
+    except (ValueError, RuntimeError) as error:
+        logger.debug("No fate probabilities: %s", error)
+    else:
+        return fate_probabilities(estimator)
     logger.warning(
         "No fate probabilities: from some cells no terminal state can be reached. Name more of them "
         "(`--terminal-states`) or give the velocity less weight (`--weight`)"
