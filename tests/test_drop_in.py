@@ -146,6 +146,7 @@ def test_genes_by_their_symbols(vk):
 
 
 def test_zarr_holds_what_h5ad_does_and_replaces_stores_only(vk, tmp_path):
+    pytest.importorskip("zarr")
     vk.compute_transition_matrix(**QUIET).write_to_adata()
     vk.adata.obsm["lineages_fwd"] = cr.Lineage(np.full((240, 2), 0.5), names=["a", "b"])
     path = tmp_path / "cells.zarr"
