@@ -296,7 +296,7 @@ def test_ends_by_shape_need_no_macrostates(raw, monkeypatch):
 
 def test_without_any_end_the_report_says_what_to_do(raw, monkeypatch, capsys):
     monkeypatch.setattr(estimators, "compute_schur", lambda *_: False)
-    monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_: TerminalStates({}))
+    monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_, **__: TerminalStates({}))
     assert run(raw) == cli.FAILED
     assert "Name the clusters where the process ends" in capsys.readouterr().err
     assert {path.name for path in (raw.parent / "out").iterdir()} == FILES - TABLES
@@ -326,7 +326,7 @@ def test_ends_need_no_macrostates(raw, monkeypatch, ends):
 
 
 def test_macrostates_stand_in_where_no_end_is_found(raw, monkeypatch):
-    monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_: TerminalStates({}))
+    monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_, **__: TerminalStates({}))
     assert run(raw, "--n-states", "3") == cli.OK
     assert "they are the macrostates that are stable and late" in (raw.parent / "out" / "report.html").read_text()
 

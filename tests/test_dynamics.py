@@ -1082,7 +1082,7 @@ def test_paths_of_a_known_field_are_its_solution(method: str, time_from: str):
     starts = np.flatnonzero((np.linalg.norm(cells, axis=1) > 1) & (np.linalg.norm(cells, axis=1) < 2))
     paths = trajectories(
         field, cells, time, starts, method=method, time_from=time_from, confine=0.0, n_steps=150, rtol=1e-7, atol=1e-9,
-        max_distance=5.0,
+        max_distance=5.0, step_size=0.005,
     )  # fmt: skip
     for path, times in zip(paths.paths, paths.times, strict=True):
         assert len(path) == 151
@@ -1220,11 +1220,11 @@ def test_a_flow_goes_on_until_all_have_ended(strip: Strip, caplog):
 
 
 def test_a_run_without_a_number_of_steps_is_bounded():
-    assert FlowOptions().most_steps == TrajectoryOptions().most_steps == 2000
+    assert FlowOptions().most_steps == TrajectoryOptions().most_steps == 1000
     assert FlowOptions(n_steps=7).most_steps == 7
-    assert FlowOptions(min_speed=0.05, step_size=0.01).most_steps == 2000
+    assert FlowOptions(min_speed=0.05, step_size=0.02).most_steps == 1000
     assert FlowOptions(min_speed=0.0).most_steps == 10_000
-    assert FlowOptions(time_from="path").most_steps == 201
+    assert FlowOptions(time_from="path").most_steps == 101
 
 
 @pytest.fixture(scope="module")

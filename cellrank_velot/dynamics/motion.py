@@ -220,21 +220,21 @@ class _Crowd:
         """Let particles at rest end at their first point within the scatter of the rest, if the cluster is the same."""
         if self.rest is None or not self.rest.at.any():
             return
-        known = np.zeros(len(self.status), dtype=bool)
+        at, ends = self.rest.at.cpu().numpy(), last.step.cpu().numpy()
+        place, spread = self.rest.last.cpu().numpy(), self.rest.spread.cpu().numpy()
+        known = ~at
+        first = []
         for ids, number, x, time in self.kept:
-            which = torch.tensor(ids, device=self.x.device)
-            points = torch.tensor(x, device=self.x.device)
-            near = (points - self.rest.last[which]).square().sum(dim=1) <= self.rest.spread[which]
-            near &= self.rest.at[which] & (number < last.step[which])
-            new = near.cpu().numpy() & ~known[ids]
-            if not new.any():
-                continue
+            new = np.flatnonzero(~known[ids] & (number < ends[ids]))
+            new = new[np.square(x[new] - place[ids[new]]).sum(axis=1) <= spread[ids[new]]]
             known[ids[new]] = True
-            which, points = which[new], points[new]
-            ratio, label = self.region.look(points, self.region.nearest(points))
-            good = (label == last.label[which]) & (ratio <= self.options.max_distance)
-            times = torch.tensor(time[new], device=points.device)
-            last.note(which[good], number, points[good], times[good], label[good])
+            first.append((ids[new], np.full(new.size, number), x[new], time[new]))
+        which, steps, points, times = (
+            torch.tensor(np.concatenate(part), device=self.x.device) for part in zip(*first, strict=True)
+        )
+        ratio, label = self.region.look(points, self.region.nearest(points))
+        good = (label == last.label[which]) & (ratio <= self.options.max_distance)
+        last.note(which[good], steps[good], points[good], times[good], label[good])
 
     def result(self, start_ix: NDArray[np.int64]) -> Trajectories:
         """Return the paths, each up to the last point among the data, or in a target where it came to one.
@@ -334,7 +334,9 @@ class _Sighting:
     def copy(self) -> _Sighting:
         return _Sighting(self.step.clone(), self.x.clone(), self.time.clone(), self.label.clone())
 
-    def note(self, ids: torch.Tensor, number: int, x: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> None:
+    def note(
+        self, ids: torch.Tensor, number: int | torch.Tensor, x: torch.Tensor, time: torch.Tensor, label: torch.Tensor
+    ) -> None:
         self.step[ids], self.x[ids], self.time[ids], self.label[ids] = number, x, time, label
 
     def where(self, mask: torch.Tensor, other: _Sighting) -> _Sighting:

@@ -27,7 +27,7 @@ class MotionOptions(Options):
 
     direction: Direction = "forward"
     n_steps: int | None = None
-    step_size: float = 0.005
+    step_size: float = 0.01
     save_every: int = 1
     time_from: TimeFrom = "cells"
     confine: float = 0.7
@@ -73,7 +73,7 @@ class TrajectoryOptions(MotionOptions):
     --------
     >>> options = dynamics.TrajectoryOptions(n_trajectories=5, direction="backward")
     >>> options.most_steps, options.method
-    (2000, 'rk4')
+    (1000, 'rk4')
     """
 
     n_trajectories: int = 20

@@ -31,8 +31,9 @@ def curl_loss(network: Network, inputs: torch.Tensor, n_dims: int, generator: to
     :math:`E\|Jz - J^\top z\|^2 = \|J - J^\top\|_F^2` :cite:`hutchinson:89`.
     """
     z = _directions(inputs, n_dims, generator)
-    jz = _jvp(network, inputs, z)
-    jtz = _vjp(network, inputs, z[:, :n_dims])[:, :n_dims]
+    inputs, outputs = _traced(network, inputs)
+    jz = _jvp(outputs, inputs, z)
+    jtz = _vjp(outputs, inputs, z[:, :n_dims])[:, :n_dims]
     return (jz - jtz).square().sum(1).mean() / (2 * n_dims)
 
 
@@ -42,9 +43,10 @@ def divergence_loss(network: Network, inputs: torch.Tensor, n_dims: int, generat
     Two independent directions per point make the estimate of the square unbiased :cite:`hutchinson:89`.
     """
     traces = []
+    inputs, outputs = _traced(network, inputs)
     for _ in range(2):
         z = _directions(inputs, n_dims, generator)
-        traces.append((_jvp(network, inputs, z) * z[:, :n_dims]).sum(1))
+        traces.append((_jvp(outputs, inputs, z) * z[:, :n_dims]).sum(1))
     return (traces[0] * traces[1]).mean() / n_dims
 
 
@@ -56,10 +58,20 @@ def _directions(inputs: torch.Tensor, n_dims: int, generator: torch.Generator) -
     return z
 
 
-def _jvp(network: Network, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    return torch.func.jvp(network, (inputs,), (z,))[1]
+def _traced(network: Network, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs that derivatives are taken by, and the outputs there."""
+    inputs = inputs.detach().requires_grad_()
+    return inputs, network(inputs)
 
 
-def _vjp(network: Network, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    pullback = torch.func.vjp(network, inputs)[1]
-    return pullback(z)[0]
+def _jvp(outputs: torch.Tensor, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Return J z, as the derivative of u J by u: torch's forward mode has one state for all threads of a process."""
+    u = torch.zeros_like(outputs, requires_grad=True)
+    derivative: torch.Tensor = torch.autograd.grad(_vjp(outputs, inputs, u), u, z, create_graph=True)[0]
+    return derivative
+
+
+def _vjp(outputs: torch.Tensor, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Return z J."""
+    derivative: torch.Tensor = torch.autograd.grad(outputs, inputs, z, create_graph=True)[0]
+    return derivative

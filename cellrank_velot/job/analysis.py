@@ -42,7 +42,7 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
         if estimator is None:
             return result
         has_macrostates = attempt(missing, "No macrostates", _find_macrostates, estimator, kernel, choice)
-        states = attempt(missing, "No search for ends", kernel.suggest_terminal_states, options.cluster_key)
+        states = attempt(missing, "No search for ends", _find_ends, kernel, options)
         result = replace(
             result,
             estimator=estimator,
@@ -70,6 +70,10 @@ def _make_estimator(kernel: OTVelocityKernel, options: JobOptions) -> GPCCA:
 
 def _find_macrostates(estimator: GPCCA, kernel: OTVelocityKernel, choice: StateOptions) -> bool:
     return estimators.compute_schur(estimator) and estimators.choose_macrostates(estimator, kernel.cells.time, choice)
+
+
+def _find_ends(kernel: OTVelocityKernel, options: JobOptions) -> TerminalStates:
+    return kernel.suggest_terminal_states(options.cluster_key, show_progress_bar=options.show_progress_bar)
 
 
 def _choose_ends(

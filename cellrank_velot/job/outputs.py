@@ -304,6 +304,7 @@ def _end_table(candidates: pd.DataFrame) -> Table:
             Cell(f"{row['through']:.2f}"),
             Cell(f"{row['stay']:.1f}"),
             Cell(f"{row['time']:.0%}"),
+            Cell("" if pd.isna(row["stable"]) else f"{row['stable']:.0%}"),
             Cell(row["verdict"]),
         ]
         for _, row in candidates.iterrows()
@@ -314,9 +315,19 @@ def _end_table(candidates: pd.DataFrame) -> Table:
         "of them. Reached through it: cells whose shortest way from the start leads through the group, for each cell "
         "of the group; about 0 at an end. Flow that stays: how many times more of the flow from the group is still "
         "there after some steps than of a walk without direction; above 1 where the flow does not leave. Earlier "
-        "cells: share of all cells that are earlier than the group. A cluster that no others are reached through is an "
+        "cells: share of all cells that are earlier than the group. In halves: share of random halves of the cells in "
+        "which it is an end as well. A cluster that no others are reached through is an "
         "end also where the flow leaves it. Several groups of one end become one terminal state.",
-        columns=["Group", "From", "Cells", "Reached through it", "Flow that stays", "Earlier cells", "Verdict"],
+        columns=[
+            "Group",
+            "From",
+            "Cells",
+            "Reached through it",
+            "Flow that stays",
+            "Earlier cells",
+            "In halves",
+            "Verdict",
+        ],
         rows=rows,
     )
 

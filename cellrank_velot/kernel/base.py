@@ -13,6 +13,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from cellrank.kernels import BidirectionalKernel
@@ -26,7 +27,9 @@ from cellrank_velot.cells import (
     TimeKind,
     check_graph,
     find_basis,
+    find_graph,
     find_time_key,
+    read_basis,
     read_cells,
     read_clusters,
     read_roots,
@@ -66,6 +69,10 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
     _other: ClassVar[type[BaseVelocityKernel]]
     # Whether its time runs the other way than that of the AnnData.
     _reversed: bool = False
+    # What was read when it was made: the AnnData may change later.
+    _names: pd.Index | None = None
+    _known_clusters: NDArray[Any] | None = None
+    _roots: NDArray[np.int64] | None = None
 
     def __init__(
         self,
@@ -74,12 +81,13 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         time_key: str | None = None,
         basis: str = "X_pca",
         cluster_key: str | None = None,
-        conn_key: str = "connectivities",
+        conn_key: str | None = "connectivities",
         check_connectivity: bool = False,
         time_kind: TimeKind = "pseudotime",
     ) -> None:
         if not isinstance(adata, AnnData):
             raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
+        conn_key = find_graph(adata, conn_key)
         adata = readable(adata, conn_key)
         self._windows: Windows | None = None
         self._transport: TransportVelocity | None = None
@@ -127,6 +135,8 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             conn_key=conn_key,
             time_kind=time_kind,
         )
+        self._names, self._roots = self.adata.obs_names, read_roots(self.adata, time_key)
+        self._known_clusters = None if cluster_key is None else np.asarray(read_clusters(self.adata, cluster_key))
         super()._read_from_adata(conn_key=conn_key)
         if not self.connectivities.has_canonical_format:  # an edge that is there twice would count twice
             graph = self.connectivities.copy()
@@ -137,6 +147,69 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             loop = find_loop(self._cells.x, self._cells.time, self.connectivities)
             if loop:
                 logger.warning("Along `adata.obs[%r]`, %s", time_key, loop)
+
+    # ---------------------------------------------------------------------------------- an AnnData that has changed
+    @property
+    def adata(self) -> AnnData:
+        """Annotated data, of the cells that the kernel was made of.
+
+        Raises
+        ------
+        RuntimeError
+            If cells were taken away or put in another order since.
+
+        Examples
+        --------
+        >>> vk.adata is adata
+        True
+        """
+        adata: AnnData = self._adata
+        names = self._names
+        if adata is None or names is None or adata.obs_names is names:
+            return adata
+        same = adata.n_obs == len(names) and (adata.obs_names.equals(names) or self._has_same_positions(adata))
+        if not same:
+            raise RuntimeError(
+                f"The kernel was made of {len(names)} cells, and its AnnData has changed since: cells were taken away, "
+                f"or put in another order; there are {adata.n_obs} now. Make a new kernel."
+            )
+        self._names = adata.obs_names
+        return adata
+
+    @adata.setter
+    def adata(self, adata: AnnData | None) -> None:
+        BidirectionalKernel.adata.fset(self, adata)
+
+    def _has_same_positions(self, adata: AnnData) -> bool:
+        """Return whether the basis is still what was read."""
+        try:
+            return np.array_equal(read_basis(adata, self.basis), self.cells.x)
+        except (KeyError, TypeError, ValueError):
+            return False
+
+    @property
+    def _adata_of_pca(self) -> AnnData:
+        """The AnnData, whose loadings are those of the positions that were read."""
+        if not self._has_same_positions(self.adata):
+            raise RuntimeError(
+                f"`adata.obsm[{self.basis!r}]` has changed since the kernel was made, and its genes' loadings with it. "
+                "Make a new kernel."
+            )
+        return self.adata
+
+    def _clusters_of(self, cluster_key: str) -> NDArray[np.str_]:
+        """Return the cluster of each cell as text; of the key that the kernel was made with, as they were then."""
+        now = read_clusters(self.adata, cluster_key).astype(str).to_numpy()
+        if cluster_key != self.cluster_key or self._known_clusters is None:
+            return now
+        known = self._known_clusters.astype(str)
+        if not np.array_equal(known, now):
+            logger.warning(
+                "`adata.obs[%r]` has changed since the kernel was made, which keeps to what it has read. Make a new "
+                "kernel for the clusters that are there now",
+                cluster_key,
+            )
+        return known
 
     # ------------------------------------------------------------------------------------------------ the steps
     @abstractmethod
@@ -166,14 +239,21 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             setattr(self, f"_{name}", None)
         if place <= STAGES.index("transport"):
             self._couplings = None
+        if step == "uncertainty" and self._params.get("model") == "monte_carlo" and self._made_by_field:
+            self._forget_matrix()
         if place <= STAGES.index("field"):
             self._current = None
             # A matrix that was made with the transport velocity does not depend on the field.
-            if step != "field" or self._params.get("smooth") is not False:
+            if step != "field" or self._made_by_field:
                 self._forget_matrix()
         for name, stage in stages.items():
             setattr(self, f"_{name}", stage)
         return self
+
+    @property
+    def _made_by_field(self) -> bool:
+        """Whether the matrix was made with the velocity of the field, and not with that of transport."""
+        return self._params.get("smooth") is not False
 
     def _forget_matrix(self) -> None:
         self._transition_matrix = self._computed = self._logits = None
@@ -313,6 +393,8 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         >>> vk.logits.shape, float(abs(vk.logits).max()) <= 1  # cosines
         ((300, 300), True)
         """
+        if self._logits is not None:
+            self._logits.data.setflags(write=False)  # a pickle forgets it
         return self._logits
 
     @property
@@ -384,8 +466,7 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         return field or self._needed("transport", "compute_velocity")
 
     def _labels_and_roots(self, cluster_key: str | None) -> tuple[NDArray[np.str_] | None, NDArray[np.int64] | None]:
-        labels = None if cluster_key is None else read_clusters(self.adata, cluster_key).astype(str).to_numpy()
-        return labels, read_roots(self.adata, str(self._init_kwargs["time_key"]))
+        return None if cluster_key is None else self._clusters_of(cluster_key), self._roots
 
     @property
     def raw_velocity(self) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_flag
-from cellrank_velot.cells import read_clusters, read_expression, read_roots
+from cellrank_velot.cells import read_clusters, read_expression
 from cellrank_velot.direction import DirectionTest, FlipTest, TimeCheck, direction_test, flip_test, time_check
 from cellrank_velot.fates import (
     EndOptions,
@@ -200,8 +200,7 @@ class DirectionTests(BaseVelocityKernel):
         ['all', 'Fate A', 'Fate B', 'Progenitor', 'Transition']
         """
         cells = self.cells
-        roots = read_roots(self.adata, str(self._init_kwargs["time_key"]))
-        return time_check(cells.x, cells.time, self.connectivities, _labels(self, cluster_key), roots)
+        return time_check(cells.x, cells.time, self.connectivities, _labels(self, cluster_key), self._roots)
 
 
 class States(BaseVelocityKernel):
@@ -225,6 +224,7 @@ class States(BaseVelocityKernel):
         The clusters, and groups that are made from smoothed positions, are candidates. One is an end if hardly any
         shortest way from the root to other cells leads through it, if it is late, and if the flow stays. A cluster that
         nothing is reached through is an end also where the flow leaves it: a pseudotime is wrong at small ends first.
+        They are the ends of the process in time, for a backward kernel, too.
 
         Parameters
         ----------

@@ -114,7 +114,7 @@ class Dynamics(BaseVelocityKernel):
             Number of trajectories, in each direction.
         n_steps
             Largest number of steps. Where not given, particles move until all have arrived, stalled or left the data,
-            or as long as one at ``min_speed`` takes for the whole of time: ``1 / (min_speed * step_size)`` steps, 2000
+            or as long as one at ``min_speed`` takes for the whole of time: ``1 / (min_speed * step_size)`` steps, 1000
             by default, and never more than 10 000.
         step_size
             Time of one step, as a share of the whole time. It must be short enough for particles to take several steps
@@ -279,7 +279,7 @@ class Dynamics(BaseVelocityKernel):
             particles, and of steps that they take, over ``save_every``.
         n_steps
             Largest number of steps. Where not given, particles move until all have arrived, stalled or left the data,
-            or as long as one at ``min_speed`` takes for the whole of time: ``1 / (min_speed * step_size)`` steps, 2000
+            or as long as one at ``min_speed`` takes for the whole of time: ``1 / (min_speed * step_size)`` steps, 1000
             by default, and never more than 10 000. A message says how many particles came to no fate.
         step_size
             Time of one step, as a share of the whole time.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells import CellSelector, Interval, read_clusters, read_loadings, read_pca, select_cells
+from cellrank_velot.cells import CellSelector, Interval, by_symbol, read_clusters, read_loadings, read_pca, select_cells
 from cellrank_velot.dynamics import FlowOptions, SimulationOptions, TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.kernel._atomic import all_or_nothing
@@ -373,7 +373,7 @@ class Perturbations(BaseVelocityKernel):
         if options.n_null == 0:
             return None, None
         names = np.asarray(self.adata.var_names, dtype=np.str_)
-        weights = read_pca(self.adata, self.cells.n_dims)
+        weights = read_pca(self._adata_of_pca, self.cells.n_dims)
         candidates = (weights != 0).any(axis=1) & ~np.isin(names, perturbation.genes)
         if pool is not None:
             self._known_genes([str(gene) for gene in pool])
@@ -397,7 +397,7 @@ class Perturbations(BaseVelocityKernel):
 
     def _known_genes(self, genes: list[str]) -> list[int]:
         """Return where genes are among the variables."""
-        names = self.adata.var_names
+        names, genes = self.adata.var_names, by_symbol(self.adata, genes)
         for gene in genes:
             if gene not in names:
                 close = get_close_matches(gene, list(names), n=5) or [
@@ -412,7 +412,7 @@ class Perturbations(BaseVelocityKernel):
     def _loadings_of(self, gene: str) -> NDArray[np.float64]:
         """Return the loadings of a gene, shape ``[n_dims, 1]``."""
         try:
-            return read_loadings(self.adata, self.basis, [gene])
+            return read_loadings(self._adata_of_pca, self.basis, [gene])
         except ValueError as error:
             if "weight in the PCA" not in str(error):
                 raise
@@ -440,7 +440,7 @@ class Perturbations(BaseVelocityKernel):
 
     def _warn_about_values(self, layer: str | None, gene_scale: str | None) -> None:
         """Warn where the PCA was not computed from these values, judged by some cells."""
-        weights = read_pca(self.adata, self.cells.n_dims)
+        weights = read_pca(self._adata_of_pca, self.cells.n_dims)
         used = np.flatnonzero((weights != 0).any(axis=1))
         n_cells = self.cells.n_cells
         some = np.sort(np.random.default_rng(0).permutation(n_cells)[:N_CHECKED])

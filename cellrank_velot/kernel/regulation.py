@@ -340,7 +340,7 @@ class Regulations(BaseVelocityKernel):
         if genes is None:
             numbered = [f"{basis_name(self.basis)}{at + 1}" for at in range(self.cells.n_dims)]
             return Variables(tuple(map(str, numbered if names is None else names)))
-        found, loadings = read_gene_loadings(self.adata, self.basis, genes)
+        found, loadings = read_gene_loadings(self._adata_of_pca, self.basis, genes)
         return Variables(tuple(found), loadings=loadings)
 
     def _decoded(

@@ -64,8 +64,7 @@ class Saving(BaseVelocityKernel):
         packed["settings"] = {step: _writable(values) for step, values in self.settings.items()}
         self.adata.uns["velot"] = {**self.adata.uns.get("velot", {}), key: sealed(packed)}
         if self.windows is not None:
-            given = self.cluster_key
-            clusters = self.windows.cluster if given is None else self.adata.obs[given].to_numpy()
+            clusters = self.windows.cluster if self._known_clusters is None else self._known_clusters
             self.adata.obs["velot_cluster"] = pd.Categorical(clusters)
         for stage, places in ESTIMATES.items():
             for slot, name, estimate in places:

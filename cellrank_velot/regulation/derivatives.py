@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,8 @@ CHUNK_VALUES = 4_000_000
 USUAL_WIDTH = 256
 # Singular values of a decoder's Jacobian below this share of the largest are rounding errors of single precision.
 NEGLIGIBLE = 1e-6
+# Torch's forward mode has one state for all threads of a process: one at a time.
+FORWARD_MODE = Lock()
 
 Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Decoder = Callable[[torch.Tensor], torch.Tensor]
@@ -176,13 +179,16 @@ class Variables:
 
         def evaluate(at: FloatArray, drift: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
             points = torch.tensor(at, **place)
-            rows = rows_of(points).detach().double().cpu()
+            with FORWARD_MODE:
+                rows = rows_of(points).detach().double().cpu()
             # The normal equations are small. Their eigenvalues are squares of singular values.
             inner = torch.linalg.pinv(rows.mT @ rows, rtol=NEGLIGIBLE**2, hermitian=True)
             found = rows[:, take], inner @ rows[:, take].mT
             if drift is None:
                 return found
-            return *found, bend_of(points, drift.to(**place)).detach().double().cpu()[:, take]
+            with FORWARD_MODE:
+                bend = bend_of(points, drift.to(**place)).detach().double().cpu()
+            return *found, bend[:, take]
 
         return known, evaluate
 
