@@ -1,6 +1,7 @@
 """The estimator at any size: agreement with CellRank's dense way and with direct solvers, planted chains, errors."""
 
 import logging
+from importlib.metadata import version
 
 import cellrank as cr
 import numpy as np
@@ -126,7 +127,7 @@ def test_schur_vectors_and_memberships_are_those_of_the_dense_way(kernels, name)
     np.testing.assert_allclose(found.coarse_T, theirs.coarse_T, atol=1e-6)
     np.testing.assert_allclose(found.coarse_initial_distribution, theirs.coarse_initial_distribution, atol=1e-6)
     if name != "line":  # where many cells are of one state alone
-        assert (found.macrostates.astype(str) == theirs.macrostates.astype(str)).all()
+        np.testing.assert_array_equal(found.macrostates.cat.codes, theirs.macrostates.cat.codes)
     if name in ("connectivity", "cycle", "dense", "line"):
         matrix = sp.csr_matrix(found.transition_matrix).toarray()
         system = np.vstack([(np.eye(N_CELLS) - matrix).T, np.ones(N_CELLS)])
@@ -261,12 +262,18 @@ def test_drivers_are_those_of_cellrank(kernels, kind, monkeypatch):
     for each in (found, theirs):
         each.set_terminal_states(ends)
         each.compute_fate_probabilities(solver="direct", use_petsc=False)
-    tables = [each.compute_lineage_drivers() for each in (found, theirs)]
-    pd.testing.assert_frame_equal(tables[0].loc[tables[1].index], tables[1], atol=1e-5)
+    compare_drivers(*(each.compute_lineage_drivers() for each in (found, theirs)), adata.n_obs)
     some = {"cluster_key": "clusters", "clusters": ["Progenitor", "Fate A"], "lineages": "left"}
-    tables = [each.compute_lineage_drivers(**some) for each in (found, theirs)]
-    pd.testing.assert_frame_equal(tables[0].loc[tables[1].index], tables[1], atol=1e-5)
+    n_cells = int(adata.obs["clusters"].isin(some["clusters"]).sum())
+    compare_drivers(*(each.compute_lineage_drivers(**some) for each in (found, theirs)), n_cells)
     assert "terminal_lineage_drivers" in " ".join(found.adata.varm)
+
+
+def compare_drivers(found, theirs, n_cells):
+    if version("cellrank").startswith("2.0"):  # its correlations are too large by n / (n - 1)
+        corr = [name for name in theirs if name.endswith("_corr")]
+        found, theirs = found[corr], theirs[corr] * (n_cells - 1) / n_cells
+    pd.testing.assert_frame_equal(found.loc[theirs.index], theirs, atol=1e-5)
 
 
 def test_genes_that_do_not_vary_have_no_correlation():
@@ -275,7 +282,7 @@ def test_genes_that_do_not_vary_have_no_correlation():
     for kind in (x, sp.csr_matrix(x)):
         corr = correlate(kind, y)
         assert np.isnan(corr[0, 0])
-        assert corr[1, 0] == pytest.approx(50 / 49)
+        assert corr[1, 0] == pytest.approx(1)
 
 
 # ------------------------------------------------------------------------------------------- states, files and errors

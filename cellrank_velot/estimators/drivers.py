@@ -20,8 +20,8 @@ BLOCK = 20_000  # cells
 def correlate(x: Any, y: Array, rows: NDArray[np.int64] | None = None) -> Array:
     """Return the correlation of each gene with each column of ``y``, ``[n_genes, n_lineages]``; NaN where constant.
 
-    ``x`` has ``n_cells`` rows, and may be dense, sparse or on disk; ``rows`` are those that ``y`` is about. As in
-    CellRank, the covariance is divided by ``n - 1`` and each variance by ``n``.
+    ``x`` has ``n_cells`` rows, and may be dense, sparse or on disk; ``rows`` are those that ``y`` is about. CellRank
+    2.0 gives ``n / (n - 1)`` times this correlation.
     """
     n_cells, n_genes = y.shape[0], x.shape[1]
     parts = [slice(first, min(first + BLOCK, n_cells)) for first in range(0, n_cells, BLOCK)]
@@ -50,14 +50,14 @@ def correlate(x: Any, y: Array, rows: NDArray[np.int64] | None = None) -> Array:
     constant = variance <= 1e-12 * np.maximum(mean**2, 1e-300)
     deviation = np.sqrt(np.where(constant, np.nan, variance))
     spread = y.std(axis=0)
-    return np.asarray(product / ((n_cells - 1) * deviation[:, None] * np.where(spread > 0, spread, np.nan)))
+    return np.asarray(product / (n_cells * deviation[:, None] * np.where(spread > 0, spread, np.nan)))
 
 
 def driver_table(
     correlation: Array, n_cells: int, genes: pd.Index, lineages: list[str], confidence: float
 ) -> pd.DataFrame:
     """Return what CellRank returns for Fisher's test: correlation, p, q (Benjamini-Hochberg) and an interval."""
-    correlation = np.where(np.abs(correlation) > 1, np.nan, correlation)
+    correlation = np.clip(correlation, -1, 1)
     with np.errstate(divide="ignore"):
         z = np.arctanh(correlation)
     error = 1 / np.sqrt(n_cells - 3)
