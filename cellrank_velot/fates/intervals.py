@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse.linalg import splu
 from scipy.stats import norm
 
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
+from cellrank_velot.fates.absorption import Transient, reaching
 
 __all__ = ["IntervalOptions", "absorption", "fate_intervals"]
 
@@ -49,11 +49,13 @@ def absorption(matrix: sp.csr_matrix, states: Sequence[NDArray[np.int64]]) -> ND
     fates = np.zeros((matrix.shape[0], len(states)))
     for number, cells in enumerate(states):
         fates[cells, number] = 1
-    free = np.flatnonzero(fates.sum(axis=1) == 0)
-    # A little leaves everywhere, so that cells without a way to any state do not make the system singular.
-    inner = (1 + 1e-12) * sp.identity(free.size) - matrix[free][:, free]
+    ends = fates.any(axis=1)
+    free = np.flatnonzero(~ends & reaching(matrix, np.flatnonzero(ends)))
     if free.size:
-        fates[free] = splu(sp.csc_matrix(inner)).solve(np.asarray(matrix[free] @ fates))
+        steps = np.asarray(matrix[free] @ fates)
+        # What leads to cells without a way to any state is lost.
+        leave = 1 - np.asarray(matrix[free][:, free].sum(axis=1)).ravel()
+        fates[free] = Transient(matrix[free][:, free], np.maximum(leave, 0)).solve(steps).x
     return np.clip(fates, 0.0, 1.0)
 
 
