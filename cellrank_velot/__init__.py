@@ -22,7 +22,7 @@ from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
 from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel
 from cellrank_velot.search import gridsearch
-from cellrank_velot.storage import read_trajectories, write_h5ad
+from cellrank_velot.storage import read_trajectories, write_h5ad, write_zarr
 
 __all__ = [
     "OTTimeSeriesKernel",
@@ -38,6 +38,7 @@ __all__ = [
     "pp",
     "read_trajectories",
     "write_h5ad",
+    "write_zarr",
 ]
 
 # So that `from cellrank_velot.pl import velocity_stream` works, as it does with scanpy.

@@ -4,8 +4,8 @@ In goes an AnnData with the names of its slots. Out come arrays, checked: a miss
 range is an error that names the slot. There is one reader for each question:
 
 time
-    ``find_time_key(adata, time_key)``, ``read_time(adata, time_key)``, ``read_root(adata)`` (the root cell) and
-    ``read_roots(adata, time_key)`` (all of them), or ``None``
+    ``find_time_key(adata, time_key)``, ``read_time(adata, time_key)``, ``read_root(adata, time_key)`` (the root cell)
+    and ``read_roots(adata, time_key)`` (all of them), or ``None``
 positions
     ``find_basis(adata, basis)`` (its key), ``read_basis(adata, basis)`` (all dimensions), ``read_embedding(adata,
     basis)`` (two for a plot, and their name), ``read_plane(adata, basis, dims, known={kernel.basis: kernel.cells.x})``
@@ -21,6 +21,7 @@ genes
 from cellrank_velot.cells.basis import basis_name, find_basis, read_basis, read_embedding, read_plane
 from cellrank_velot.cells.clusters import check_clusters, find_cluster_key, read_clusters, read_colors
 from cellrank_velot.cells.genes import (
+    by_symbol,
     find_genes,
     gene_names,
     read_expression,
@@ -28,7 +29,7 @@ from cellrank_velot.cells.genes import (
     read_loadings,
     read_pca,
 )
-from cellrank_velot.cells.graph import check_graph, readable, warn_about_graph
+from cellrank_velot.cells.graph import check_graph, find_graph, readable, warn_about_graph
 from cellrank_velot.cells.read import CellStates, read_cells
 from cellrank_velot.cells.select import (
     CellSelector,
@@ -48,6 +49,7 @@ __all__ = [
     "Interval",
     "TimeKind",
     "basis_name",
+    "by_symbol",
     "cells_in_box",
     "cells_in_cluster",
     "cells_in_time",
@@ -57,6 +59,7 @@ __all__ = [
     "find_basis",
     "find_cluster_key",
     "find_genes",
+    "find_graph",
     "find_time_key",
     "gene_names",
     "next_time",

@@ -13,13 +13,34 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
 
-__all__ = ["find_genes", "gene_names", "read_expression", "read_gene_loadings", "read_loadings", "read_pca"]
+__all__ = [
+    "by_symbol",
+    "find_genes",
+    "gene_names",
+    "read_expression",
+    "read_gene_loadings",
+    "read_loadings",
+    "read_pca",
+]
+
+# Columns of `var` in which the symbols of genes are, where the names are identifiers of Ensembl.
+SYMBOLS = (
+    "gene_symbols",
+    "gene_symbol",
+    "symbol",
+    "symbols",
+    "gene_name",
+    "gene_names",
+    "gene_short_name",
+    "feature_name",
+)
 
 
 def find_genes(adata: AnnData, genes: Sequence[str] | str | None) -> NDArray[np.int64]:
     """Return where genes are in ``adata.var``, in the order asked for, shape ``[n_genes]``; all where ``None``.
 
-    ``genes`` are names, or a boolean column of ``adata.var``. Of a name that occurs several times, the first counts.
+    ``genes`` are names or symbols, or a boolean column of ``adata.var``. Of a name that occurs several times, the first
+    counts.
     """
     names = adata.var_names
     if genes is None:
@@ -29,12 +50,27 @@ def find_genes(adata: AnnData, genes: Sequence[str] | str | None) -> NDArray[np.
         if not pd.api.types.is_bool_dtype(adata.var[genes].dtype):
             raise TypeError(f"Expected `adata.var[{genes!r}]` to be boolean, found `{adata.var[genes].dtype}`.")
         return np.flatnonzero(adata.var[genes].to_numpy(dtype=bool))
-    wanted = [str(gene) for gene in genes]
+    wanted = by_symbol(adata, [str(gene) for gene in genes])
     missing = [gene for gene in wanted if gene not in names]
     if missing:
         raise KeyError(f"Expected genes of `adata.var_names`, found `{len(missing)}` others: {missing[:5]}.")
     first = ~names.duplicated()  # `get_indexer` refuses names that repeat
     return np.flatnonzero(first)[names[first].get_indexer(wanted)]
+
+
+def by_symbol(adata: AnnData, genes: list[str]) -> list[str]:
+    """Return names of genes, those of ``adata.var_names`` for symbols that a column of ``adata.var`` has.
+
+    Names that are neither stay as they are. Of a symbol that occurs several times, the first counts.
+    """
+    unknown = [gene for gene in genes if gene not in adata.var_names]
+    for column in SYMBOLS if unknown else ():
+        if column in adata.var:
+            symbols = adata.var[column].astype(str)
+            known = dict(zip(symbols[::-1], adata.var_names[::-1], strict=True))
+            if all(gene in known for gene in unknown):
+                return [str(known[gene]) if gene in unknown else gene for gene in genes]
+    return genes
 
 
 def gene_names(adata: AnnData, genes: Sequence[str] | str | None) -> list[str]:

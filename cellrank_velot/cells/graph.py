@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.validation import check_known
 from cellrank_velot.graph.compiled import connected_components
 
-__all__ = ["check_graph", "readable", "warn_about_graph"]
+__all__ = ["check_graph", "find_graph", "readable", "warn_about_graph"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -30,6 +31,21 @@ def readable(adata: AnnData, conn_key: str) -> AnnData:
     obs, var = adata.obs.to_memory(), adata.var.to_memory()
     kept = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "varm", "varp", "layers")}
     return AnnData(adata.X, obs=obs, var=var, obsp=graphs, **kept)
+
+
+def find_graph(adata: AnnData, conn_key: str | None) -> str:
+    """Return the key of the neighbour graph in ``adata.obsp``.
+
+    ``conn_key`` is that key; or the ``key_added`` of ``scanpy.pp.neighbors``; or ``None`` for the usual one.
+    """
+    key = "connectivities" if conn_key is None else conn_key
+    if key in adata.obsp:
+        return key
+    entry = adata.uns.get(key)
+    for found in (entry.get("connectivities_key") if isinstance(entry, Mapping) else None, f"{key}_connectivities"):
+        if isinstance(found, str) and found in adata.obsp:
+            return found
+    return key  # of which `check_graph` says that it is missing
 
 
 def check_graph(adata: AnnData, conn_key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,13 @@ def cells_in_cluster(adata: AnnData, key: str, clusters: Any) -> NDArray[np.bool
     values, named = column.astype(str), column.notna()
     chosen = [clusters] if isinstance(clusters, str) or not isinstance(clusters, Iterable) else list(clusters)
     known = set(values[named])
-    for name in chosen:
-        if str(name) not in known:
-            raise KeyError(f"Expected a cluster of `adata.obs[{key!r}]`, one of {sorted(known)}, found {str(name)!r}.")
-    return np.asarray(values.isin([str(name) for name in chosen]) & named)
+    # The number 0 means the category 0.0, as it does in CellRank.
+    by_value = {value: str(value) for value in column.cat.categories if isinstance(value, Number)}
+    texts = [by_value.get(name, str(name)) if isinstance(name, Number) else str(name) for name in chosen]
+    for text in texts:
+        if text not in known:
+            raise KeyError(f"Expected a cluster of `adata.obs[{key!r}]`, one of {sorted(known)}, found {text!r}.")
+    return np.asarray(values.isin(texts) & named)
 
 
 def cells_in_time(values: NDArray[np.float64], name: str, interval: Interval) -> NDArray[np.bool_]:

@@ -27,6 +27,7 @@ from cellrank_velot.cells import (
     TimeKind,
     check_graph,
     find_basis,
+    find_graph,
     find_time_key,
     read_basis,
     read_cells,
@@ -80,12 +81,13 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         time_key: str | None = None,
         basis: str = "X_pca",
         cluster_key: str | None = None,
-        conn_key: str = "connectivities",
+        conn_key: str | None = "connectivities",
         check_connectivity: bool = False,
         time_kind: TimeKind = "pseudotime",
     ) -> None:
         if not isinstance(adata, AnnData):
             raise TypeError(f"Expected `adata` to be an `AnnData`, found `{type(adata).__name__}`.")
+        conn_key = find_graph(adata, conn_key)
         adata = readable(adata, conn_key)
         self._windows: Windows | None = None
         self._transport: TransportVelocity | None = None

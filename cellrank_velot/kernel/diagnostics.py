@@ -224,6 +224,7 @@ class States(BaseVelocityKernel):
         The clusters, and groups that are made from smoothed positions, are candidates. One is an end if hardly any
         shortest way from the root to other cells leads through it, if it is late, and if the flow stays. A cluster that
         nothing is reached through is an end also where the flow leaves it: a pseudotime is wrong at small ends first.
+        They are the ends of the process in time, for a backward kernel, too.
 
         Parameters
         ----------

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells import CellSelector, Interval, read_clusters, read_loadings, read_pca, select_cells
+from cellrank_velot.cells import CellSelector, Interval, by_symbol, read_clusters, read_loadings, read_pca, select_cells
 from cellrank_velot.dynamics import FlowOptions, SimulationOptions, TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.kernel._atomic import all_or_nothing
@@ -397,7 +397,7 @@ class Perturbations(BaseVelocityKernel):
 
     def _known_genes(self, genes: list[str]) -> list[int]:
         """Return where genes are among the variables."""
-        names = self.adata.var_names
+        names, genes = self.adata.var_names, by_symbol(self.adata, genes)
         for gene in genes:
             if gene not in names:
                 close = get_close_matches(gene, list(names), n=5) or [

@@ -79,7 +79,8 @@ class OTVelocityKernel(
         same, unless :meth:`compute_windows` is told ``overlap_clusters=1``. They change the velocity: to name clusters
         in plots, tests and fates alone, hand them the key there, or call the column ``"clusters"``.
     conn_key
-        Key in ``adata.obsp`` of the neighbour graph.
+        Key in ``adata.obsp`` of the neighbour graph, or ``key_added`` of :func:`scanpy.pp.neighbors`. ``None`` is the
+        usual one.
     check_connectivity
         Whether a graph that is not connected is an error; it is a warning otherwise.
     time_kind
@@ -122,7 +123,7 @@ class OTVelocityKernel(
         time_key: str | None = None,
         basis: str = "X_pca",
         cluster_key: str | None = None,
-        conn_key: str = "connectivities",
+        conn_key: str | None = "connectivities",
         check_connectivity: bool = False,
         time_kind: TimeKind = "pseudotime",
     ) -> Any:

@@ -36,7 +36,7 @@ __all__ = ["OTTimeSeriesKernel"]
 
 logger = logging.getLogger("cellrank_velot")
 
-Mass = Mapping[float, float] | Literal["counts"]
+Mass = Mapping[float, float] | Sequence[float] | Literal["counts"]
 
 
 class OTTimeSeriesKernel(
@@ -70,7 +70,8 @@ class OTTimeSeriesKernel(
     cluster_key
         Key in ``adata.obs`` of clusters, which name the fates.
     conn_key
-        Key in ``adata.obsp`` of the neighbour graph.
+        Key in ``adata.obsp`` of the neighbour graph, or ``key_added`` of :func:`scanpy.pp.neighbors`. ``None`` is the
+        usual one.
     check_connectivity
         Whether a graph that is not connected is an error; it is a warning otherwise.
     time_kind
@@ -105,7 +106,7 @@ class OTTimeSeriesKernel(
         time_key: str | None = None,
         basis: str = "X_pca",
         cluster_key: str | None = None,
-        conn_key: str = "connectivities",
+        conn_key: str | None = "connectivities",
         check_connectivity: bool = False,
         time_kind: Literal["experimental"] = "experimental",
     ) -> None:
@@ -190,7 +191,8 @@ class OTTimeSeriesKernel(
             Key in ``adata.obs`` of the growth rate of each cell that is expected, per unit of time, such as
             :func:`cellrank_velot.pp.score_growth` writes. No growth is expected where not given.
         mass
-            Size of the population at each time point: a dictionary from time point to mass, or ``"counts"`` where that
+            Size of the population at each time point: a dictionary from time point to mass, the masses alone in the
+            order of the time points, or ``"counts"`` where that
             is the number of cells. The same at each time point where not given, because numbers of cells say how many
             were sampled.
         n_passes
@@ -368,12 +370,14 @@ class OTTimeSeriesKernel(
             values = np.unique(self.cells.time, return_counts=True)[1].astype(np.float64)
         else:
             try:
-                by_point = {float(key): float(value) for key, value in dict(mass).items()}
+                given = dict(mass) if isinstance(mass, Mapping) else dict(zip(points, mass, strict=True))
+                by_point = {float(key): float(value) for key, value in given.items()}
             except (TypeError, ValueError):
                 by_point = {}
             if set(by_point) != set(points.tolist()):
                 raise ValueError(
-                    f"Expected `mass` as 'counts' or a mass for each of {points.tolist()}, found `{mass!r}`."
+                    f"Expected `mass` as 'counts', or one for each time point of {points.tolist()} as a dictionary or "
+                    f"in their order, found `{mass!r}`."
                 )
             # Keys may have come as texts, whose order is another.
             values = np.array([by_point[point] for point in points.tolist()])

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
+from cellrank.kernels.utils import Correlation, Cosine, DotProduct, SimilarityABC
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
@@ -50,6 +51,8 @@ PARAMS = (
     "n_samples",
     "random_state",
 )
+# Similarities of CellRank that are ours.
+OF_CELLRANK: dict[type, str] = {Cosine: "cosine", Correlation: "correlation", DotProduct: "dot_product"}
 # Cells that tell how many neighbours a row has in effect: more move a median by little.
 REPORT_CELLS = 20_000
 
@@ -71,7 +74,7 @@ class TransitionMatrix(BaseVelocityKernel):
     @all_or_nothing()
     def compute_transition_matrix(
         self,
-        similarity: Similarity | SimilarityFunction = TransitionOptions.similarity,
+        similarity: Similarity | SimilarityFunction | SimilarityABC = TransitionOptions.similarity,
         softmax_scale: float | ScaleRule | None = TransitionOptions.softmax_scale,
         backward_mode: BackwardMode = "transpose",
         *,
@@ -84,6 +87,7 @@ class TransitionMatrix(BaseVelocityKernel):
         model: Model = TransitionOptions.model,
         n_samples: int = TransitionOptions.n_samples,
         random_state: int = TransitionOptions.random_state,
+        seed: int | None = None,
         check_connectivity: bool = False,
         compute_cond_num: bool = MatrixOptions.compute_cond_num,
         device: str = "auto",
@@ -104,7 +108,8 @@ class TransitionMatrix(BaseVelocityKernel):
         similarity
             ``"cosine"``; ``"correlation"``, the cosine after each vector is centred, for at least 2 dimensions;
             ``"dot_product"``; or a function of velocities and displacements, both of shape ``[n_edges, n_dims]``, that
-            returns one finite number per edge, shape ``[n_edges]``.
+            returns one finite number per edge, shape ``[n_edges]``; or one of CellRank's, such as
+            ``cellrank.kernels.utils.Cosine()``, of which the logits are taken.
         softmax_scale
             :math:`1 / \sigma^2`, above 0, or a rule. Where not given, it is 2 for cosines and correlations with the
             weights of the graph: a neighbour straight ahead then has :math:`e^4 = 55` times the chance of one straight
@@ -147,6 +152,8 @@ class TransitionMatrix(BaseVelocityKernel):
             A function as similarity, or ``"transpose"``, takes as long as so many deterministic matrices.
         random_state
             Seed of the samples.
+        seed
+            The same, by the name that CellRank gives it; it takes the place of ``random_state``.
         check_connectivity
             Whether a neighbour graph that is not connected is an error.
         compute_cond_num
@@ -188,6 +195,7 @@ class TransitionMatrix(BaseVelocityKernel):
         >>> bool(np.allclose(vk.transition_matrix.sum(axis=1), 1))
         True
         """
+        similarity = _ours(similarity)
         loadings = None if gene_subset is None else read_loadings(self._adata_of_pca, self.basis, gene_subset)
         options = MatrixOptions(
             similarity=similarity,
@@ -201,7 +209,7 @@ class TransitionMatrix(BaseVelocityKernel):
             gene_subset=None if loadings is None else fingerprint({"loadings": loadings}),
             model=model,
             n_samples=n_samples,
-            random_state=random_state,
+            random_state=random_state if seed is None else seed,
             compute_cond_num=compute_cond_num,
         )
         if not self.backward:
@@ -289,6 +297,29 @@ class TransitionMatrix(BaseVelocityKernel):
             kernel: Any = self  # of a pseudotime
             kernel.compute_uncertainty(show_progress_bar=run.show_progress_bar)
         return np.asarray(self._needed("uncertainty", "compute_uncertainty").std)
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """A similarity scheme of CellRank as a function of velocities and displacements along edges."""
+
+    scheme: SimilarityABC
+
+    def __call__(self, velocity: NDArray[np.float64], displacement: NDArray[np.float64]) -> NDArray[np.float64]:
+        # It may write to what it is given.
+        logits: NDArray[np.float64] = self.scheme(velocity.copy(), displacement.copy(), 1.0)[1]
+        return logits
+
+    @property
+    def __name__(self) -> str:
+        return type(self.scheme).__name__
+
+
+def _ours(similarity: Any) -> Any:
+    """Return a similarity of CellRank by our name, or as a function; others as they are."""
+    if not isinstance(similarity, SimilarityABC):
+        return similarity
+    return OF_CELLRANK.get(type(similarity)) or _Scheme(similarity)
 
 
 def _shown(options: MatrixOptions, softmax_scale: float, n_genes: int | None) -> dict[str, Any]:

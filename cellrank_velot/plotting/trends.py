@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer
 
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells import read_time
+from cellrank_velot.cells import by_symbol, read_time
 from cellrank_velot.plotting._draw.colors import palette
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of
@@ -89,7 +89,7 @@ def gene_trends(
     with drawing(figure, n_panels=len(genes), n_columns=n_columns, panel_size=(3.4, 3.4)) as canvas:
         for panel, (lineage, names) in zip(canvas.panels, genes.items(), strict=True):
             weight = np.clip(table[lineage].to_numpy(), 0, 1)
-            expression = sc.get.obs_df(adata, list(names)).to_numpy(dtype=np.float64)
+            expression = sc.get.obs_df(adata, by_symbol(adata, list(names))).to_numpy(dtype=np.float64)
             here, there = _trends(time, expression, weight), _trends(time, expression, 1 - weight)
             highest = np.maximum(here[1].max(axis=0), there[1].max(axis=0))
             scale = np.where(highest > 0, highest, 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +14,22 @@ from anndata.io import write_elem
 
 from cellrank_velot._utils.files import replacing
 
-__all__ = ["write_h5ad"]
+__all__ = ["plain_arrays", "write_h5ad"]
+
+
+@contextmanager
+def plain_arrays(adata: AnnData) -> Iterator[None]:
+    """Let fate probabilities be plain arrays meanwhile: CellRank's class cannot be written."""
+    # By its name, as this room does not import CellRank.
+    lineages = {key: value for key, value in adata.obsm.items() if type(value).__name__ == "Lineage"}
+    try:
+        for key, value in lineages.items():
+            adata.obsm[key] = np.asarray(value.X)
+        adata.strings_to_categoricals()
+        yield
+    finally:
+        for key, value in lineages.items():
+            adata.obsm[key] = value
 
 
 def write_h5ad(adata: AnnData, path: str | Path) -> None:
@@ -45,18 +62,10 @@ def write_h5ad(adata: AnnData, path: str | Path) -> None:
     >>> anndata.read_h5ad("cells.h5ad").n_obs
     300
     """
-    # CellRank's class of probabilities, which this room does not import.
-    lineages = {key: value for key, value in adata.obsm.items() if type(value).__name__ == "Lineage"}
-    try:
-        for key, value in lineages.items():
-            adata.obsm[key] = np.asarray(value.X)
-        adata.strings_to_categoricals()
+    with plain_arrays(adata):
         # HDF5 cannot close a file on a full disk, and crashes when the process ends: it writes to memory.
         buffer = BytesIO()
         with h5py.File(buffer, "w") as file:
             write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
         with replacing(Path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
-    finally:
-        for key, value in lineages.items():
-            adata.obsm[key] = value

@@ -15,7 +15,7 @@ from matplotlib.colors import Colormap, to_rgba
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells import read_clusters
+from cellrank_velot.cells import by_symbol, read_clusters
 from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES, palette, palette_of, scale_of
 from cellrank_velot.plotting._draw.figure import color_bar
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of
@@ -94,7 +94,7 @@ def draw_colored(
 
 def check_color(adata: AnnData, color: str | None) -> None:
     """Refuse what is neither a column of ``adata.obs`` nor a gene; ``None`` is no colour."""
-    if color is not None and color not in adata.obs and color not in adata.var_names:
+    if color is not None and color not in adata.obs and by_symbol(adata, [color])[0] not in adata.var_names:
         raise KeyError(
             f"Expected `color` to be a gene or one of {sorted(map(str, adata.obs.columns))}, found {color!r}."
         )
@@ -103,7 +103,7 @@ def check_color(adata: AnnData, color: str | None) -> None:
 def _column(adata: AnnData, key: str) -> pd.Series[Any]:
     """Return a column of ``obs`` or the expression of a gene: a number for each cell, or a category."""
     check_color(adata, key)
-    values = adata.obs[key] if key in adata.obs else sc.get.obs_df(adata, keys=[key])[key]
+    values = adata.obs[key] if key in adata.obs else sc.get.obs_df(adata, keys=by_symbol(adata, [key])).iloc[:, 0]
     numeric = pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
     if numeric or isinstance(values.dtype, pd.CategoricalDtype):
         return values
