@@ -509,9 +509,9 @@ def test_failed_h5ad_leaves_the_old_one_and_the_fates(demo, tmp_path, monkeypatc
 # ------------------------------------------------------------------------------------------------- small decisions
 def test_numbers_of_states_by_eigengap():
     values = np.array([1, 0.99, 0.98, 0.6, 0.59, 0.58])
-    assert states._by_eigengap(values)[0] == 3
+    assert steps._by_eigengap(values)[0] == 3
     values = np.array([1, 0.9, 0.6 + 0.1j, 0.6 - 0.1j, 0.3])
-    assert sorted(states._by_eigengap(values)) == [2, 4]
+    assert sorted(steps._by_eigengap(values)) == [2, 4]
 
 
 def states(stability, time):
@@ -531,9 +531,9 @@ def states(stability, time):
 def test_states_without_probabilities_do_not_count():
     options = steps.StateOptions()
     estimator, time, _ = states([0.99, 0.97, 12.3], [0.0, 0.9, 0.8])
-    assert states._n_terminal(estimator, time, options.stable, options.late) == 0
+    assert steps._n_terminal(estimator, time, options.stable, options.late) == 0
     estimator, time, _ = states([0.99, 0.97, 1.001], [0.0, 0.9, 0.8])
-    assert states._n_terminal(estimator, time, options.stable, options.late) == 2
+    assert steps._n_terminal(estimator, time, options.stable, options.late) == 2
 
 
 @pytest.mark.parametrize(
