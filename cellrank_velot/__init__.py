@@ -17,7 +17,7 @@ Examples start from here:
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from cellrank_velot import datasets, direction, dynamics, metrics
+from cellrank_velot import datasets, direction, dynamics, estimators, metrics
 from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
 from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel
@@ -31,6 +31,7 @@ __all__ = [
     "datasets",
     "direction",
     "dynamics",
+    "estimators",
     "gridsearch",
     "metrics",
     "pl",

@@ -8,7 +8,7 @@ from typing import Any
 
 import cellrank_velot as cv
 
-MODULES = ("pl", "pp", "metrics", "datasets", "direction", "dynamics")
+MODULES = ("pl", "pp", "metrics", "datasets", "direction", "dynamics", "estimators")
 
 
 def ours(value: Any) -> bool:

@@ -13,11 +13,10 @@ import pytest
 from anndata import AnnData, read_h5ad
 from cellrank import Lineage
 
-from cellrank_velot import OTVelocityKernel, datasets, estimators, write_h5ad
+from cellrank_velot import OTVelocityKernel, datasets, write_h5ad
 from cellrank_velot._utils.files import replacing
-from cellrank_velot.estimators import StateOptions, steps
 from cellrank_velot.fates import TerminalStates
-from cellrank_velot.job import JobOptions, cli, inputs, outputs
+from cellrank_velot.job import JobOptions, cli, inputs, outputs, steps
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, render, write_report
 from cellrank_velot.storage import h5ad
 
@@ -295,7 +294,7 @@ def test_ends_by_shape_need_no_macrostates(raw, monkeypatch):
 
 
 def test_without_any_end_the_report_says_what_to_do(raw, monkeypatch, capsys):
-    monkeypatch.setattr(estimators, "compute_schur", lambda *_: False)
+    monkeypatch.setattr(steps, "compute_schur", lambda *_: False)
     monkeypatch.setattr(OTVelocityKernel, "suggest_terminal_states", lambda *_, **__: TerminalStates({}))
     assert run(raw) == cli.FAILED
     assert "Name the clusters where the process ends" in capsys.readouterr().err
@@ -530,7 +529,7 @@ def states(stability, time):
 
 
 def test_states_without_probabilities_do_not_count():
-    options = StateOptions()
+    options = steps.StateOptions()
     estimator, time, _ = states([0.99, 0.97, 12.3], [0.0, 0.9, 0.8])
     assert steps._n_terminal(estimator, time, options.stable, options.late) == 0
     estimator, time, _ = states([0.99, 0.97, 1.001], [0.0, 0.9, 0.8])
@@ -548,7 +547,7 @@ def test_states_without_probabilities_do_not_count():
 )
 def test_terminal_states_are_stable_and_late(stability, time, expected):
     estimator, of_cells, chosen = states(stability, time)
-    estimators.terminal_from_macrostates(estimator, of_cells, StateOptions())
+    steps.terminal_from_macrostates(estimator, of_cells, steps.StateOptions())
     assert chosen == expected
 
 

@@ -12,10 +12,11 @@ import scipy.sparse as sp
 from anndata import AnnData, read_h5ad
 
 from cellrank_velot import OTVelocityKernel, datasets, estimators, write_h5ad
-from cellrank_velot.estimators import absorption, estimator, memberships
-from cellrank_velot.estimators.absorption import Transient, reaching
+from cellrank_velot.estimators import estimator, memberships
 from cellrank_velot.estimators.drivers import correlate
 from cellrank_velot.estimators.schur import closed_classes, partial_schur, splits_pair
+from cellrank_velot.fates import absorption
+from cellrank_velot.fates.absorption import Transient, reaching
 
 N_CELLS = 520
 

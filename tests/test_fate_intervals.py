@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from scipy.stats import norm
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.fates import IntervalOptions, absorption, fate_intervals
+from cellrank_velot.fates import IntervalOptions, absorption_probabilities, fate_intervals
 
 QUIET = {"show_progress_bar": False}
 
@@ -21,14 +21,14 @@ def ruin(n: int, up: float) -> sp.csr_matrix:
 def test_absorption_is_that_of_the_ruin(up):
     coins, odds = np.arange(21), (1 - up) / up
     expected = coins / 20 if up == 0.5 else (1 - odds**coins) / (1 - odds**20)
-    found = absorption(ruin(20, up), [np.array([0]), np.array([20])])
+    found = absorption_probabilities(ruin(20, up), [np.array([0]), np.array([20])])
     np.testing.assert_allclose(found[:, 1], expected, atol=1e-9)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-9)
 
 
 def test_cells_without_a_way_to_a_state_have_zeros():
     matrix = sp.block_diag([ruin(4, 0.5), ruin(3, 0.5)], format="csr")
-    found = absorption(matrix, [np.array([0]), np.array([4])])
+    found = absorption_probabilities(matrix, [np.array([0]), np.array([4])])
     np.testing.assert_allclose(found[:5].sum(axis=1), 1, atol=1e-9)
     np.testing.assert_allclose(found[5:], 0, atol=1e-6)
 

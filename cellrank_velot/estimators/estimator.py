@@ -14,10 +14,10 @@ from cellrank.estimators import GPCCA as CellRankGPCCA
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice
-from cellrank_velot.estimators.absorption import Solution, Transient, reaching
 from cellrank_velot.estimators.drivers import correlate, driver_table
 from cellrank_velot.estimators.memberships import CoarseGraining
 from cellrank_velot.estimators.schur import ENOUGH, TOLERANCE, Which, eigengap, partial_schur, splits_pair
+from cellrank_velot.fates.absorption import Solution, Transient, reaching
 
 __all__ = ["GPCCA"]
 

@@ -5,7 +5,7 @@ that CellRank's estimators take.
 """
 
 from cellrank_velot.fates.ends import EndOptions, Ends, TerminalStates, find_ends, terminal_states
-from cellrank_velot.fates.intervals import IntervalOptions, absorption, fate_intervals
+from cellrank_velot.fates.intervals import IntervalOptions, absorption_probabilities, fate_intervals
 from cellrank_velot.fates.stability import with_stability
 from cellrank_velot.fates.states import SinkOptions, SourceOptions, suggest_initial_states
 
@@ -16,7 +16,7 @@ __all__ = [
     "SinkOptions",
     "SourceOptions",
     "TerminalStates",
-    "absorption",
+    "absorption_probabilities",
     "fate_intervals",
     "find_ends",
     "suggest_initial_states",

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse.linalg import splu
 from scipy.stats import norm
 
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
+from cellrank_velot.fates.absorption import Transient, reaching
 
-__all__ = ["IntervalOptions", "absorption", "fate_intervals"]
+__all__ = ["IntervalOptions", "absorption_probabilities", "fate_intervals"]
 
 # On the scale of the arc sine of the root of a probability: by how much the spread of halves is widened, and the error
 # that all halves share. Chosen on seed 3 of the families in `tests/benchmarks/families.py`.
@@ -41,7 +41,7 @@ class IntervalOptions(Options):
         check_seed(self.random_state)
 
 
-def absorption(matrix: sp.csr_matrix, states: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+def absorption_probabilities(matrix: sp.csr_matrix, states: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
     """Return the probability of each cell to come to each state first, shape ``[n_cells, n_states]``.
 
     A cell that comes to none has zeros.
@@ -49,11 +49,13 @@ def absorption(matrix: sp.csr_matrix, states: Sequence[NDArray[np.int64]]) -> ND
     fates = np.zeros((matrix.shape[0], len(states)))
     for number, cells in enumerate(states):
         fates[cells, number] = 1
-    free = np.flatnonzero(fates.sum(axis=1) == 0)
-    # A little leaves everywhere, so that cells without a way to any state do not make the system singular.
-    inner = (1 + 1e-12) * sp.identity(free.size) - matrix[free][:, free]
+    ends = fates.any(axis=1)
+    free = np.flatnonzero(~ends & reaching(matrix, np.flatnonzero(ends)))
     if free.size:
-        fates[free] = splu(sp.csc_matrix(inner)).solve(np.asarray(matrix[free] @ fates))
+        steps = np.asarray(matrix[free] @ fates)
+        # What leads to cells without a way to any state is lost.
+        leave = 1 - np.asarray(matrix[free][:, free].sum(axis=1)).ravel()
+        fates[free] = Transient(matrix[free][:, free], np.maximum(leave, 0)).solve(steps).x
     return np.clip(fates, 0.0, 1.0)
 
 
@@ -76,11 +78,11 @@ def fate_intervals(
         in_state[cells] = True
     groups = {str(name): np.flatnonzero((labels == name) & ~in_state) for name in np.unique(labels)}
     groups = {name: cells for name, cells in groups.items() if cells.size}
-    mean = _means(absorption(matrix, list(states.values())), groups)
+    mean = _means(absorption_probabilities(matrix, list(states.values())), groups)
     square, count = np.zeros_like(mean), 0
     for member in members:
         some = [rng.choice(cells, max(1, (cells.size + 1) // 2), replace=False) for cells in states.values()]
-        square += (_means(absorption(member, some), groups) - mean) ** 2
+        square += (_means(absorption_probabilities(member, some), groups) - mean) ** 2
         count += 1
     low, high = _interval(mean, np.sqrt(square / max(count, 1)), options.level)
     index = pd.MultiIndex.from_product([groups, states], names=["group", "fate"])

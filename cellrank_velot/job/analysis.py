@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from cellrank_velot import estimators
 from cellrank_velot.direction import DirectionTest, TimeCheck
-from cellrank_velot.estimators import GPCCA, StateOptions
+from cellrank_velot.estimators import GPCCA
 from cellrank_velot.fates import TerminalStates
+from cellrank_velot.job import steps
 from cellrank_velot.job.log import attempt
 from cellrank_velot.job.options import EndsBy, JobOptions, JobResult
 from cellrank_velot.kernel import OTVelocityKernel
@@ -34,10 +34,10 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
         direction=attempt(missing, "No test of direction", _test_direction, kernel, options),
         missing=missing,
     )
-    choice = StateOptions(
+    choice = steps.StateOptions(
         n_states=options.n_states, cluster_key=options.cluster_key, terminal_states=options.terminal_states
     )
-    with estimators.few_threads(kernel.adata.n_obs):
+    with steps.few_threads(kernel.adata.n_obs):
         estimator = attempt(missing, "No estimator", _make_estimator, kernel, options)
         if estimator is None:
             return result
@@ -57,19 +57,19 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
             )
             return result
         result = replace(result, ends_by=ends_by)
-        fates = attempt(missing, "No fate probabilities", estimators.compute_fates, estimator)
+        fates = attempt(missing, "No fate probabilities", steps.compute_fates, estimator)
         if fates is None:
             return result
-        drivers = attempt(missing, "No driver genes", estimators.compute_drivers, estimator, fates)
+        drivers = attempt(missing, "No driver genes", steps.compute_drivers, estimator, fates)
         return replace(result, fates=fates, drivers=drivers)
 
 
 def _make_estimator(kernel: OTVelocityKernel, options: JobOptions) -> GPCCA:
-    return estimators.GPCCA(estimators.combine(kernel, options.weight))
+    return GPCCA(steps.combine(kernel, options.weight))
 
 
-def _find_macrostates(estimator: GPCCA, kernel: OTVelocityKernel, choice: StateOptions) -> bool:
-    return estimators.compute_schur(estimator) and estimators.choose_macrostates(estimator, kernel.cells.time, choice)
+def _find_macrostates(estimator: GPCCA, kernel: OTVelocityKernel, choice: steps.StateOptions) -> bool:
+    return steps.compute_schur(estimator) and steps.choose_macrostates(estimator, kernel.cells.time, choice)
 
 
 def _find_ends(kernel: OTVelocityKernel, options: JobOptions) -> TerminalStates:
@@ -77,19 +77,19 @@ def _find_ends(kernel: OTVelocityKernel, options: JobOptions) -> TerminalStates:
 
 
 def _choose_ends(
-    estimator: GPCCA, result: JobResult, states: TerminalStates | None, choice: StateOptions
+    estimator: GPCCA, result: JobResult, states: TerminalStates | None, choice: steps.StateOptions
 ) -> EndsBy | None:
     """Set the terminal states, and return what they come from; ``None`` where there are none."""
     time = result.kernel.cells.time
     if choice.terminal_states:
-        estimators.terminal_from_clusters(estimator, time, choice)
+        steps.terminal_from_clusters(estimator, time, choice)
         return "names"
     if states:
         estimator.set_terminal_states(dict(states), cluster_key=choice.cluster_key)
         logger.info("Terminal states by shape and flow: %s. `--terminal-states` takes others", ", ".join(states))
         return "shape"
     if result.has_macrostates:
-        estimators.terminal_from_macrostates(estimator, time, choice)
+        steps.terminal_from_macrostates(estimator, time, choice)
         return "macrostates"
     return None
 

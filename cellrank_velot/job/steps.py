@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_integer, check_number
 from cellrank_velot.cells import read_clusters
-from cellrank_velot.estimators.estimator import GPCCA
+from cellrank_velot.estimators import GPCCA
 from cellrank_velot.plotting.fates import fate_probabilities
 
 __all__ = [
