@@ -43,7 +43,7 @@ _HOST_ATTRIBUTES = ("_eigendecomposition", "_gpcca", "_invalid_n_states", "_shad
 
 
 class GPCCA(CellRankGPCCA):
-    """CellRank's :class:`~cellrank.estimators.GPCCA` for any kernel, from a hundred to a million cells.
+    """CellRank's :class:`~cellrank.estimators.GPCCA` for any kernel, without dense matrices.
 
     All methods, results and keys in AnnData are those of CellRank. What it computes without a dense matrix and without
     PETSc: Schur vectors, macrostates, fate probabilities, absorption times and driver genes.
