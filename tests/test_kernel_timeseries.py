@@ -456,10 +456,10 @@ def test_uncertainty_from_halves_is_of_pseudotime(kernel):
         ({"growth_key": "clusters"}, TypeError, r"adata.obs\['clusters'\]` to be numeric"),
         ({"growth_key": "holes"}, ValueError, r"found NaN or infinite ones in `2` cells: 'cell0', 'cell7'"),
         ({"mass": "cells"}, ValueError, r"`mass` to be one of \['counts'\]"),
-        ({"mass": {0.0: 1.0, 1.0: 2.0}}, ValueError, r"a mass for each of \[0.0, 1.0, 2.5\]"),
+        ({"mass": {0.0: 1.0, 1.0: 2.0}}, ValueError, r"one for each time point of \[0.0, 1.0, 2.5\]"),
         ({"mass": {0.0: 1.0, 1.0: 2.0, 2.5: -1.0}}, ValueError, r"positive `mass`, found \[1.0, 2.0, -1.0\]"),
-        ({"mass": [1.0, 2.0, 3.0]}, ValueError, r"`mass` as 'counts' or a mass for each"),
-        ({"mass": {"early": 1.0, "middle": 2.0, "late": 3.0}}, ValueError, r"a mass for each of"),
+        ({"mass": [1.0, 2.0]}, ValueError, r"`mass` as 'counts', or one for each"),
+        ({"mass": {"early": 1.0, "middle": 2.0, "late": 3.0}}, ValueError, r"one for each time point of"),
     ],
 )
 def test_wrong_options_of_transport_are_refused_before_work(adata, options: dict, error: type[Exception], match: str):

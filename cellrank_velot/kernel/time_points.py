@@ -370,7 +370,9 @@ class OTTimeSeriesKernel(
             values = np.unique(self.cells.time, return_counts=True)[1].astype(np.float64)
         else:
             try:
-                given = dict(mass) if isinstance(mass, Mapping) else dict(zip(points, mass, strict=True))
+                given = (
+                    dict(mass) if isinstance(mass, Mapping) else dict(zip(sorted(points.tolist()), mass, strict=True))
+                )
                 by_point = {float(key): float(value) for key, value in given.items()}
             except (TypeError, ValueError):
                 by_point = {}
