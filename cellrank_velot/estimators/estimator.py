@@ -120,7 +120,7 @@ class GPCCA(CellRankGPCCA):
 
         Returns
         -------
-        The estimator, with :attr:`schur_vectors`, :attr:`schur_matrix` and :attr:`eigendecomposition`.
+        The estimator, with ``schur_vectors``, ``schur_matrix`` and ``eigendecomposition``.
 
         Raises
         ------
