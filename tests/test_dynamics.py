@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from cellrank_velot.dynamics import (
 )
 from cellrank_velot.dynamics import region as region_module
 from cellrank_velot.dynamics.drift import confined, diffusing, drift_of
-from cellrank_velot.dynamics.motion import LOOK_EVERY, Motion, move
+from cellrank_velot.dynamics.motion import LOOK_EVERY, Motion, _Crowd, move
 from cellrank_velot.dynamics.options import MotionOptions
 from cellrank_velot.dynamics.region import NearestCells, Region
 from cellrank_velot.dynamics.solvers import OdeStep, SdeStep
@@ -1317,3 +1317,14 @@ def test_simulated_flow_ends_where_it_comes_to_rest(simulated):
     bound = let_flow(kernel.field, cells.x, cells.time, starts, **given, terminal_clusters=["Fate A", "Fate B"])
     assert (bound.status == Status.ARRIVED).sum() >= 55
     assert look(Region.of(cells.x), bound.ends)[0].max() <= 1.1 * MAX_DISTANCE
+
+
+def test_particles_at_rest_that_were_never_there_before_end_where_they_are():
+    cells, field = sheet(200, (2.0, 2.0)), Known(lambda x, t: torch.zeros_like(x))
+    options = {"clusters": None, "targets": None, "search_every": 0.1, "device": "cpu"}
+    motion = Motion.of(field, cells, np.zeros(200), FlowOptions(), **options)
+    crowd = _Crowd(replace(motion, min_speed=1.0), cells[:3], np.zeros(3))
+    crowd.rest.at[:] = True
+    before = crowd.seen.step.clone()
+    crowd._cut_at_rest(crowd.seen)  # no step lies before the first
+    assert torch.equal(crowd.seen.step, before)

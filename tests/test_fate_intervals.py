@@ -77,7 +77,7 @@ def test_equal_fates_are_inside_and_all_is_left_as_it_was(kernel):
         ({}, {}, ValueError, "at least one state.*found none"),
         (["c"], {}, ValueError, "at least one state.*found `list`"),
         ({"A": []}, {}, ValueError, "state 'A', found none"),
-        ({"A": ["no cell"]}, {}, KeyError, "state 'A', found 1, as 'no cell'"),
+        ({"A": ["no cell"]}, {}, KeyError, "state 'A', found 1 that it lacks, as 'no cell'"),
         (None, {"level": 1.0}, ValueError, "level"),
         (None, {"n_members": 3}, ValueError, "an even `n_members`"),
         (None, {"weight": 0}, ValueError, "weight"),

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.validation import check_known
 from cellrank_velot.cells.clusters import read_clusters
 
-__all__ = ["CellSelector", "Interval", "cells_in_box", "cells_in_cluster", "cells_in_time", "select_cells"]
+__all__ = [
+    "CellSelector",
+    "Interval",
+    "cells_in_box",
+    "cells_in_cluster",
+    "cells_in_time",
+    "rows_of_state",
+    "select_cells",
+]
 
 CellSelector = Sequence[int] | Sequence[str] | NDArray[Any] | Mapping[str, Any]
 # From where to where; None for no bound.
@@ -110,3 +118,17 @@ def cells_in_box(embedding: NDArray[np.float64], x_lim: Interval, y_lim: Interva
     """Return which cells lie in a box of the first two dimensions of an embedding."""
     inside = cells_in_time(embedding[:, 0], "source_x_lim", x_lim)
     return inside & cells_in_time(embedding[:, 1], "source_y_lim", y_lim)
+
+
+def rows_of_state(adata: AnnData, state: str, cells: Sequence[str]) -> NDArray[np.int64]:
+    """Return the rows of the cells that stand for a state, by name: at least one, and all of them there."""
+    names = pd.Index(cells)
+    rows = adata.obs_names.get_indexer(names)
+    if not rows.size:
+        raise ValueError(f"Expected cells of the state {state!r}, found none.")
+    missing = names[rows < 0]
+    if missing.size:
+        raise KeyError(
+            f"Expected cells of the data in state {state!r}, found {missing.size} that it lacks, as {missing[0]!r}."
+        )
+    return np.asarray(rows, dtype=np.int64)

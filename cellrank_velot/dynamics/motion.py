@@ -232,6 +232,8 @@ class _Crowd:
         which, steps, points, times = (
             torch.tensor(np.concatenate(part), device=self.x.device) for part in zip(*first, strict=True)
         )
+        if not which.numel():
+            return
         ratio, label = self.region.look(points, self.region.nearest(points))
         good = (label == last.label[which]) & (ratio <= self.options.max_distance)
         last.note(which[good], steps[good], points[good], times[good], label[good])

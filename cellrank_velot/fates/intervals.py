@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from cellrank_velot._utils.options import Options
-from cellrank_velot._utils.validation import check_integer, check_number, check_seed
+from cellrank_velot._utils.validation import check_number, check_seed
 from cellrank_velot.fates.absorption import Transient, reaching
 
 __all__ = ["IntervalOptions", "absorption_probabilities", "fate_intervals"]
@@ -28,16 +28,12 @@ class IntervalOptions(Options):
 
     weight: float = 0.8
     level: float = 0.95
-    n_members: int = 6
     random_state: int = 0
 
     def __post_init__(self) -> None:
         """Check them."""
         check_number("weight", self.weight, low=0, high=1, open_low=True)
         check_number("level", self.level, low=0, high=1, open_low=True, open_high=True)
-        check_integer("n_members", self.n_members, low=2)
-        if self.n_members % 2:
-            raise ValueError(f"Expected an even `n_members`, as cells are halved, found `{self.n_members}`.")
         check_seed(self.random_state)
 
 

@@ -14,7 +14,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
-from cellrank_velot.cells import TimeKind, read_clusters
+from cellrank_velot.cells import TimeKind, read_clusters, rows_of_state
 from cellrank_velot.fates import IntervalOptions, fate_intervals
 from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.field.uncertainty import Steps, UncertaintyOptions, compute_uncertainty, half_velocities
@@ -519,7 +519,7 @@ class OTVelocityKernel(
         *,
         weight: float = IntervalOptions.weight,
         level: float = IntervalOptions.level,
-        n_members: int = IntervalOptions.n_members,
+        n_members: int = 6,
         random_state: int = IntervalOptions.random_state,
         n_jobs: int | None = None,
         show_progress_bar: bool = True,
@@ -580,7 +580,8 @@ class OTVelocityKernel(
         ... )
         True
         """
-        options = IntervalOptions(weight=weight, level=level, n_members=n_members, random_state=random_state)
+        options = IntervalOptions(weight=weight, level=level, random_state=random_state)
+        halves = UncertaintyOptions(n_members=n_members, random_state=random_state)
         if self.backward:
             raise RuntimeError("Expected a forward kernel for fates, found a backward one.")
         rows = self._rows_of_states(states)
@@ -603,7 +604,7 @@ class OTVelocityKernel(
             self.cells.time,
             self.connectivities,
             self._needed("windows", "compute_windows"),
-            UncertaintyOptions(n_members=n_members, random_state=random_state),
+            halves,
             steps=self._steps(),
             labels=self.cells.labels,
             components=self._components,
@@ -623,18 +624,7 @@ class OTVelocityKernel(
         if not isinstance(states, Mapping) or not states:
             found = "none" if isinstance(states, Mapping) else f"`{type(states).__name__}`"
             raise ValueError(f"Expected cells of at least one state, as {{'Beta': [...]}}, found {found}.")
-        result = {}
-        for name, cells in states.items():
-            rows = self.adata.obs_names.get_indexer(pd.Index(cells))
-            if not rows.size:
-                raise ValueError(f"Expected cells of the state {name!r}, found none.")
-            if (rows < 0).any():
-                missing = np.asarray(cells, dtype=object)[rows < 0]
-                raise KeyError(
-                    f"Expected cells of the data in state {name!r}, found {missing.size}, as {missing[0]!r}."
-                )
-            result[str(name)] = rows.astype(np.int64)
-        return result
+        return {str(name): rows_of_state(self.adata, str(name), cells) for name, cells in states.items()}
 
     def _steps(self) -> Steps:
         """Return the options of the steps to the field, as they were run."""

@@ -13,7 +13,7 @@ from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_known
-from cellrank_velot.cells import read_clusters, read_embedding
+from cellrank_velot.cells import read_clusters, read_embedding, rows_of_state
 from cellrank_velot.fates import TerminalStates
 from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, PROBABILITY, palette, palette_of
 from cellrank_velot.plotting._draw.embedding import draw_categories, draw_values
@@ -127,10 +127,7 @@ def terminal_states(
     x, name = read_embedding(adata, basis)
     of_cell = np.full(adata.n_obs, None, dtype=object)
     for state, cells in states.items():
-        rows = adata.obs_names.get_indexer(pd.Index(cells))
-        if (rows < 0).any():
-            raise KeyError(f"Expected cells of the data in state {state!r}, found {(rows < 0).sum()} that it lacks.")
-        of_cell[rows] = state
+        of_cell[rows_of_state(adata, state, cells)] = state
     values = pd.Categorical(of_cell, categories=list(states))
     colors = dict(zip(states, palette(len(states)), strict=True))
     with drawing(figure, n_panels=2, panel_size=(5.0, 4.0)) as canvas:
