@@ -418,3 +418,60 @@ def test_loadings_of_all_genes_belong_to_the_basis(adata: AnnData):
     assert read_pca(adata, 5).shape == (20, 5)
     with pytest.raises(ValueError, match="the `4` dimensions of the velocity, found `5`"):
         read_pca(adata, 4, of="the velocity")
+
+
+# ------------------------------------------------------------------------------------------- time written as text
+@pytest.mark.parametrize(
+    ("values", "expected", "said"),
+    [
+        (["E8.5", "E9.5", "E7.75"], [8.5, 9.5, 7.75], "'E9.5' is 9.5 days"),
+        (["0h", "12h", "4 hours"], [0, 12, 4], "'12h' is 12 hours"),
+        (["day 3", "Day 10", "day_0"], [3, 10, 0], "'Day 10' is 10 days"),
+        (["d0", "D2", "day4"], [0, 2, 4], "'day4' is 4 days"),
+        (["24hpf", "48 hpf", "5hpf"], [24, 48, 5], "'48 hpf' is 48 hours"),
+        (["t1", "t3", "t2"], [1, 3, 2], "'t3' is 3"),
+        (
+            pd.to_datetime(["2024-03-01 00:00", "2024-03-03 12:00", "2024-03-02 00:00"]),
+            [0, 2.5, 1],
+            "is 2.5 days since the first",
+        ),
+        (pd.to_timedelta(["0h", "36h", "12h"]), [0, 1.5, 0.5], "is 1.5 days"),
+    ],
+)
+@pytest.mark.parametrize("categorical", [False, True])
+def test_time_as_texts_and_dates_is_read_where_it_is_sure(adata, values, expected, said, categorical, caplog):
+    column = pd.Series(np.resize(np.asarray(values, dtype=object), adata.n_obs), index=adata.obs_names)
+    column = column.infer_objects() if not isinstance(values, list) else column
+    adata.obs["stage"] = column.astype("category") if categorical else column
+    with caplog.at_level("INFO", logger="cellrank_velot"):
+        np.testing.assert_allclose(read_time(adata, "stage"), np.resize(expected, adata.n_obs))
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["30min", "2h"],
+        ["E18.5", "P0"],
+        ["2C", "64C"],
+        ["HH10", "HH12"],
+        ["0", "12h"],
+        ["3 days 2h", "4 days"],
+        ["2hpf", "2hpi"],
+    ],
+)
+def test_times_that_could_mean_more_than_one_thing_are_refused_with_the_line_that_converts_them(adata, values):
+    adata.obs["stage"] = np.resize(values, adata.n_obs)
+    match = rf"such as '{values[0]}', '{values[1]}'. Say which number each is: "
+    with pytest.raises(TypeError, match=match) as refused:
+        read_time(adata, "stage")
+    line = str(refused.value).split("`")[-2].replace(", ...", "")
+    exec(line, {"adata": adata})
+    np.testing.assert_array_equal(read_time(adata, "time"), np.resize([0.0, 1.0], adata.n_obs))
+
+
+def test_a_pseudotime_of_few_values_is_said_to_drop_growth(adata, caplog):
+    adata.obs["dpt_pseudotime"] = np.arange(adata.n_obs) % 3
+    read_cells(adata, time_key="dpt_pseudotime", basis="X_pca", cluster_key=None)
+    assert "has 3 different values and is taken as a pseudotime: growth is left out" in caplog.text
+    assert "time_kind='experimental'" in caplog.text

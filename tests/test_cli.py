@@ -314,7 +314,7 @@ def test_time_points_are_told_from_a_pseudotime(raw):
     adata.obs["day"] = np.round(adata.obs["dpt_pseudotime"] * 4)
     adata.write_h5ad(raw)
     run(raw, "--time-key", "day")
-    assert "`obs['day']` has 5 different values" in (raw.parent / "out" / "run.log").read_text()
+    assert "`adata.obs['day']` has 5 different values" in (raw.parent / "out" / "run.log").read_text()
 
 
 @pytest.mark.parametrize("ends", [[], ["--terminal-states", "Fate A,Fate B"]])

@@ -31,6 +31,9 @@ class OrnsteinUhlenbeck:
         decay, rest = np.exp(-self.rate * time), self.diffusion**2 / (2 * self.rate)
         return self.centre + (self.mean0 - self.centre) * decay, rest + (self.variance0 - rest) * decay**2
 
+    def width(self, time):
+        return np.sqrt(self.law(time)[1])
+
     def heads_on(self, device):
         def evaluate(x, time):
             decay, rest = torch.exp(-self.rate * time), self.diffusion**2 / (2 * self.rate)
@@ -169,8 +172,32 @@ def test_options_out_of_range_are_refused(x, time, until, options: dict, error: 
 
 
 def test_particles_that_leave_all_bounds_are_said():
+    @dataclass(frozen=True)
+    class Away(OrnsteinUhlenbeck):
+        def width(self, time):
+            return np.ones_like(time)
+
     with pytest.raises(FloatingPointError, match="Particles left all bounds"):
-        follow(OrnsteinUhlenbeck(rate=-1e6), np.ones((2, 1)), 0.0, 1e3, n_steps=100)
+        follow(Away(rate=-1e6), np.ones((2, 1)), 0.0, 1e3, n_steps=100)
+
+
+@pytest.mark.parametrize("diffusion", [0.01, 1.0, 30.0])
+def test_any_noise_keeps_the_law_of_the_population(diffusion: float):
+    """The score takes back what the noise adds, in steps of any length."""
+
+    @dataclass(frozen=True)
+    class Still(OrnsteinUhlenbeck):
+        def law(self, time):
+            return np.zeros_like(time), 0.09 + np.zeros_like(time)
+
+        def heads_on(self, device):
+            return lambda x, time: (0 * x, 0 * time, -x / 0.09)
+
+    x = 0.3 * np.random.default_rng(0).normal(size=(N, 1))
+    for n_steps in (3, 100):
+        ends = follow(Still(diffusion=diffusion), x, 0.0, 1.0, n_steps=n_steps).ends
+        assert ends.std() == pytest.approx(0.3, rel=0.02)
+        assert (np.corrcoef(x[:, 0], ends[:, 0])[0, 1] > 0.99) == (diffusion < 0.1)
 
 
 # --------------------------------------------------------------------------------------------------- tables
@@ -257,8 +284,8 @@ def test_lineages_are_near_those_that_were_simulated(descent, name: str):
 
 
 def test_a_velocity_field_serves():
-    constant = np.array([1.0, 0.0, 0.7, 0.0, 0.0], dtype=np.float32)
-    weights = {"0.weight": np.zeros((5, 3), dtype=np.float32), "0.bias": constant}
+    constant = np.array([1.0, 0.0, 0.7, *np.zeros(4)], dtype=np.float32)
+    weights = {"0.weight": np.zeros((7, 3), dtype=np.float32), "0.bias": constant}
     field = VelocityField(weights, np.zeros(2), 1.0, 0.0, 1.0, 2.0, True, {}, 0, diffusion=0.1, growth_scale=3.0)
     paths = follow(field, np.zeros((4, 2)), 0.0, 2.0, noise=False)
     np.testing.assert_allclose(paths.ends, np.tile([4.0, 0.0], (4, 1)), rtol=1e-5)

@@ -23,6 +23,9 @@ __all__ = ["CellStates", "read_cells"]
 
 logger = logging.getLogger("cellrank_velot")
 
+# As many different values as a series of snapshots may have, and no pseudotime of many cells.
+FEW_TIMES = 20
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellStates(Stage):
@@ -127,6 +130,7 @@ def read_cells(
         check_snapshots(time, f"adata.obs[{time_key!r}]")
     else:
         _warn_about_outliers(time, time_key)
+        _warn_about_few_times(time, time_key)
         time = (time - time.min()) / np.ptp(time)
     _warn_about_duplicates(x)
     _warn_about_representation(adata, basis, conn_key)
@@ -144,6 +148,17 @@ def _warn_about_outliers(time: NDArray[np.float64], time_key: str) -> None:
             "98 %% of the cells have a time from %.3g to %.3g, all of them one from %.3g to %.3g. A few outliers in "
             "`adata.obs[%r]` set the scale: consider clipping them, or ranks",
             *(low, high, time.min(), time.max(), time_key),
+        )
+
+
+def _warn_about_few_times(time: NDArray[np.float64], time_key: str) -> None:
+    n_times = np.unique(time).size
+    if n_times <= FEW_TIMES < time.size:
+        logger.warning(
+            "`adata.obs[%r]` has %d different values and is taken as a pseudotime: growth is left out. If they are "
+            "real time points, take `OTVelocityKernel(adata, time_key=..., time_kind='experimental')`",
+            time_key,
+            n_times,
         )
 
 

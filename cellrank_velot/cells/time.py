@@ -12,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.validation import check_choice, check_known, check_scale, first_names
+from cellrank_velot.cells.time_texts import numbers_of
 
 __all__ = ["TIME_KEYS", "TimeKind", "find_time_key", "read_root", "read_roots", "read_time"]
 
@@ -61,15 +62,7 @@ def find_time_key(
 def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
     """Return the time of each cell in its own units, finite and not constant, shape ``[n_cells]``."""
     check_known("adata.obs", time_key, adata.obs.columns)
-    column = adata.obs[time_key]
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
-    if pd.api.types.is_bool_dtype(column.dtype) or column.dtype.kind in "cmM":
-        raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.")
-    try:
-        time = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}`.") from error
+    time = _numbers(adata.obs[time_key], time_key)
     if time.size == 0:
         raise ValueError("Expected an AnnData with cells, found none.")
     bad = ~np.isfinite(time)
@@ -82,6 +75,35 @@ def read_time(adata: AnnData, time_key: str) -> NDArray[np.float64]:
         raise ValueError(f"Expected `adata.obs[{time_key!r}]` to vary, found the constant `{time[0]:g}`.")
     check_scale(f"adata.obs[{time_key!r}]", time)
     return time
+
+
+def _numbers(column: pd.Series, time_key: str) -> NDArray[np.float64]:
+    """Return a column as numbers; of texts, dates and durations those that they are sure to mean."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    if not pd.api.types.is_bool_dtype(column.dtype) and column.dtype.kind != "c":
+        if column.dtype.kind not in "mM":
+            try:
+                return np.asarray(pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan))
+            except (TypeError, ValueError):  # texts
+                pass
+        read = numbers_of(column)
+        if read is not None:
+            _say_what_was_read(column, *read, time_key)
+            return read[0]
+    values = pd.unique(column.dropna())[:3].tolist()
+    raise TypeError(
+        f"Expected `adata.obs[{time_key!r}]` to be numeric, found `{column.dtype}` such as "
+        f"{', '.join(map(repr, values)) or 'none'}. Say which number each is: `adata.obs['time'] = "
+        f"adata.obs[{time_key!r}].map({{{', '.join(f'{value!r}: {k}' for k, value in enumerate(values))}, ...}})"
+        ".astype(float)`."
+    )
+
+
+def _say_what_was_read(column: pd.Series, numbers: NDArray[np.float64], unit: str, time_key: str) -> None:
+    latest = int(np.nanargmax(numbers))
+    spelt = f"{numbers[latest]:g} {unit}".strip()
+    logger.info("Reading `adata.obs[%r]` as numbers: %r is %s", time_key, str(column.iloc[latest]), spelt)
 
 
 def _remedy(adata: AnnData, time_key: str, time: NDArray[np.float64]) -> str:

@@ -22,6 +22,15 @@ __all__ = ["ProcessField", "ProcessPaths", "SimulationOptions", "simulate_proces
 class ProcessField(Protocol):
     """A field with growth and score, such as :class:`cellrank_velot.field.VelocityField` of a time series."""
 
+    def width(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how widely pairs of cells spread around their paths, shape ``[n]``.
+
+        Parameters
+        ----------
+        time
+            Times, shape ``[n]``.
+        """
+
     @property
     def diffusion(self) -> float:
         """Diffusion, in units of the basis per root of the unit of time."""
@@ -36,6 +45,12 @@ class ProcessField(Protocol):
         device
             Torch device that the tensors are on.
         """
+
+
+# Times at which the width is looked at.
+N_GRID = 4001
+# Logarithm by which the width changes within a part of a step at most.
+MAX_CHANGE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +204,8 @@ def simulate_process(
     heads = field.heads_on(where)
     sigma = field.diffusion if options.noise else 0.0
     position = torch.tensor(x, dtype=torch.float64, device=where)
-    start = clock = torch.tensor(times, device=where)
-    step = (until - start).abs() / n_steps
+    clock = torch.tensor(times, device=where)
+    clocks = _clocks(field, times, until, n_steps)
     log_weight = torch.zeros_like(clock)
     keep = set(np.linspace(0, n_steps, options.n_saved + 1).round().astype(int)[1:].tolist())
     kept = [(position, clock, log_weight)]
@@ -199,25 +214,76 @@ def simulate_process(
         single_thread(where),
         tqdm(total=n_steps, desc="process", unit="step", disable=not run.show_progress_bar) as bar,
     ):
-        for number in range(1, n_steps + 1):
-            # At the middle of the step, which is more accurate where the field changes with time.
-            velocity, growth, score = heads(position, clock + sign * step / 2)
-            increment = torch.randn(position.shape, generator=generator, dtype=torch.float64, device=where)
-            drift = sign * velocity + sigma**2 / 2 * score
-            position = position + drift * step[:, None] + sigma * step.sqrt()[:, None] * increment
-            log_weight = log_weight + sign * growth * step
-            # Counted from the end, so that the last time is exact: a sum of steps is not.
-            clock = until - (until - start) * (1 - number / n_steps)
+        for number, inner in enumerate(clocks, 1):
+            for ends in torch.tensor(inner, device=where):
+                step = (ends - clock).abs()
+                # At the middle of the step, which is more accurate where the field changes with time.
+                middle = (clock + ends) / 2
+                velocity, growth, score = heads(position, middle)
+                position = position + (sign * step)[:, None] * velocity
+                if sigma:
+                    width = torch.tensor(field.width(middle.cpu().numpy()), device=where)[:, None]
+                    increment = torch.randn(position.shape, generator=generator, dtype=torch.float64, device=where)
+                    position = position + _scattered(score, width, increment, sigma**2 * step[:, None])
+                log_weight = log_weight + sign * growth * step
+                clock = ends
             if number in keep:
                 kept.append((position, clock, log_weight))
             bar.update()
     if not torch.isfinite(position).all():
         raise FloatingPointError("Particles left all bounds: raise `n_steps`, or fit the field with more steps.")
-    positions, clocks, log_weights = (torch.stack(part).cpu().numpy() for part in zip(*kept, strict=True))
+    positions, saved, log_weights = (torch.stack(part).cpu().numpy() for part in zip(*kept, strict=True))
     return ProcessPaths(
         x=positions,
-        time=clocks,
+        time=saved,
         log_weight=log_weights,
         start_ix=np.arange(x.shape[0]) if start_ix is None else np.asarray(start_ix, dtype=np.int64),
         direction="forward" if sign > 0 else "backward",
     )
+
+
+def _scattered(
+    score: torch.Tensor, width: torch.Tensor, increment: torch.Tensor, variance: torch.Tensor
+) -> torch.Tensor:
+    """Return how far noise of a variance moves particles, less what the score takes back, shape ``[n, n_dims]``.
+
+    It is the exact step of an Ornstein-Uhlenbeck process in a Gaussian of the population's ``width [n, 1]``, to first
+    order the step of Euler and Maruyama. With any noise, no particle overshoots.
+    """
+    square = width.square()
+    kept = torch.exp(-variance / square)
+    return (1 - kept.sqrt()) * square * score + ((1 - kept) * square).sqrt() * increment
+
+
+def _clocks(field: ProcessField, start: NDArray[np.float64], until: float, n_steps: int) -> list[NDArray[np.float64]]:
+    """Return the times at the ends of the parts of each step, of shape ``[n_parts, n_particles]``.
+
+    Where the population narrows to single cells, near time points, a step has several parts.
+    """
+    low, high = min(start.min(), until), max(start.max(), until)
+    grid = np.linspace(low, high, N_GRID)
+    changes = np.abs(np.diff(np.log(field.width(grid))))
+    progress = np.concatenate([[0.0], np.cumsum(changes)])
+    shares = np.linspace(0, 1, n_steps + 1)[:, None]
+    # Counted from the end, so that the last time is exact.
+    ends = until - (until - start) * (1 - shares)
+    amounts = np.interp(ends, grid, progress)
+    n_parts = np.ceil(np.abs(np.diff(amounts, axis=0)).max(axis=1) / MAX_CHANGE).clip(1).astype(int)
+    # A share of even progress, so that it rises everywhere.
+    even = 1e-3 * MAX_CHANGE * (grid - low) / ((high - low) or 1.0)
+    return [_divided(ends[k], ends[k + 1], n, grid, progress + even) for k, n in enumerate(n_parts)]
+
+
+def _divided(
+    start: NDArray[np.float64],
+    end: NDArray[np.float64],
+    n_parts: int,
+    grid: NDArray[np.float64],
+    progress: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the ends of the parts of a step, between which the width changes by the same factor."""
+    if n_parts == 1:
+        return end[None]
+    here, there = np.interp(start, grid, progress), np.interp(end, grid, progress)
+    share = np.arange(1, n_parts)[:, None] / n_parts
+    return np.concatenate([np.interp(here + share * (there - here), progress, grid), end[None]])

@@ -11,6 +11,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -18,7 +19,17 @@ from tqdm.auto import tqdm
 from cellrank_velot._utils.device import resolve_device, single_thread, with_halves
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
-from cellrank_velot.field.network import VelocityField, build_network, draw_weights, layer_sizes, split_heads
+from cellrank_velot.field.network import (
+    VelocityField,
+    build_network,
+    draw_weights,
+    layer_sizes,
+    n_clocks_of,
+    n_outputs_of,
+    shares_of,
+    split_heads,
+    spread_of,
+)
 from cellrank_velot.timeseries.bridges import Bridges
 from cellrank_velot.timeseries.couplings import SnapshotCouplings
 
@@ -29,8 +40,13 @@ logger = logging.getLogger("cellrank_velot")
 EVALUATE_EVERY = 50
 # Points on which the step to keep is chosen.
 N_EVALUATION = 4096
-# Bridges end in points, where the score is unbounded: there they have this share of the diffusion over their interval.
-END_SHARE = 0.25
+# Bridges end in cells, where the score would be unbounded. So they end in Gaussians around the cells: a point drawn
+# from one is as far from its cell as this share of the distance to the nearest other cell of that time.
+END_WIDTH = 0.5
+# Cells whose nearest cell is looked for.
+N_NEAREST = 1000
+# Share of the points that are drawn with wide noise, how wide, and the least weight of a point there.
+TAIL_SHARE, TAIL_WIDTH, TAIL_WEIGHT = 0.1, 3.0, 0.01
 # Steps over which weights are averaged.
 MEMORY = 100
 # Points of an interval at which its mass is computed.
@@ -41,7 +57,7 @@ N_MASS = 33
 class ProcessOptions(Options):
     """Options of the training, as :meth:`~cellrank_velot.OTVelocityKernel.fit_field` of time points explains them."""
 
-    hidden: Sequence[int] = (128, 128)
+    hidden: Sequence[int] = (128, 128, 128)
     diffusion: float | Literal["auto"] = "auto"
     n_steps: int = 1500
     batch_size: int = 512
@@ -82,9 +98,9 @@ def fit_process(
     sigma = couplings.diffusion if isinstance(options.diffusion, str) else float(options.diffusion)
     rng = np.random.default_rng(options.random_state)
     generator = torch.Generator(where).manual_seed(int(rng.integers(2**31)))
-    points = _Points(Bridges(couplings, x, device=where, straight=straight), sigma, generator)
+    points = _Points(Bridges(couplings, x, device=where, straight=straight), couplings.diffusion, generator)
     n_dims = x.shape[1]
-    network = build_network(n_dims + 1, 2 * n_dims + 1, options.hidden)
+    network = build_network(n_dims + n_clocks_of(couplings.times), n_outputs_of(n_dims), options.hidden)
     draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
     network.to(where)
     with single_thread(where):
@@ -103,6 +119,10 @@ def fit_process(
         diffusion=sigma,
         growth_scale=points.growth_scale,
         score_scale=points.score_scale,
+        bridge_noise=couplings.diffusion,
+        times=couplings.times,
+        widths=points.widths.cpu().numpy(),
+        bounds=points.bounds,
     )
 
 
@@ -112,6 +132,7 @@ class _Points:
     def __init__(self, bridges: Bridges, sigma: float, generator: torch.Generator) -> None:
         self.bridges, self.sigma, self.generator = bridges, sigma, generator
         couplings = bridges.couplings
+        self.widths = torch.tensor(_widths(couplings, bridges.x.cpu().numpy()), device=generator.device)
         self.mean_rate = torch.stack([self._mean_rates(k) for k in range(couplings.n_intervals)])
         ratio = torch.tensor(np.diff(np.log(couplings.mass)), device=generator.device)
         self.total_rate = ratio / bridges.length
@@ -123,13 +144,14 @@ class _Points:
         self._scale()
 
     def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return inputs, targets of velocity and growth, noise, its size over the unit of the score, and weights."""
-        x, time, velocity, rate, noise, size, weight = self._raw(n)
-        inputs = torch.cat(
-            [(x - self.centre) / self.x_scale, ((time - self.time_centre) / self.time_scale)[:, None]], 1
-        )
+        """Return inputs, targets of velocity, growth and noise, its size over the unit of the score, and weights."""
+        x, time, velocity, rate, noise, width, weight = self._raw(n)
+        clock = [((time - self.time_centre) / self.time_scale)[:, None]]
+        if n_clocks_of(self.bridges.couplings.times) > 1:
+            clock.append(shares_of(time, self.bridges.times))
+        inputs = torch.cat([(x - self.centre) / self.x_scale, *clock], 1)
         targets = torch.cat([velocity / self.velocity_scale, (rate / self.growth_scale)[:, None], noise], 1)
-        return inputs.float(), targets.float(), (size * self.score_scale).float(), weight.float()
+        return inputs.float(), targets.float(), (width * self.score_scale).float(), weight.float()
 
     def _raw(self, n: int) -> tuple[torch.Tensor, ...]:
         bridges, where = self.bridges, self.generator.device
@@ -139,14 +161,18 @@ class _Points:
         mean, velocity = bridges.move(pairs, share)
         k = bridges.interval[pairs]
         length = bridges.length[k]
-        size = self.sigma * (length * (share * (1 - share) + END_SHARE**2)).sqrt()
+        time = bridges.times[k] + share * length
+        width, _ = spread_of(time, bridges.times, self.widths, self.sigma)
         noise = torch.randn(mean.shape, generator=self.generator, dtype=torch.float64, device=where)
-        # Points of a bridge that widens move apart.
-        widening = self.sigma**2 * (1 - 2 * share) / (2 * size)
+        n_dims = mean.shape[1]
+        wide = torch.rand(n, generator=self.generator, dtype=torch.float64, device=where) < TAIL_SHARE
+        noise = torch.where(wide[:, None], TAIL_WIDTH * noise, noise)
+        square = noise.square().sum(1) / 2
+        other = TAIL_SHARE / (1 - TAIL_SHARE) * TAIL_WIDTH**-n_dims * (square * (1 - TAIL_WIDTH**-2)).exp()
+        usual = (1 / ((1 - TAIL_SHARE) * (1 + other))).clamp_min(TAIL_WEIGHT)
         rate = (bridges.log_end - bridges.log_start)[pairs] / length - self._mean_rate(k, share) + self.total_rate[k]
         weight = (bridges.log_mass(pairs, share) - self.log_each[pairs]).exp()
-        time = bridges.times[k] + share * length
-        return mean + size[:, None] * noise, time, velocity + widening[:, None] * noise, rate, noise, size, weight
+        return mean + width[:, None] * noise, time, velocity, rate, noise, width, weight * usual
 
     def _mean_rates(self, k: int) -> torch.Tensor:
         """Return the mean growth rate of an interval's pairs, at times spread over it, shape ``[N_MASS]``.
@@ -169,7 +195,7 @@ class _Points:
         return (1 - rest) * self.mean_rate[k, left] + rest * self.mean_rate[k, left + 1]
 
     def _scale(self) -> None:
-        x, time, velocity, rate, _, size, weight = self._raw(N_EVALUATION)
+        x, time, velocity, rate, noise, width, weight = self._raw(N_EVALUATION)
 
         def mean(values: torch.Tensor) -> torch.Tensor:
             return (values * weight.reshape(-1, *[1] * (values.dim() - 1))).sum(0) / weight.sum()
@@ -181,18 +207,40 @@ class _Points:
         self.velocity_scale = float(mean(velocity**2).mean().sqrt()) or 1.0
         self.growth_scale = float(mean(rate**2).sqrt()) or 1.0
         # About the score of a population as wide as that of all time points together.
-        self.score_scale = 1.0 / max(self.x_scale, float(size.mean()))
+        self.score_scale = 1.0 / max(self.x_scale, float(width.mean()))
+        speed, size = velocity.norm(dim=1).max(), noise.norm(dim=1).max()
+        self.bounds = np.array([float(value) for value in (speed, rate.min(), rate.max(), size)])
+
+
+def _widths(couplings: SnapshotCouplings, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how wide the Gaussians are that bridges end in, per dimension, at each time point."""
+    rng, widths = np.random.default_rng(0), []
+    for k in range(couplings.times.size):
+        ends = (
+            couplings.source[couplings.pairs(k)]
+            if k < couplings.n_intervals
+            else couplings.target[couplings.pairs(k - 1)]
+        )
+        cells = x[np.unique(ends)]
+        some = cells if cells.shape[0] <= N_NEAREST else cells[rng.choice(cells.shape[0], N_NEAREST, replace=False)]
+        n = min(2, cells.shape[0])
+        distance = NearestNeighbors(n_neighbors=n).fit(cells).kneighbors(some)[0][:, -1]
+        widths.append(END_WIDTH * np.median(distance))
+    least = 1e-3 * np.sqrt(x.var(axis=0).sum()) or 1.0
+    return np.maximum(widths, least) / np.sqrt(x.shape[1])
 
 
 def _losses(network: nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return the weighted squared errors of velocity, growth and score, shape ``[3]``."""
-    inputs, targets, size, weight = points
-    n_dims = inputs.shape[1] - 1
-    velocity, growth, score = split_heads(network(inputs), n_dims)
+    """Return the weighted squared errors of velocity, growth, score and noise, shape ``[4]``."""
+    inputs, targets, width, weight = points
+    n_dims = (targets.shape[1] - 1) // 2
+    velocity, growth, score, noise = split_heads(network(inputs), n_dims)
+    drawn = targets[:, n_dims + 1 :]
     errors = (
         (velocity - targets[:, :n_dims]).square().mean(1),
         (growth - targets[:, n_dims]).square(),
-        (size[:, None] * score + targets[:, n_dims + 1 :]).square().mean(1),
+        (width[:, None] * score + drawn).square().mean(1),
+        (noise - drawn).square().mean(1),
     )
     return torch.stack([(error * weight).mean() for error in errors])
 
@@ -240,5 +288,5 @@ def _train(
     if not np.isfinite(best):
         raise FloatingPointError("Training of the process diverged: lower `learning_rate`.")
     network.load_state_dict(kept)
-    names = ("step", "held_out", "total", "fit", "growth", "score")
+    names = ("step", "held_out", "total", "fit", "growth", "score", "noise")
     return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}, best_step

@@ -21,6 +21,7 @@ from cellrank_velot.field.evaluation import values_at
 __all__ = ["VelocityField", "build_network", "draw_weights", "layer_sizes", "split_heads"]
 
 Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +55,14 @@ class VelocityField(Stage):
         Diffusion :math:`\sigma` of the process, in basis per root time; 0 without heads.
     growth_scale, score_scale
         Units of the heads: rate per time, and one over the basis.
+    bridge_noise
+        Noise of the bridges between pairs of cells, in basis per root time.
+    times, widths
+        Time points, and how widely a pair of cells spreads around its path there, per dimension, shape ``[n_widths]``;
+        :meth:`width` is what it is between them.
+    bounds
+        Largest speed, smallest and largest growth, and largest noise that the training saw, shape ``[4]``: means of
+        them, which the heads are, cannot lie outside. Empty where there are none.
 
     Examples
     --------
@@ -76,6 +85,10 @@ class VelocityField(Stage):
     diffusion: float = field(default=0.0, metadata=stored(low=0))
     growth_scale: float = field(default=1.0, metadata=stored(low=0))
     score_scale: float = field(default=1.0, metadata=stored(low=0))
+    bridge_noise: float = field(default=0.0, metadata=stored(low=0))
+    times: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1), metadata=stored("n_widths"))
+    widths: NDArray[np.float64] = field(default_factory=lambda: np.ones(1), metadata=stored("n_widths", low=TINY))
+    bounds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), metadata=stored("n_bounds"))
 
     @property
     def n_dims(self) -> int:
@@ -174,6 +187,17 @@ class VelocityField(Stage):
         """
         return values_at(self, "drift_on", x, time, device)
 
+    def width(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how widely a pair of cells spreads around its path, shape ``[n]``.
+
+        Parameters
+        ----------
+        time
+            Times, shape ``[n]``.
+        """
+        times, widths = torch.tensor(self.times), torch.tensor(self.widths)
+        return np.asarray(spread_of(torch.tensor(time), times, widths, self.bridge_noise)[0])
+
     def on(self, device: torch.device | str) -> Function:
         """Return the velocity as a function of tensors, ``x [n, n_dims]`` and ``time [n]``, differentiable in both.
 
@@ -200,13 +224,15 @@ class VelocityField(Stage):
     def score_on(self, device: torch.device | str) -> Function:
         """Return the gradient of the log density as a function of tensors; see :meth:`on`.
 
+        It is smoother than that of :meth:`heads_on`, which knows single cells at time points.
+
         Parameters
         ----------
         device
             Torch device that the tensors are on.
         """
         self._need_heads()
-        heads = self.heads_on(device)
+        heads = self._all_heads_on(device)
         return lambda x, time: heads(x, time)[2]
 
     def drift_on(self, device: torch.device | str) -> Function:
@@ -219,10 +245,10 @@ class VelocityField(Stage):
         """
         if not self.has_heads:
             return self.on(device)
-        heads = self.heads_on(device)
+        heads = self._all_heads_on(device)
 
         def evaluate(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            velocity, _, score = heads(x, time)
+            velocity, _, score, _ = heads(x, time)
             return velocity + self.diffusion**2 / 2 * score
 
         return evaluate
@@ -232,24 +258,49 @@ class VelocityField(Stage):
     ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Return velocity, growth and score at once, as a function of tensors; empty where the field has no heads.
 
+        The score is that of the bridges, which are as narrow at time points as single cells.
+
         Parameters
         ----------
         device
             Torch device that the tensors are on.
         """
-        n_outputs = 2 * self.n_dims + 1 if self.has_heads else self.n_dims
-        network = build_network(self.n_dims + self.use_time, n_outputs, hidden=[w.shape[0] for w in self._inner])
-        network.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
-        network.to(device).requires_grad_(False)
-        centre = as_tensor(self.centre, torch.device(device))
+        heads = self._all_heads_on(device)
 
         def evaluate(x: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            velocity, growth, _, score = heads(x, time)
+            return velocity, growth, score
+
+        return evaluate
+
+    def _all_heads_on(self, device: torch.device | str) -> Callable[[torch.Tensor, torch.Tensor], Heads]:
+        """Return velocity, growth, the smooth score and that of the bridges, as a function of tensors."""
+        n_outputs = n_outputs_of(self.n_dims) if self.has_heads else self.n_dims
+        n_clocks = n_clocks_of(self.times)
+        sizes = [weights.shape[0] for weights in self._inner]
+        network = build_network(self.n_dims + self.use_time * n_clocks, n_outputs, sizes)
+        network.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
+        network.to(device).requires_grad_(False)
+        centre, times, widths, bounds = (
+            as_tensor(values, torch.device(device)) for values in (self.centre, self.times, self.widths, self.bounds)
+        )
+
+        def evaluate(x: torch.Tensor, time: torch.Tensor) -> Heads:
             inputs = (x - centre) / self.x_scale
             if self.use_time:
-                inputs = torch.cat([inputs, ((time - self.time_centre) / self.time_scale).unsqueeze(-1)], dim=-1)
-            outputs = network(inputs.float()).to(x.dtype)
-            velocity, growth, score = split_heads(outputs, self.n_dims)
-            return velocity * self.velocity_scale, growth * self.growth_scale, score * self.score_scale
+                clock = ((time - self.time_centre) / self.time_scale).unsqueeze(-1)
+                inputs = torch.cat([inputs, clock, *([shares_of(time, times)] if n_clocks > 1 else [])], dim=-1)
+            velocity, growth, score, noise = split_heads(network(inputs.float()).to(x.dtype), self.n_dims)
+            velocity, growth = velocity * self.velocity_scale, growth * self.growth_scale
+            if not self.has_heads:
+                return velocity, growth, score, noise
+            score = score * self.score_scale
+            width, widening = (value.unsqueeze(-1) for value in spread_of(time, times, widths, self.bridge_noise))
+            if bounds.numel():
+                # No mean of what the training saw lies outside: far from all cells the network would make it up.
+                velocity, noise = _no_longer(velocity, bounds[0]), _no_longer(noise, bounds[3])
+                score, growth = _no_longer(score, bounds[3] / width), growth.clamp(bounds[1], bounds[2])
+            return velocity + widening * noise, growth, score, -noise / width
 
         return evaluate
 
@@ -267,10 +318,47 @@ class VelocityField(Stage):
         return [self.weights[name] for name in names[:-1]]
 
 
-def split_heads(outputs: torch.Tensor, n_dims: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return velocity, growth and score from the outputs of the network, shape ``[..., n_outputs]``."""
-    rest = outputs[..., n_dims:]
-    return outputs[..., :n_dims], rest[..., :1].sum(-1), rest[..., 1:]
+def split_heads(outputs: torch.Tensor, n_dims: int) -> tuple[torch.Tensor, ...]:
+    """Return velocity of the paths, growth, score and noise from the outputs of the network ``[..., n_outputs]``."""
+    velocity, growth, score, noise = outputs.tensor_split([n_dims, n_dims + 1, 2 * n_dims + 1], dim=-1)
+    return velocity, growth.sum(-1), score, noise
+
+
+def n_outputs_of(n_dims: int) -> int:
+    """Return the number of outputs of a network with heads."""
+    return 3 * n_dims + 1
+
+
+def shares_of(time: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    """Return which share of each interval between time points is over, shape ``[..., n_times - 1]``."""
+    return ((time.unsqueeze(-1) - times[:-1]) / times.diff()).clamp(0, 1)
+
+
+def n_clocks_of(times: NDArray[np.float64]) -> int:
+    """Return how many inputs of the network tell the time: time itself, and the shares of more than one interval."""
+    return times.size if times.size > 2 else 1
+
+
+def spread_of(
+    time: torch.Tensor, times: torch.Tensor, widths: torch.Tensor, sigma: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Return how widely pairs spread around their paths, and how fast that grows, both ``[...]``.
+
+    Brownian bridges between Gaussians around the cells have the variance :math:`(1 - s) w_0^2 + s w_1^2 + \sigma^2 T s
+    (1 - s)` at the share :math:`s` of an interval of length :math:`T`. At a time point itself, it does not grow.
+    """
+    share, length = shares_of(time, times), times.diff()
+    steps = (widths**2).diff()
+    width = (widths[0] ** 2 + (share * steps + sigma**2 * length * share * (1 - share)).sum(-1)).sqrt()
+    inside = (share > 0) & (share < 1)
+    growing = torch.where(inside, steps / length + sigma**2 * (1 - 2 * share), torch.zeros_like(share)).sum(-1)
+    return width, growing / (2 * width)
+
+
+def _no_longer(vectors: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Return the vectors, those longer than this shortened to it."""
+    norm = vectors.square().sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+    return vectors * (length / norm).clamp_max(1.0)
 
 
 def layer_sizes(hidden: Any) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from cellrank_velot.direction import DirectionTest, TimeCheck
 from cellrank_velot.estimators import GPCCA
@@ -11,6 +12,7 @@ from cellrank_velot.fates import TerminalStates
 from cellrank_velot.job import steps
 from cellrank_velot.job.log import attempt
 from cellrank_velot.job.options import EndsBy, JobOptions, JobResult
+from cellrank_velot.job.series import follow
 from cellrank_velot.kernel import OTVelocityKernel
 
 __all__ = ["analyse"]
@@ -26,13 +28,18 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
     are also written to the AnnData, as CellRank writes them.
     """
     missing: list[str] = []
+    checks: dict[str, Any] = {}
+    if options.is_series:
+        checks["series"] = follow(kernel, options.cluster_key, options.seed, missing)
+    else:
+        checks["time_check"] = attempt(missing, "No check of the time", _check_time, kernel, options)
+        checks["direction"] = attempt(missing, "No test of direction", _test_direction, kernel, options)
     result = JobResult(
         options=options,
         kernel=kernel,
         has_macrostates=False,
-        time_check=attempt(missing, "No check of the time", _check_time, kernel, options),
-        direction=attempt(missing, "No test of direction", _test_direction, kernel, options),
         missing=missing,
+        **checks,
     )
     choice = steps.StateOptions(
         n_states=options.n_states, cluster_key=options.cluster_key, terminal_states=options.terminal_states

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from cellrank_velot.cells import (
     warn_about_graph,
 )
 from cellrank_velot.job.options import JobOptions
-from cellrank_velot.kernel import OTVelocityKernel
+from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel
 from cellrank_velot.plotting._draw.colors import palette
 from cellrank_velot.preprocessing.prepare import prepare
 from cellrank_velot.preprocessing.pseudotime import PSEUDOTIME_KEYS, choose_root_cell, set_pseudotime
@@ -30,8 +31,8 @@ __all__ = ["build_kernel", "prepare_inputs"]
 
 logger = logging.getLogger("cellrank_velot")
 
-# As many different values as a series of snapshots may have, and no pseudotime of many cells.
-FEW_TIMES = 20
+# Embeddings that are pictures: distances in them mean little.
+PICTURES = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_force_directed", "X_phate")
 # Fields of halves of the cells that the uncertainty is computed from: each takes as long as the field itself.
 N_MEMBERS = 2
 
@@ -49,6 +50,8 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     basis = _find_basis(adata, options)
     if options.embedding not in ("umap", "X_umap"):
         find_basis(adata, options.embedding)
+    elif basis is not None and "X_umap" not in adata.obsm and np.shape(adata.obsm[basis])[1] == 2:
+        options = replace(options, embedding=basis)  # a plane is drawn as it is
 
     if basis is None:
         prepare(
@@ -68,7 +71,6 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     _complete_graph(adata, basis, options)
     if time_key is None:
         time_key = _time_from_root(adata, basis, options)
-    _make_numeric(adata, time_key)
     if options.embedding in ("umap", "X_umap") and "X_umap" not in adata.obsm:
         _describe_graph(adata)
         logger.info("Computing a UMAP for the pictures")
@@ -105,7 +107,6 @@ def _make_numeric(adata: AnnData, time_key: str) -> None:
     """Write a time as numbers where it is texts or categories of numbers."""
     time = read_time(adata, time_key)
     if not pd.api.types.is_numeric_dtype(adata.obs[time_key].dtype):
-        logger.info("Reading `obs[%r]` as numbers", time_key)
         adata.obs[time_key] = time
 
 
@@ -139,8 +140,10 @@ def _find_time(adata: AnnData, options: JobOptions) -> str | None:
     if options.time_key is None and (options.root_cluster is not None or options.root_cell is not None):
         return None
     hint = "Name a column with `--time-key`, or say where the process begins with `--root-cluster` or `--root-cell`."
-    time_key = find_time_key(adata, options.time_key, hint=hint)
-    read_time(adata, time_key)
+    if options.is_series:
+        hint = "Name the column of the time points with `--time-key`."
+    time_key = find_time_key(adata, options.time_key, options.time_kind, hint=hint)
+    _make_numeric(adata, time_key)
     return time_key
 
 
@@ -149,6 +152,10 @@ def _find_basis(adata: AnnData, options: JobOptions) -> str | None:
     if options.basis is not None or "X_pca" in adata.obsm:
         return find_basis(adata, options.basis or "X_pca")
     if adata.X is None or adata.n_vars == 0:
+        others = [key for key in adata.obsm if key not in PICTURES]
+        if len(others) == 1:
+            logger.info("Using `obsm[%r]` as positions: there are no genes, and nothing else", others[0])
+            return find_basis(adata, others[0])
         raise KeyError(
             f"Expected genes or a basis, found no genes and the keys {sorted(adata.obsm)} in `adata.obsm`. "
             "Name one of them with `--basis`."
@@ -211,22 +218,22 @@ def _check_root(adata: AnnData, options: JobOptions, time_key: str) -> None:
         )
 
 
-def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel:
+def build_kernel(adata: AnnData, options: JobOptions) -> OTVelocityKernel | OTTimeSeriesKernel:
     """Run all steps of the velocity kernel, with options as :func:`prepare_inputs` returns them."""
     bar = options.show_progress_bar
-    kernel = OTVelocityKernel(adata, time_key=options.time_key, basis=options.basis or "X_pca")
-    n_times = np.unique(kernel.cells.time).size
-    if n_times <= FEW_TIMES < kernel.adata.n_obs:
-        logger.warning(
-            "`obs[%r]` has %d different values and is taken as a pseudotime. If they are real time points, take "
-            'OTVelocityKernel(adata, time_key=%r, time_kind="experimental") in Python',
-            options.time_key,
-            n_times,
-            options.time_key,
-        )
+    basis = options.basis or "X_pca"
+    training: dict[str, Any] = {} if options.n_steps is None else {"n_steps": options.n_steps}
+    if options.is_series:
+        series = OTTimeSeriesKernel(adata, time_key=options.time_key, basis=basis, cluster_key=options.cluster_key)
+        series.compute_velocity(random_state=options.seed, show_progress_bar=bar)
+        series.fit_field(random_state=options.seed, show_progress_bar=bar, **training)
+        series.compute_transition_matrix(show_progress_bar=bar)
+        series.write_to_adata()
+        return series
+    kernel = OTVelocityKernel(adata, time_key=options.time_key, basis=basis)
     kernel.compute_windows(random_state=options.seed)
     kernel.compute_velocity(show_progress_bar=bar)
-    kernel.fit_field(n_steps=options.n_steps, random_state=options.seed, show_progress_bar=bar)
+    kernel.fit_field(random_state=options.seed, show_progress_bar=bar, **training)
     try:
         kernel.compute_uncertainty(N_MEMBERS, random_state=options.seed, show_progress_bar=bar)
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +13,9 @@ from cellrank.estimators import GPCCA
 
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot.cells import TimeKind
 from cellrank_velot.direction import DirectionTest, TimeCheck
+from cellrank_velot.dynamics import ProcessFates
 from cellrank_velot.kernel import OTVelocityKernel
 from cellrank_velot.preprocessing.pseudotime import PseudotimeMethod
 
@@ -23,6 +25,7 @@ Normalize = Literal["auto", "yes", "no"]
 EndsBy = Literal["names", "shape", "macrostates"]
 # What messages tell people in Python to do, and how the command line does it.
 IN_A_SHELL = {
+    "`OTVelocityKernel(adata, time_key=..., time_kind='experimental')`": "`--time-kind experimental`",
     "`normalize=False`": "`--normalize no`",
     "`normalize=True`": "`--normalize yes`",
     "`.to_frame()` of the result lists what was considered; name states yourself: "
@@ -61,7 +64,12 @@ def _whole(low: int) -> Callable[[str, Any], Any]:
 class JobOptions(Options):
     """What the user asks for. ``None`` leaves the choice to :func:`prepare_inputs`, which returns all keys found."""
 
-    time_key: str | None = _argument(None, "column of obs with a pseudotime", metavar="KEY")
+    time_key: str | None = _argument(None, "column of obs with a pseudotime, or with time points", metavar="KEY")
+    time_kind: TimeKind = _argument(
+        "pseudotime",
+        "kind of time: pseudotime, or experimental for time points such as days (pseudotime)",
+        check=partial(check_choice, choices=TimeKind),
+    )
     root_cluster: str | None = _argument(
         None, "cluster where the process begins, if there is no time yet", metavar="NAME"
     )
@@ -92,7 +100,9 @@ class JobOptions(Options):
         check=partial(check_number, low=0, high=1, open_low=True),
         demo=True,
     )
-    n_steps: int = _argument(300, "training steps of the field, at most (300)", int, check=_whole(1), demo=True)
+    n_steps: int | None = _argument(
+        None, "training steps of the field, at most (300; of time points 1500)", int, check=_whole(1), demo=True
+    )
     seed: int = _argument(0, "seed of every step (0)", int, check=_whole(0), demo=True)
     show_progress_bar: bool = False
 
@@ -103,6 +113,13 @@ class JobOptions(Options):
                 check(option.name, getattr(self, option.name))
         if self.root_cluster is not None and self.root_cell is not None:
             raise ValueError("Expected `root_cluster` or `root_cell`, found both.")
+        if self.is_series and (self.root_cluster or self.root_cell):
+            raise ValueError("Expected no root with `time_kind` `experimental`: the first time point is the start.")
+
+    @property
+    def is_series(self) -> bool:
+        """Whether time is real time points."""
+        return self.time_kind == "experimental"
 
 
 def as_arguments(text: str) -> str:
@@ -112,6 +129,24 @@ def as_arguments(text: str) -> str:
     for option in fields(JobOptions):
         text = text.replace(f"`{option.name}`", f"`--{option.name.replace('_', '-')}`")
     return text
+
+
+@dataclass(frozen=True)
+class SeriesResult:
+    """Descent between the first and the last time point; what could not be computed is ``None``."""
+
+    descendants: ProcessFates | None = None  # of the clusters of the first time point, at the last
+    ancestors: ProcessFates | None = None  # of the clusters of the last time point, at the first
+    flows: pd.DataFrame | None = None  # mass from cluster to cluster, of consecutive time points
+
+    def tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Yield the tables to write, by the name of their file."""
+        for name in ("descendants", "ancestors"):
+            fates: ProcessFates | None = getattr(self, name)
+            if fates is not None:
+                yield f"{name}.csv", fates.to_frame().set_index("from")
+        if self.flows is not None:
+            yield "cluster_flows.csv", self.flows.set_index("time")
 
 
 @dataclass(frozen=True)
@@ -131,6 +166,7 @@ class JobResult:
     ends_by: EndsBy | None = None  # what the terminal states come from
     direction: DirectionTest | None = None  # whether there is a direction at all
     time_check: TimeCheck | None = None  # whether time rises with the distance from its own root
+    series: SeriesResult | None = None  # of real time points: descendants, ancestors and flows
     missing: list[str] = field(default_factory=list)  # what could not be made, and why
 
     @property

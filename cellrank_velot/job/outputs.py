@@ -18,6 +18,7 @@ from cellrank_velot.cells import read_clusters, read_root, read_time
 from cellrank_velot.job.log import attempt
 from cellrank_velot.job.options import EndsBy, JobResult
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, write_report
+from cellrank_velot.job.series import series_figures, series_tables
 from cellrank_velot.storage import write_h5ad
 
 __all__ = ["write_results"]
@@ -26,8 +27,29 @@ DPI = 160
 N_DRIVERS = 10
 N_TRENDS = 5  # genes of each lineage in the picture of trends
 EARLY = 0.1  # share of cells that stand for the start in the summary
-TABLES = ("terminal_states.csv", "fate_probabilities.csv", "drivers.csv")
-FIGURES = ("velocity_stream", "fate_map", "macrostates", "gene_trends", "time", "time_check", "training", "confidence")
+TABLES = (
+    "terminal_states.csv",
+    "fate_probabilities.csv",
+    "drivers.csv",
+    "descendants.csv",
+    "ancestors.csv",
+    "cluster_flows.csv",
+)
+FIGURES = (
+    "velocity_stream",
+    "fate_map",
+    "macrostates",
+    "gene_trends",
+    "time",
+    "time_check",
+    "training",
+    "confidence",
+    "growth",
+    "sankey",
+    "descendants",
+    "ancestors",
+    "landscape",
+)
 ENDS_BY: dict[EndsBy | None, str] = {
     "names": "They are those that were named.",
     "shape": "They were found by the shape of the data and the flow, see the table of groups.",
@@ -76,6 +98,8 @@ def _write_tables(result: JobResult, folder: Path) -> list[Path]:
         paths.append(_write_csv(_fate_table(result, result.fates), folder / "fate_probabilities.csv"))
     if result.drivers is not None:
         paths.append(_write_csv(result.drivers, folder / "drivers.csv"))
+    if result.series is not None:
+        paths += [_write_csv(table, folder / name) for name, table in result.series.tables()]
     return paths
 
 
@@ -135,6 +159,9 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
         "the time given; the embedding keeps neighbourhoods, not distances.",
         wide=True,
     )
+    if result.series is not None:
+        for name, plot, title, caption in series_figures(kernel, result.series, basis, options.cluster_key):
+            draw(name, plot, title=title, caption=caption, wide=True)
     if result.fates is not None:
         caption = "Probability of each cell to end in each terminal state."
         draw("fate_map", plotting.fate_map, estimator, basis, title="Fate map", caption=caption, wide=True)
@@ -176,6 +203,8 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
         caption="Squared error of the field relative to no velocity at all (1). Where the held-out error stays near 1, "
         "neighbouring cells disagree on their velocity.",
     )
+    if result.kernel.uncertainty is None:
+        return figures
     draw(
         "confidence",
         plotting.confidence,
@@ -223,7 +252,6 @@ def _parameters(result: JobResult) -> dict[str, dict[str, object]]:
             },
             "macrostates": options.n_states or "auto",
             "terminal states": ", ".join(options.terminal_states) or "auto",
-            "training steps, at most": options.n_steps,
             "seed": options.seed,
         },
         **{
@@ -284,7 +312,7 @@ def _verdicts(result: JobResult) -> list[str]:
 
 
 def _tables(result: JobResult) -> list[Table]:
-    tables = []
+    tables = [] if result.series is None else series_tables(result.series)
     if result.candidates is not None and len(result.candidates):
         tables.append(_end_table(result.candidates))
     if result.fates is not None and result.options.cluster_key is not None:

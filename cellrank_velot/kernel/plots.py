@@ -145,6 +145,7 @@ class SeriesPlots(Plots):
     plot_process = plotting.process_paths
     plot_growth = plotting.growth_map
     plot_population = plotting.population
+    plot_sankey = plotting.sankey
 
     def plot_ancestry(
         self,

@@ -24,7 +24,7 @@ from cellrank_velot.dynamics import (
 )
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
-from cellrank_velot.timeseries import Population, SnapshotCouplings, interpolate_paths
+from cellrank_velot.timeseries import Population, SnapshotCouplings, cluster_flows, interpolate_paths
 
 __all__ = ["Populations"]
 
@@ -368,6 +368,35 @@ class Populations(BaseVelocityKernel):
             options=SimulationOptions(noise=noise, n_steps=n_steps, random_state=random_state),
             run=Run(device=device, show_progress_bar=show_progress_bar),
         )
+
+    def cluster_flows(self, cluster_key: str | None = None) -> pd.DataFrame:
+        """Return how much mass goes from each cluster of a time point to each of the next, as the couplings say.
+
+        Parameters
+        ----------
+        cluster_key
+            Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
+
+        Returns
+        -------
+        Columns ``time``, ``next_time``, ``from``, ``to``, ``mass`` at the start and ``next_mass`` at the end: cells
+        multiply or die between. :meth:`plot_sankey` draws it.
+
+        Raises
+        ------
+        KeyError
+            If there are no such clusters.
+        RuntimeError
+            Before :meth:`compute_velocity`.
+
+        Examples
+        --------
+        >>> flows = sk.cluster_flows()
+        >>> flows.query("time == 0")["mass"].sum().round(6)
+        np.float64(1.0)
+        """
+        couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
+        return cluster_flows(couplings, self._clusters(cluster_key))
 
     def coupling(self, source: float | None = None, target: float | None = None) -> AnnData:
         """Return the coupling of two time points as CellRank's ``RealTimeKernel`` takes it.

@@ -111,6 +111,10 @@ class PerturbedField(Stage):
         """Noise of the unperturbed field."""
         return float(getattr(self.field, "diffusion", 0.0))
 
+    def width(self, time: FloatArray) -> FloatArray:
+        """Return how widely pairs of cells spread around their paths in the unperturbed field, shape ``[n]``."""
+        return np.asarray(self.field.width(time))
+
     def on(self, device: torch.device | str) -> Function:
         """Return the velocity as a function of tensors, ``x [n, n_dims]`` and ``time [n]``."""
         velocity, displace = self.field.on(device), self._displace(device)

@@ -17,6 +17,7 @@ from cellrank_velot.plotting.particles import flow, flow_animation
 from cellrank_velot.plotting.perturbation import fate_shift, perturbation_arrows
 from cellrank_velot.plotting.process import fate_cells, process_paths
 from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_network
+from cellrank_velot.plotting.sankey import sankey
 from cellrank_velot.plotting.search import gridsearch_heatmap
 from cellrank_velot.plotting.snapshots import growth_map, population
 from cellrank_velot.plotting.trends import gene_trends
@@ -44,6 +45,7 @@ __all__ = [
     "process_paths",
     "regulation_heatmap",
     "regulation_network",
+    "sankey",
     "spatial_clusters",
     "terminal_states",
     "time_check",

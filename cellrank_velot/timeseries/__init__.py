@@ -6,6 +6,7 @@ cells that belong together, and ``interpolation`` returns the population at any 
 
 from cellrank_velot.timeseries.bridges import Bridges
 from cellrank_velot.timeseries.couplings import CouplingOptions, PopulationOptions, SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.flows import cluster_flows
 from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
 from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
@@ -17,6 +18,7 @@ __all__ = [
     "SnapshotCouplings",
     "SnapshotOptions",
     "build_snapshots",
+    "cluster_flows",
     "couple_snapshots",
     "interpolate_paths",
 ]
