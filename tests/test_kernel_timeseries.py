@@ -538,8 +538,8 @@ def test_usual_keys_are_found(adata):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (lambda day: day.map({0.0: "E8", 1.0: "E9", 2.5: "E11"}), TypeError, "to be numeric"),
-        (lambda day: pd.Categorical(day.map({0.0: "E8", 1.0: "E9", 2.5: "E11"})), TypeError, "to be numeric"),
+        (lambda day: day.map({0.0: "E18", 1.0: "P0", 2.5: "P2"}), TypeError, "to be numeric"),
+        (lambda day: pd.Categorical(day.map({0.0: "a", 1.0: "b", 2.5: "c"})), TypeError, "to be numeric"),
         (lambda day: day.where(day > 0), ValueError, "to be finite, found NaN or infinite values in `150` of `450`"),
         (lambda day: day * 0 + 3, ValueError, "to vary, found the constant `3`"),
         (lambda day: day + np.random.default_rng(0).random(450), ValueError, "A pseudotime needs `time_kind="),

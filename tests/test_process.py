@@ -284,8 +284,8 @@ def test_lineages_are_near_those_that_were_simulated(descent, name: str):
 
 
 def test_a_velocity_field_serves():
-    constant = np.array([1.0, 0.0, 0.7, *np.zeros(4)], dtype=np.float32)
-    weights = {"0.weight": np.zeros((7, 3), dtype=np.float32), "0.bias": constant}
+    constant = np.array([1.0, 0.0, 0.7, 0.0, 0.0], dtype=np.float32)
+    weights = {"0.weight": np.zeros((5, 3), dtype=np.float32), "0.bias": constant}
     field = VelocityField(weights, np.zeros(2), 1.0, 0.0, 1.0, 2.0, True, {}, 0, diffusion=0.1, growth_scale=3.0)
     paths = follow(field, np.zeros((4, 2)), 0.0, 2.0, noise=False)
     np.testing.assert_allclose(paths.ends, np.tile([4.0, 0.0], (4, 1)), rtol=1e-5)

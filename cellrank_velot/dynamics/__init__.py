@@ -9,7 +9,7 @@ from cellrank_velot.dynamics.fields import Field, Interpolated, Rescaled
 from cellrank_velot.dynamics.flow import simulate_flow
 from cellrank_velot.dynamics.options import Direction, FlowOptions, Method, TimeFrom, TrajectoryOptions
 from cellrank_velot.dynamics.paths import NO_FATE, Status, Trajectories
-from cellrank_velot.dynamics.process import ProcessField, ProcessPaths, SimulationOptions, simulate_process
+from cellrank_velot.dynamics.process import ProcessField, ProcessPaths, SimulationOptions, count_lost, simulate_process
 from cellrank_velot.dynamics.trajectories import compute_trajectories
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Trajectories",
     "TrajectoryOptions",
     "compute_trajectories",
+    "count_lost",
     "fate_table",
     "labels_near",
     "simulate_flow",

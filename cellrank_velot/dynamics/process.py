@@ -15,8 +15,9 @@ from cellrank_velot._utils.device import resolve_device, single_thread
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_integer, check_seed
+from cellrank_velot.dynamics.region import Region
 
-__all__ = ["ProcessField", "ProcessPaths", "SimulationOptions", "simulate_process"]
+__all__ = ["ProcessField", "ProcessPaths", "SimulationOptions", "count_lost", "simulate_process"]
 
 
 class ProcessField(Protocol):
@@ -47,6 +48,8 @@ class ProcessField(Protocol):
         """
 
 
+# A particle is outside of the data where the fifth nearest cell is so many times as far as cells are from each other.
+FAR = 5.0
 # Times at which the width is looked at.
 N_GRID = 4001
 # Logarithm by which the width changes within a part of a step at most.
@@ -240,6 +243,12 @@ def simulate_process(
         start_ix=np.arange(x.shape[0]) if start_ix is None else np.asarray(start_ix, dtype=np.int64),
         direction="forward" if sign > 0 else "backward",
     )
+
+
+def count_lost(paths: ProcessPaths, x: NDArray[np.float64]) -> int:
+    """Return how many particles end outside of the data, whose cells are at ``x [n_cells, n_dims]``."""
+    region, ends = Region.of(x), torch.tensor(paths.ends)
+    return int((region.look(ends, region.nearest(ends))[0] > FAR).sum())
 
 
 def _scattered(

@@ -43,6 +43,8 @@ N_EVALUATION = 4096
 # Bridges end in cells, where the score would be unbounded. So they end in Gaussians around the cells: a point drawn
 # from one is as far from its cell as this share of the distance to the nearest other cell of that time.
 END_WIDTH = 0.5
+# Noise of the bridges, as a share of that of the couplings: narrower ones keep apart what lies near each other.
+BRIDGE_SHARE = 0.5
 # Cells whose nearest cell is looked for.
 N_NEAREST = 1000
 # Share of the points that are drawn with wide noise, how wide, and the least weight of a point there.
@@ -98,9 +100,13 @@ def fit_process(
     sigma = couplings.diffusion if isinstance(options.diffusion, str) else float(options.diffusion)
     rng = np.random.default_rng(options.random_state)
     generator = torch.Generator(where).manual_seed(int(rng.integers(2**31)))
-    points = _Points(Bridges(couplings, x, device=where, straight=straight), couplings.diffusion, generator)
+    points = _Points(
+        Bridges(couplings, x, device=where, straight=straight), BRIDGE_SHARE * couplings.diffusion, generator
+    )
     n_dims = x.shape[1]
-    network = build_network(n_dims + n_clocks_of(couplings.times), n_outputs_of(n_dims), options.hidden)
+    network = build_network(
+        n_dims + n_clocks_of(couplings.times), n_outputs_of(n_dims, couplings.times), options.hidden
+    )
     draw_weights(network, torch.Generator().manual_seed(int(rng.integers(2**31))))
     network.to(where)
     with single_thread(where):
@@ -119,7 +125,7 @@ def fit_process(
         diffusion=sigma,
         growth_scale=points.growth_scale,
         score_scale=points.score_scale,
-        bridge_noise=couplings.diffusion,
+        bridge_noise=BRIDGE_SHARE * couplings.diffusion,
         times=couplings.times,
         widths=points.widths.cpu().numpy(),
         bounds=points.bounds,

@@ -59,7 +59,7 @@ class VelocityField(Stage):
         Noise of the bridges between pairs of cells, in basis per root time.
     times, widths
         Time points, and how widely a pair of cells spreads around its path there, per dimension, shape ``[n_widths]``;
-        :meth:`width` is what it is between them.
+        :meth:`width` is what it is between them. One of each where there are no bridges.
     bounds
         Largest speed, smallest and largest growth, and largest noise that the training saw, shape ``[4]``: means of
         them, which the heads are, cannot lie outside. Empty where there are none.
@@ -195,6 +195,8 @@ class VelocityField(Stage):
         time
             Times, shape ``[n]``.
         """
+        if self.times.size == 1:
+            return np.full(np.shape(time), self.x_scale)
         times, widths = torch.tensor(self.times), torch.tensor(self.widths)
         return np.asarray(spread_of(torch.tensor(time), times, widths, self.bridge_noise)[0])
 
@@ -275,7 +277,7 @@ class VelocityField(Stage):
 
     def _all_heads_on(self, device: torch.device | str) -> Callable[[torch.Tensor, torch.Tensor], Heads]:
         """Return velocity, growth, the smooth score and that of the bridges, as a function of tensors."""
-        n_outputs = n_outputs_of(self.n_dims) if self.has_heads else self.n_dims
+        n_outputs = n_outputs_of(self.n_dims, self.times) if self.has_heads else self.n_dims
         n_clocks = n_clocks_of(self.times)
         sizes = [weights.shape[0] for weights in self._inner]
         network = build_network(self.n_dims + self.use_time * n_clocks, n_outputs, sizes)
@@ -291,10 +293,13 @@ class VelocityField(Stage):
                 clock = ((time - self.time_centre) / self.time_scale).unsqueeze(-1)
                 inputs = torch.cat([inputs, clock, *([shares_of(time, times)] if n_clocks > 1 else [])], dim=-1)
             velocity, growth, score, noise = split_heads(network(inputs.float()).to(x.dtype), self.n_dims)
-            velocity, growth = velocity * self.velocity_scale, growth * self.growth_scale
-            if not self.has_heads:
-                return velocity, growth, score, noise
-            score = score * self.score_scale
+            velocity, growth, score = (
+                velocity * self.velocity_scale,
+                growth * self.growth_scale,
+                score * self.score_scale,
+            )
+            if not self.has_heads or times.numel() == 1:
+                return velocity, growth, score, score
             width, widening = (value.unsqueeze(-1) for value in spread_of(time, times, widths, self.bridge_noise))
             if bounds.numel():
                 # No mean of what the training saw lies outside: far from all cells the network would make it up.
@@ -324,9 +329,9 @@ def split_heads(outputs: torch.Tensor, n_dims: int) -> tuple[torch.Tensor, ...]:
     return velocity, growth.sum(-1), score, noise
 
 
-def n_outputs_of(n_dims: int) -> int:
-    """Return the number of outputs of a network with heads."""
-    return 3 * n_dims + 1
+def n_outputs_of(n_dims: int, times: NDArray[np.float64]) -> int:
+    """Return the number of outputs of a network with heads; one without bridges, as in 0.1.0, has no noise."""
+    return (3 if times.size > 1 else 2) * n_dims + 1
 
 
 def shares_of(time: torch.Tensor, times: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,6 +19,7 @@ from cellrank_velot.dynamics import (
     ProcessFates,
     ProcessPaths,
     SimulationOptions,
+    count_lost,
     fate_table,
     labels_near,
     simulate_process,
@@ -28,6 +30,10 @@ from cellrank_velot.timeseries import Population, SnapshotCouplings, cluster_flo
 
 __all__ = ["Populations"]
 
+logger = logging.getLogger("cellrank_velot")
+
+# Share of the particles outside of the data from which on it is said.
+MANY_LOST = 0.02
 # Cells whose fates are simulated at most, where a group is asked for: more say the same.
 MAX_STARTS = 2000
 
@@ -451,7 +457,15 @@ class Populations(BaseVelocityKernel):
             self.fit_field(show_progress_bar=run.show_progress_bar)
         field = self._needed("field", "fit_field")
         x, time = self.cells.x[starts], self.cells.time[starts]
-        return simulate_process(field, x, time, until, options, start_ix=starts, run=run)
+        paths = simulate_process(field, x, time, until, options, start_ix=starts, run=run)
+        n_lost = count_lost(paths, self.cells.x)
+        if n_lost > MANY_LOST * paths.n_particles:
+            logger.warning(
+                "%d of %d particles ended far from all cells: their fates are those of the nearest cells, and mean little",
+                n_lost,
+                paths.n_particles,
+            )
+        return paths
 
     def _starting(
         self, cells: CellSelector | str | Sequence[str] | None, cluster_key: str | None, time: float

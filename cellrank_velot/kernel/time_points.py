@@ -271,19 +271,21 @@ class OTTimeSeriesKernel(
         r"""Fit velocity, growth and score of the process whose time points are the data.
 
         A coupled pair of cells moves along a Brownian bridge: around its path :math:`\mu(t)` it has the variance
-        :math:`\sigma^2 (t - t_0) (t_1 - t) / (t_1 - t_0)`, and its mass grows at a constant rate. Averaged over all
-        pairs, their velocity, growth and score (the gradient of the log density) are those of the population, with the
-        right positions and masses at every time point. The network is fitted to random points of the bridges
-        :cite:`tong:24`, weighted by mass, and nothing is simulated. Runs the steps before with default parameters where
-        they were not run.
+        :math:`h^2 + \sigma_0^2 (t - t_0) (t_1 - t) / (t_1 - t_0)`, and its mass grows at a constant rate. Here
+        :math:`\sigma_0` is half of the noise of the couplings, and :math:`h` half of the distance to the nearest cell.
+        Averaged over all pairs, their velocity, growth and score (the gradient of the log density) are those of the
+        population, with the right positions and masses at every time point. The network is fitted to random points of
+        the bridges :cite:`tong:24`, weighted by mass, and nothing is simulated. Far from all bridges, no head exceeds
+        what the training saw. Runs the steps before with default parameters where they were not run.
 
         Parameters
         ----------
         hidden
             Sizes of the hidden layers of the network.
         diffusion
-            Diffusion :math:`\sigma`, in basis units per root of time, above 0. ``"auto"`` takes the one whose
-            Schroedinger bridge has the ``epsilon`` of the couplings.
+            Diffusion :math:`\sigma` of single cells, in basis units per root of time, above 0: how much cells of one
+            place differ in their ways. The population moves alike with any. ``"auto"`` takes the one whose Schroedinger
+            bridge has the ``epsilon`` of the couplings.
         n_steps
             Number of training steps.
         batch_size

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.stage import Stored
+from cellrank_velot.field.network import n_clocks_of, n_outputs_of
 
 __all__ = ["check_plain", "checked", "damaged", "plain"]
 
@@ -194,7 +195,8 @@ def _check_weights(entry: str, field: dict[str, Any]) -> None:
     names = {f"{2 * layer}.{part}" for layer in range(n_layers) for part in ("weight", "bias")}
     if set(weights) != names:
         damaged(entry, f"with the layers {sorted(names)}, found {sorted(weights)}")
-    size = n_dims + field["use_time"]
+    times = field.get("times", np.zeros(1))
+    size = n_dims + field["use_time"] * n_clocks_of(times)
     for layer in range(n_layers):
         weight, bias = (weights[f"{2 * layer}.{part}"] for part in ("weight", "bias"))
         if weight.ndim != 2 or weight.shape[1] != size or bias.shape != weight.shape[:1]:
@@ -203,6 +205,6 @@ def _check_weights(entry: str, field: dict[str, Any]) -> None:
                 f"of shape `[n, {size}]` with `n` biases, found `{list(weight.shape)}` with `{list(bias.shape)}`",
             )
         size = weight.shape[0]
-    n_outputs = 2 * n_dims + 1 if field.get("diffusion", 0.0) > 0 else n_dims
+    n_outputs = n_outputs_of(n_dims, times) if field.get("diffusion", 0.0) > 0 else n_dims
     if size != n_outputs:
         damaged(f"{entry}['{2 * n_layers - 2}.weight']", f"with `{n_outputs}` rows, found `{size}`")
