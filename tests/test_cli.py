@@ -317,6 +317,30 @@ def test_time_points_are_told_from_a_pseudotime(raw):
     assert "`adata.obs['day']` has 5 different values" in (raw.parent / "out" / "run.log").read_text()
 
 
+def test_time_points_are_followed_to_descendants_and_ancestors(raw):
+    adata = read_h5ad(raw)
+    adata.obs["stage"] = pd.cut(adata.obs["dpt_pseudotime"], [-1, 0.3, 0.6, 2], labels=["E8.5", "E9", "E10"])
+    del adata.obsp["connectivities"]
+    adata.write_h5ad(raw)
+    assert run(raw, "--time-key", "stage", "--time-kind", "experimental") == cli.OK
+    out = raw.parent / "out"
+    assert set(read_h5ad(out / "adata.h5ad").obs["stage"]) == {8.5, 9.0, 10.0}
+    for name, starts in (("descendants", "Progenitor"), ("ancestors", "Fate A")):
+        table = pd.read_csv(out / f"{name}.csv")
+        assert starts in set(table["from"])
+        np.testing.assert_allclose(table.groupby("from")["share"].sum(), 1, atol=1e-6)
+    flows = pd.read_csv(out / "cluster_flows.csv")
+    np.testing.assert_allclose(flows.groupby("time")["mass"].sum(), 1)
+    report = (out / "report.html").read_text()
+    assert "Descendants per cell" in report
+    assert "E10" in (out / "run.log").read_text()
+
+
+def test_a_root_is_refused_with_time_points(raw, capsys):
+    assert run(raw, "--time-kind", "experimental", "--root-cluster", "Progenitor") == cli.BAD_INPUT
+    assert "the first time point is the start" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ends", [[], ["--terminal-states", "Fate A,Fate B"]])
 def test_ends_need_no_macrostates(raw, monkeypatch, ends):
     monkeypatch.setattr(steps, "_try_macrostates", lambda *args: False)

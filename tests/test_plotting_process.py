@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 from matplotlib.colors import to_hex
+from matplotlib.patches import PathPatch, Rectangle
 from sklearn.neighbors import kneighbors_graph
 
 from cellrank_velot import OTVelocityKernel
@@ -20,6 +21,7 @@ from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
 from cellrank_velot.plotting._draw.paths import NOWHERE
 from cellrank_velot.plotting.descent import fate_bars, fate_heatmap
 from cellrank_velot.plotting.process import fate_cells, process_paths
+from cellrank_velot.plotting.sankey import sankey
 from cellrank_velot.plotting.snapshots import GROWTH, growth_map, population
 from cellrank_velot.timeseries.interpolation import Population
 
@@ -449,3 +451,35 @@ def test_the_kernel_draws_its_own_time_series(adata, tmp_path):
 def test_growth_of_pseudotime_is_refused(computed):
     with pytest.raises(RuntimeError, match="experimental"):
         computed.plot_growth()
+
+
+# ----------------------------------------------------------------------------------------------------- flows
+@pytest.fixture
+def flowing(adata):
+    """A kernel that knows that half of the stem cells go to each side, and that those on the right double."""
+    rows = [
+        (0.0, 2.0, "stem", "left", 0.5, 0.5),
+        (0.0, 2.0, "stem", "right", 0.5, 1.0),
+        (2.0, 5.0, "left", "left", 0.499, 0.5),
+        (2.0, 5.0, "left", "right", 0.001, 0.001),
+        (2.0, 5.0, "right", "right", 1.0, 1.0),
+    ]
+    flows = pd.DataFrame(rows, columns=["time", "next_time", "from", "to", "mass", "next_mass"])
+    return SimpleNamespace(adata=adata, cluster_key=None, cells=None, cluster_flows=lambda key: flows)
+
+
+def test_flows_are_as_high_as_their_mass(flowing, monkeypatch):
+    monkeypatch.setitem(sankey.__wrapped__.__globals__, "kernel_of", lambda data: data)
+    ax = sankey(flowing, show=False)
+    bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    bands = [patch for patch in ax.patches if isinstance(patch, PathPatch)]
+    assert sorted(round(bar.get_height(), 3) for bar in bars) == [0.5, 0.5, 1.0, 1.0, 1.001]
+    assert len(bands) == 4, "a band of a thousandth is left out"
+    for band, here, there in zip(bands, (0.5, 0.5, 1.0, 0.499), (1.0, 0.5, 1.0, 0.5), strict=True):
+        x, y = band.get_path().vertices.T
+        assert np.ptp(y[x == x.min()]) == pytest.approx(here)
+        assert np.ptp(y[x == x.max()]) == pytest.approx(there)
+    assert [text.get_text() for text in ax.texts] == ["stem", "left", "right", "left", "right"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "2", "5"]
+    with pytest.raises(ValueError, match="`min_share`"):
+        sankey(flowing, min_share=2.0, show=False)

@@ -1,16 +1,20 @@
 """What is known of the real and simulated time series."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.dynamics import labels_near
-from cellrank_velot.metrics import held_out_time
+from cellrank_velot.dynamics import count_lost, labels_near, simulate_process
+from cellrank_velot.field import ProcessOptions, fit_process
+from cellrank_velot.metrics import held_out_time, wasserstein
+from cellrank_velot.timeseries import build_snapshots, couple_snapshots
 
 DATA = Path(os.environ.get("CELLRANK_VELOT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "misa_time_series.h5ad").exists(), reason=f"no data in {DATA}")
@@ -76,3 +80,39 @@ def test_held_out_times_are_foretold_better_than_by_exact_transport(name):
     rows = held_out_time(x, adata.obs["day"].to_numpy(), methods=["paths", "exact"], n_cells=700)
     w1 = rows.pivot_table(index="time", columns="method", values="w1")
     assert (w1["paths"] < 0.95 * w1["exact"]).all()
+
+
+def series(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions and times."""
+    if name == "misa":
+        adata = ad.read_h5ad(DATA / "misa_time_series.h5ad")
+        return np.asarray(adata.obsm["X_state"], dtype=np.float64), adata.obs["day"].to_numpy(dtype=np.float64)
+    frame = pd.read_csv(DATA / "series" / "dyngen_growth.csv")
+    return frame.filter(like="x").to_numpy(dtype=np.float64), frame["samples"].to_numpy(dtype=np.float64)
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["misa", "dyngen"])
+def test_no_diffusion_leads_out_of_the_data(name):
+    """From a hundredth to ten times the automatic one, the cells of the first time come to where later ones are."""
+    x, times = series(name)
+    points, counts = np.unique(times, return_counts=True)
+    mass = counts / counts[0]
+    couplings, _ = couple_snapshots(x, times, build_snapshots(times), mass=mass)
+    field = fit_process(couplings, x, ProcessOptions(n_steps=600))
+    first = x[times == points[0]]
+    for factor in (0.01, 0.1, 1.0, 10.0):
+        noisy = replace(field, diffusion=factor * field.diffusion)
+        here, weights = np.resize(first[:300], (300, x.shape[1])), np.ones(300)
+        for k in range(1, points.size):
+            paths = simulate_process(noisy, here, points[k - 1], points[k])
+            here, weights = paths.ends, weights * paths.weights
+            there, before = x[times == points[k]], x[times == points[k - 1]]
+            # as many particles as stand for the same mass
+            rng = np.random.default_rng(0)
+            some = rng.choice(300, 600, p=weights / weights.sum())
+            others = rng.permutation(there)[:600]
+            assert wasserstein(here[some], others)[0] < wasserstein(rng.permutation(before)[:600], others)[0]
+            assert 1 / 1.5 < weights.mean() / mass[k] < 1.5
+        assert count_lost(paths, x) < 0.1 * paths.n_particles

@@ -461,7 +461,7 @@ class Populations(BaseVelocityKernel):
         n_lost = count_lost(paths, self.cells.x)
         if n_lost > MANY_LOST * paths.n_particles:
             logger.warning(
-                "%d of %d particles ended far from all cells: their fates are those of the nearest cells, and mean little",
+                "%d of %d particles ended far from all cells: their fates, those of the nearest ones, mean little",
                 n_lost,
                 paths.n_particles,
             )
