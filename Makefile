@@ -45,7 +45,7 @@ test-notebooks: $(VENV)/.installed-test  ## run the part of it that runs the not
 	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal -m notebook $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/.installed-test  ## run the test suite with the oldest versions that pyproject.toml allows, all at once
-	$(ONE_THREAD) .venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not notebook and not process" $(PYTEST_ARGS)
+	$(ONE_THREAD) NUMBA_CACHE_DIR=$(CURDIR)/.venv-oldest/numba .venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not notebook and not process" $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
