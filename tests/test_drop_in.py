@@ -1,6 +1,6 @@
 """In place of other kernels: CellRank's names and objects, keys of scanpy, symbols of genes, stores of zarr."""
 
-from enum import Enum
+from enum import StrEnum
 
 import anndata
 import cellrank as cr
@@ -82,7 +82,7 @@ def test_a_similarity_that_is_neither_name_nor_function_is_of_the_wrong_type(vk,
 
 
 def test_names_as_cellrank_enumerates_them(vk, tmp_path):
-    class Name(str, Enum):
+    class Name(StrEnum):
         MODEL, MODE = "deterministic", "negate"
 
     back = (~vk).compute_transition_matrix(model=Name.MODEL, backward_mode=Name.MODE, **QUIET)
