@@ -13,18 +13,18 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
-import torch
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS, ThreadingBackend, get_active_backend
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import single_thread
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.validation import check_choice, check_integer
 
 __all__ = ["Jobs", "blocks", "check_backend", "count_jobs", "joblib_backend", "run"]
 
 # What goes with each task: it is smaller than a reference to it.
-PLAIN = (bool, int, float, str, bytes, type(None), torch.device)
+PLAIN = (bool, int, float, str, bytes, type(None))  # and the device
 # Seconds until data and tasks are sent again to a cluster that has lost a worker meanwhile, and how often they are.
 RETRY_AFTER = 2.0
 LAST_TIME = (False, False, True)
@@ -162,7 +162,7 @@ def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
     First to one worker, then to each other by a task that needs the data and does nothing. Dask's own broadcast never
     ends where one of the workers that it counted at its start is gone.
     """
-    large = [value for value in shared if not isinstance(value, PLAIN)]
+    large = [value for value in shared if not _is_plain(value)]
     if not large:
         return list(shared)
     try:
@@ -175,7 +175,11 @@ def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
     except (KeyError, OSError) as error:  # a worker has just died, which the scheduler is about to learn
         raise CancelledError from error
     there = iter(sent)
-    return [value if isinstance(value, PLAIN) else next(there) for value in shared]
+    return [value if _is_plain(value) else next(there) for value in shared]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (*PLAIN, torch.device))
 
 
 def _nothing(*_values: Any) -> None:

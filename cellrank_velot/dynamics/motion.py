@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot.dynamics.drift import mean_speed
 from cellrank_velot.dynamics.fields import Field
 from cellrank_velot.dynamics.options import MotionOptions

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from cellrank_velot._utils.lazy import torch
 
 __all__ = ["NearestCells", "Region", "Surroundings"]
 
