@@ -9,18 +9,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
-from joblib.parallel import ThreadingBackend, get_active_backend
+from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS, ThreadingBackend, get_active_backend
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import single_thread
 from cellrank_velot._utils.lazy import torch
-from cellrank_velot._utils.validation import check_integer
+from cellrank_velot._utils.validation import check_choice, check_integer
 
-__all__ = ["Jobs", "blocks", "count_jobs", "run"]
+__all__ = ["Jobs", "blocks", "check_backend", "count_jobs", "joblib_backend", "run"]
 
 # What goes with each task: it is smaller than a reference to it.
 PLAIN = (bool, int, float, str, bytes, type(None))  # and the device
@@ -90,6 +91,17 @@ def run(
 def blocks(n: int, size: int) -> list[tuple[int, int]]:
     """Return where each of successive parts of at most ``size`` begins and ends."""
     return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def check_backend(name: str | None) -> str | None:
+    """Return the name of a backend of joblib; ``None`` leaves the choice to ``parallel_config``."""
+    return name if name is None else check_choice("backend", name, sorted({*BACKENDS, *EXTERNAL_BACKENDS}))
+
+
+def joblib_backend(name: str | None) -> AbstractContextManager[Any]:
+    """Send work to a backend of joblib, where one is named."""
+    chosen: AbstractContextManager[Any] = nullcontext() if name is None else parallel_config(backend=name)
+    return chosen
 
 
 def count_jobs(n_jobs: int | None) -> int:
