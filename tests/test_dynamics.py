@@ -506,7 +506,7 @@ def test_a_walk_finds_the_nearest_cells_of_particles_that_move():
     region = Region.of(cells)
     near, x, ids = NearestCells(region, 0.0), torch.tensor(cells[:2000]), torch.arange(2000)
     x[5] = torch.nan
-    for step in range(12):
+    for _ in range(12):
         # Half of a spacing at random, and a part of the way back, as in a flow.
         x = x + 0.5 * region.typical_spacing * torch.tensor(rng.normal(size=x.shape)) / 20**0.5
         x = x + 0.5 * region.around(x, near.of(x, ids)).offset
