@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread, with_halves
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.field.network import VelocityField, build_network, draw_weights, layer_sizes, split_heads
@@ -184,7 +182,7 @@ class _Points:
         self.score_scale = 1.0 / max(self.x_scale, float(size.mean()))
 
 
-def _losses(network: nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _losses(network: torch.nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Return the weighted squared errors of velocity, growth and score, shape ``[3]``."""
     inputs, targets, size, weight = points
     n_dims = inputs.shape[1] - 1
@@ -198,7 +196,7 @@ def _losses(network: nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.T
 
 
 def _train(
-    network: nn.Sequential,
+    network: torch.nn.Sequential,
     points: _Points,
     options: ProcessOptions,
     show_progress_bar: bool,
@@ -211,7 +209,9 @@ def _train(
     rows: list[tuple[float, ...]] = []
     recent: list[torch.Tensor] = []
     # Weights fluctuate with the random points: keep their running mean.
-    mean = AveragedModel(network, avg_fn=lambda old, new, n: old.lerp(new, max(1 / (float(n) + 1), 1 / MEMORY)))
+    mean = torch.optim.swa_utils.AveragedModel(
+        network, avg_fn=lambda old, new, n: old.lerp(new, max(1 / (float(n) + 1), 1 / MEMORY))
+    )
     best, best_step, kept = np.inf, 0, deepcopy(network.state_dict())
 
     def gradients(size: int) -> torch.Tensor:
@@ -231,7 +231,7 @@ def _train(
             if step % EVALUATE_EVERY and step != n_steps:
                 continue
             with torch.no_grad():
-                held_out = float(_losses(cast(nn.Sequential, mean.module), evaluation).sum())
+                held_out = float(_losses(cast(torch.nn.Sequential, mean.module), evaluation).sum())
             trained = torch.stack(recent).mean(0)
             rows.append((step, held_out, float(trained.sum()), *trained.tolist()))
             recent.clear()

@@ -136,6 +136,18 @@ class OTVelocityKernel(
         return super().__new__(cls)
 
     @property
+    def pseudotime(self) -> NDArray[np.float64]:
+        """Time of each cell as the process goes, from 0 to 1, shape ``[n_cells]``: of a backward kernel, the reverse.
+
+        Examples
+        --------
+        >>> bool(np.allclose((~vk).pseudotime, 1 - vk.pseudotime))
+        True
+        """
+        time = self.cells.time
+        return time.max() - time if self.backward else time.copy()
+
+    @property
     def velocity_uncertainty(self) -> NDArray[np.float64]:
         """Angle in degrees within which the true direction lies in at least two of three cells, shape ``[n_cells]``.
 

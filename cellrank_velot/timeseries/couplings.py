@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.stage import TINY, Stage, stored
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
