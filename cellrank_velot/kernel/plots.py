@@ -32,6 +32,8 @@ class Plots(BaseVelocityKernel):
     plot_trajectories = plotting.trajectories
     plot_flow = plotting.flow
     animate_flow = plotting.flow_animation
+    plot_fixed_points = plotting.fixed_points
+    plot_least_action_path = plotting.least_action_path
 
     def plot_velocity(self, basis: str = "umap", style: VelocityStyle = "stream", **kwargs: Any) -> Any:
         """Draw the velocity in an embedding.

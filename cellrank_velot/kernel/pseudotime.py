@@ -26,6 +26,7 @@ from cellrank_velot.kernel.landscape import Landscapes
 from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
 from cellrank_velot.kernel.regulation import Regulations
+from cellrank_velot.kernel.resting import Resting
 from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.time_points import OTTimeSeriesKernel
 from cellrank_velot.kernel.transitions import TransitionMatrix
@@ -48,6 +49,7 @@ class OTVelocityKernel(
     Perturbations,
     Landscapes,
     Regulations,
+    Resting,
     Plots,
 ):
     """Kernel which computes a transition matrix based on optimal-transport velocity.
