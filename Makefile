@@ -5,7 +5,7 @@
 #   make test PYTEST_ARGS="-k field"  arguments handed to pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-processes test-notebooks fuzz mutants check format docs notebooks dist clean
+.PHONY: help demo test test-processes test-notebooks test-oldest fuzz mutants check format docs notebooks dist clean
 .DELETE_ON_ERROR:
 
 # The first that runs and is new enough: a name on the PATH may be a shim for a Python that is not active.
@@ -21,8 +21,9 @@ ONE_THREAD := $(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1)
 version_of = $(if $(1),$(shell $(1) -c \
 	'import sys; v = sys.version_info; print("%d.%d" % v[:2] if v >= (3, 11) else "")' 2>/dev/null))
 # pyenv's name for a Python that is not active does not run, its file does.
-INTERPRETER := $(if $(call version_of,$(PYTHON)),$(PYTHON),$(shell \
-	ls -d "$$(pyenv root 2>/dev/null)"/versions/$(patsubst python%,%,$(notdir $(PYTHON))).*/bin/python3 2>/dev/null | tail -n 1))
+interpreter = $(if $(call version_of,$(1)),$(1),$(shell \
+	ls -d "$$(pyenv root 2>/dev/null)"/versions/$(patsubst python%,%,$(notdir $(1))).*/bin/python3 2>/dev/null | tail -n 1))
+INTERPRETER := $(call interpreter,$(PYTHON))
 VERSION := $(call version_of,$(INTERPRETER))
 VENV := $(if $(filter $(VERSION),$(call version_of,$(DEFAULT_PYTHON))),.venv,.venv-$(VERSION))
 PY := $(VENV)/bin/python
@@ -42,6 +43,9 @@ test-processes: $(VENV)/.installed-test  ## run the part of it that starts proce
 
 test-notebooks: $(VENV)/.installed-test  ## run the part of it that runs the notebooks
 	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist worksteal -m notebook $(PYTEST_ARGS)
+
+test-oldest: .venv-oldest/.installed-test  ## run the test suite with the oldest versions that pyproject.toml allows, all at once
+	$(ONE_THREAD) NUMBA_CACHE_DIR=$(CURDIR)/.venv-oldest/numba .venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not notebook and not process" $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
@@ -75,7 +79,7 @@ dist: $(VENV)/.installed-dev  ## build the wheel and the source archive into dis
 	$(PY) tests/check_dist.py dist
 
 clean:  ## remove environments, builds, caches and the demo's results
-	rm -rf .venv .venv-3.* demo dist build mutants docs/_build docs/generated .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-3.* .venv-oldest demo dist build mutants docs/_build docs/generated .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find cellrank_velot notebooks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per environment and one per extra: nothing is installed twice while pyproject.toml stays as it is.
@@ -92,4 +96,14 @@ $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.insta
 	@$(PIP) --constraint .constraints.txt torch || \
 		echo "The torch of .constraints.txt is not to be had here; going on with the one that pip finds."
 	@$(PIP) --editable '.$(patsubst -%,[%],$(subst $(VENV)/.installed,,$@))'
+	@touch $@
+
+# The oldest Python, too: the one of the oldest CellRank.
+.venv-oldest/.installed-test: pyproject.toml tests/oldest.py
+	@test -n "$(call interpreter,python3.11)" || { echo "The oldest versions need Python 3.11, and none was found." >&2; exit 1; }
+	@echo "Installing the oldest versions into .venv-oldest; this takes some minutes."
+	@$(call interpreter,python3.11) -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python tests/oldest.py > .venv-oldest/constraints.txt
+	@.venv-oldest/bin/python -m pip --disable-pip-version-check --no-input install --quiet \
+		--constraint .venv-oldest/constraints.txt --editable '.[test]'
 	@touch $@

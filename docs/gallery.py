@@ -240,6 +240,27 @@ def simulated() -> None:
     )
 
 
+def resting() -> None:
+    """Draw where the flow of a simulated tree comes to rest, and the way from one end to another."""
+    kernel = cv.OTVelocityKernel(cv.datasets.tree()).fit_field(**QUIET)
+    draw(
+        "fixed_points",
+        "Fixed points",
+        "Where the flow of a simulated tree comes to rest, with the saddles between the ends: "
+        "`vk.plot_fixed_points(vk.fixed_points())`.",
+        kernel.plot_fixed_points,
+        kernel.fixed_points(),
+    )
+    draw(
+        "least_action_path",
+        "Least action path",
+        "The likeliest way from one end to another against the flow: "
+        '`vk.plot_least_action_path(vk.least_action_path("Fate A1", "Fate B1"))`.',
+        kernel.plot_least_action_path,
+        kernel.least_action_path("Fate A1", "Fate B1"),
+    )
+
+
 def series() -> None:
     """Draw a time series: simulated cells that branch, divide and die."""
     adata = cv.datasets.birth_death(sigma=0.2)
@@ -348,6 +369,7 @@ def main() -> None:
     motion(kernel)
     genes(kernel)
     simulated()
+    resting()
     series()
     sections = [
         f"## {heading}\n\n{caption}\n\n![{heading}](figures/gallery/{file})\n"

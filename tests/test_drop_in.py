@@ -1,5 +1,7 @@
 """In place of other kernels: CellRank's names and objects, keys of scanpy, symbols of genes, stores of zarr."""
 
+from enum import StrEnum
+
 import anndata
 import cellrank as cr
 import numpy as np
@@ -57,7 +59,7 @@ def test_a_scheme_of_ones_own_gives_its_logits(vk):
     expected = vk.compute_transition_matrix("cosine", softmax_scale=2.0, **QUIET).logits.copy()
     vk.compute_transition_matrix(Scheme(), softmax_scale=2.0, **QUIET)
     np.testing.assert_allclose(vk.logits.toarray(), expected.toarray(), atol=1e-6)
-    assert vk.params["similarity"] == "Scheme"
+    assert vk.params["similarity"] == str(Scheme())
     backward = fitted(vk.adata, backward=True)
     backward.compute_transition_matrix(Scheme(), **QUIET)
     np.testing.assert_allclose(backward.transition_matrix.sum(axis=1), 1)
@@ -71,6 +73,94 @@ def test_seed_is_the_random_state(vk):
     again = vk.compute_transition_matrix(random_state=3, **options).transition_matrix
     assert abs(one - again).max() == 0
     assert abs(one - other).max() > 0
+
+
+@pytest.mark.parametrize("name", [1311, None])
+def test_a_similarity_that_is_neither_name_nor_function_is_of_the_wrong_type(vk, name):
+    with pytest.raises(TypeError, match="Expected `similarity` to be a name or a function, found"):
+        vk.compute_transition_matrix(similarity=name)
+
+
+def test_names_as_cellrank_enumerates_them(vk, tmp_path):
+    class Name(StrEnum):
+        MODEL, MODE = "deterministic", "negate"
+
+    back = (~vk).compute_transition_matrix(model=Name.MODEL, backward_mode=Name.MODE, **QUIET)
+    assert {type(back.params[name]) for name in ("model", "bwd_mode")} == {str}
+    back.write_to_adata(key="T")
+    back.adata.write_h5ad(tmp_path / "cells.h5ad")
+    assert anndata.read_h5ad(tmp_path / "cells.h5ad").uns["T_params"]["params"] == back.params
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_a_backend_does_the_work_and_changes_nothing(vk, backend):
+    expected = vk.compute_transition_matrix("dot_product", **QUIET).transition_matrix.copy()
+    vk.compute_transition_matrix(**QUIET)
+    vk.compute_transition_matrix("dot_product", n_jobs=2, backend=backend, **QUIET)
+    assert abs(vk.transition_matrix - expected).max() == 0
+    with pytest.raises(ValueError, match="Expected `backend` to be one of .*'loky'"):
+        vk.compute_transition_matrix(backend="abacus")
+
+
+def test_pseudotime_of_a_backward_kernel_is_the_reverse(vk, planted):
+    np.testing.assert_allclose(vk.pseudotime, planted.time / planted.time.max(), atol=1e-12)
+    np.testing.assert_allclose((~vk).pseudotime, 1 - vk.pseudotime)
+
+
+# ----------------------------------------------------------------------------------------------- algebra and origins
+def test_params_of_a_combination_say_what_each_part_was_asked(vk):
+    vk.compute_transition_matrix(softmax_scale=4, **QUIET)
+    graph = [cr.kernels.ConnectivityKernel(vk.adata).compute_transition_matrix(density_normalize=n) for n in (0, 1)]
+    params = list((vk + (graph[0] + graph[1])).params.values())
+    assert {"model": "deterministic", "similarity": "cosine", "softmax_scale": 4} in params
+    assert len(params) == 3
+
+
+def test_product_and_inverse_of_combinations(vk):
+    vk.compute_transition_matrix(**QUIET)
+    ck = cr.kernels.ConnectivityKernel(vk.adata).compute_transition_matrix()
+    product = vk.transition_matrix.toarray() * ck.transition_matrix.toarray()
+    np.testing.assert_allclose((vk * ck).transition_matrix.toarray(), product / product.sum(axis=1, keepdims=True))
+    assert list((vk + vk + vk).kernels) == [vk]
+    back = ~(vk + ck)
+    assert (back.backward, vk.backward) == (True, False)
+    assert repr(back).startswith("~(1.0 * OTVelocityKernel[n=240] + 1.0 * ConnectivityKernel[n=240")
+    with pytest.raises(RuntimeError, match="is uninitialized"):
+        back.compute_transition_matrix()
+    with pytest.raises(ValueError, match="Unable to combine both forward"):
+        _ = vk + ~vk
+    with pytest.raises(ValueError, match="to be positive"):
+        _ = -1 * vk
+
+
+def test_a_matrix_handed_on_knows_its_origin(vk):
+    with pytest.raises(RuntimeError, match="Compute transition matrix"):
+        cr.kernels.PrecomputedKernel(OTVelocityKernel(vk.adata))
+    vk.compute_transition_matrix(**QUIET)
+    handed_on = cr.kernels.PrecomputedKernel(vk)
+    assert handed_on.transition_matrix is vk.transition_matrix
+    assert handed_on.params == {**vk.params, "origin": repr(vk)}
+
+
+def test_another_adata_must_have_the_same_shape(vk):
+    with pytest.raises(ValueError, match="to have same shape"):
+        vk.adata = vk.adata[:2].copy()
+    vk.adata = other = vk.adata.copy()
+    assert vk.adata is other
+
+
+@pytest.mark.parametrize("written_first", [True, False])
+def test_projections_are_noted_where_scvelo_looks(vk, written_first):
+    steps = [vk.compute_transition_matrix(**QUIET).write_to_adata, lambda: vk.plot_projection("umap", show=False)]
+    for step in steps if written_first else reversed(steps):
+        step()
+    noted = vk.adata.uns["T_fwd_params"]
+    assert noted == {"init": noted["init"], "params": vk.params, "embeddings": ["umap"]}
+    vk.plot_projection("X_umap", key_added="mine", show=False)
+    assert vk.adata.uns["mine_params"] == {"embeddings": ["umap"]}
+    assert vk.adata.obsm["mine_umap"].shape == (240, 2)
+    with pytest.raises(KeyError, match="foo"):
+        vk.plot_projection("foo")
 
 
 # --------------------------------------------------------------------------------------------------------- the graph

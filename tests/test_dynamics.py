@@ -499,6 +499,34 @@ def test_neighbors_that_are_always_searched_are_the_nearest():
     np.testing.assert_array_equal(np.sort(again), np.sort(region.nearest(points + tensor([2 * step, 0.0]))))
 
 
+def test_a_walk_finds_the_nearest_cells_of_particles_that_move():
+    rng = np.random.default_rng(0)
+    shape = rng.normal(size=(2, 20))
+    cells = rng.uniform(-3, 3, (3000, 2)) @ shape + rng.normal(size=(3000, 20))
+    region = Region.of(cells)
+    near, x, ids = NearestCells(region, 0.0), torch.tensor(cells[:2000]), torch.arange(2000)
+    x[5] = torch.nan
+    for _ in range(12):
+        # Half of a spacing at random, and a part of the way back, as in a flow.
+        x = x + 0.5 * region.typical_spacing * torch.tensor(rng.normal(size=x.shape)) / 20**0.5
+        x = x + 0.5 * region.around(x, near.of(x, ids)).offset
+        found, exact = near.of(x, ids).numpy(), region.nearest(x).numpy()
+        kept = np.array([np.isin(*pair).mean() for pair in zip(exact, found, strict=True)])
+        assert kept.mean() > 0.999
+    # All particles in the first step; after that only the one without a place.
+    assert near.n_compared == 2 * 2000 + 2 * 11
+
+
+def test_a_walk_over_a_gap_finds_the_cells_on_the_other_side():
+    cells = np.concatenate([sheet(1500), sheet(1500, seed=1) + [3.0, 0.0]])
+    region, ids = Region.of(cells), torch.arange(1500)
+    near, start = NearestCells(region, 0.0), tensor(cells[:1500])
+    for way in (0.0, 0.01, 1.5, 2.4, 3.0):
+        at = start + tensor([way, 0.0])
+        found, exact = np.sort(near.of(at, ids)), np.sort(region.nearest(at))
+        assert (found == exact).mean() > 0.999
+
+
 def test_interpolation_follows_a_linear_field():
     cells = sheet(2000, (4.0, 4.0))
     velocity = cells @ np.array([[0.5, -1.0], [1.0, 0.3]]) + [1.0, 2.0]

@@ -48,11 +48,13 @@ def assert_same_stages(first: OTVelocityKernel, second: OTVelocityKernel) -> Non
 # --------------------------------------------------------------------------------------------- what it says
 def test_repr_shows_direction_and_parameters(computed):
     scale = round(computed.params["softmax_scale"], 3)
-    assert repr(computed) == f"OTVelocityKernel[n=240, similarity='cosine', softmax_scale={scale}]"
+    shown = f"model='deterministic', similarity='cosine', softmax_scale={scale}"
+    assert repr(computed) == f"OTVelocityKernel[n=240, {shown}]"
     assert str(computed) == "OTVelocityKernel[n=240]"
     assert str(~computed) == "~OTVelocityKernel[n=240]"
     back = (~computed).compute_transition_matrix(softmax_scale=2)
-    assert repr(back) == "~OTVelocityKernel[n=240, similarity='cosine', softmax_scale=2.0, bwd_mode='transpose']"
+    shown = "model='deterministic', similarity='cosine', softmax_scale=2.0, bwd_mode='transpose'"
+    assert repr(back) == f"~OTVelocityKernel[n=240, {shown}]"
     assert repr(OTVelocityKernel(computed.adata)) == "OTVelocityKernel[n=240]"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,9 +11,10 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
+
+from cellrank_velot._utils.lazy import torch
 
 __all__ = ["as_tensor", "float_on", "in_parts", "is_full", "resolve_device", "single_thread", "with_halves"]
 
@@ -163,9 +163,3 @@ def _tried(work: Callable[[Any], Result], argument: Any, size: int, step: str) -
 @lru_cache(maxsize=1)
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()
-
-
-# Torch warns, once in a process, of an array that is read-only: here, where nobody sees it.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    torch.from_numpy(np.frombuffer(b"read-only"[:8], dtype=np.uint8))

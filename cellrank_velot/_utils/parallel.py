@@ -9,21 +9,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
-import torch
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
-from joblib.parallel import ThreadingBackend, get_active_backend
+from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS, ThreadingBackend, get_active_backend
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import single_thread
-from cellrank_velot._utils.validation import check_integer
+from cellrank_velot._utils.lazy import torch
+from cellrank_velot._utils.validation import check_choice, check_integer
 
-__all__ = ["Jobs", "blocks", "count_jobs", "run"]
+__all__ = ["Jobs", "blocks", "check_backend", "count_jobs", "joblib_backend", "run"]
 
 # What goes with each task: it is smaller than a reference to it.
-PLAIN = (bool, int, float, str, bytes, type(None), torch.device)
+PLAIN = (bool, int, float, str, bytes, type(None))  # and the device
 # Seconds until data and tasks are sent again to a cluster that has lost a worker meanwhile, and how often they are.
 RETRY_AFTER = 2.0
 LAST_TIME = (False, False, True)
@@ -92,6 +93,17 @@ def blocks(n: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
+def check_backend(name: str | None) -> str | None:
+    """Return the name of a backend of joblib; ``None`` leaves the choice to ``parallel_config``."""
+    return name if name is None else check_choice("backend", name, sorted({*BACKENDS, *EXTERNAL_BACKENDS}))
+
+
+def joblib_backend(name: str | None) -> AbstractContextManager[Any]:
+    """Send work to a backend of joblib, where one is named."""
+    chosen: AbstractContextManager[Any] = nullcontext() if name is None else parallel_config(backend=name)
+    return chosen
+
+
 def count_jobs(n_jobs: int | None) -> int:
     """Return how many jobs are meant, see :func:`run`."""
     if n_jobs is not None:
@@ -150,7 +162,7 @@ def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
     First to one worker, then to each other by a task that needs the data and does nothing. Dask's own broadcast never
     ends where one of the workers that it counted at its start is gone.
     """
-    large = [value for value in shared if not isinstance(value, PLAIN)]
+    large = [value for value in shared if not _is_plain(value)]
     if not large:
         return list(shared)
     try:
@@ -163,7 +175,11 @@ def _sent(client: Any, shared: tuple[Any, ...]) -> list[Any]:
     except (KeyError, OSError) as error:  # a worker has just died, which the scheduler is about to learn
         raise CancelledError from error
     there = iter(sent)
-    return [value if isinstance(value, PLAIN) else next(there) for value in shared]
+    return [value if _is_plain(value) else next(there) for value in shared]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (*PLAIN, torch.device))
 
 
 def _nothing(*_values: Any) -> None:

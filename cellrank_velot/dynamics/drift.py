@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot.dynamics.fields import Field
 from cellrank_velot.dynamics.options import FlowOptions, MotionOptions
 from cellrank_velot.dynamics.region import NearestCells, Region

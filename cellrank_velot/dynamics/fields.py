@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot.dynamics.region import Region
 
 __all__ = ["Field", "Interpolated", "Rescaled"]
 
-Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Velocity = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 class Field(Protocol):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Run
 from cellrank_velot.dynamics.drift import confined, diffusing, drift_of
 from cellrank_velot.dynamics.fields import Field

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot.dynamics.drift import mean_speed
 from cellrank_velot.dynamics.fields import Field
 from cellrank_velot.dynamics.options import MotionOptions
@@ -31,7 +30,6 @@ FEWEST_STEPS = 4
 # A particle is looked at again after it has moved by this share of the spacing of the cells: it cannot have left the
 # data, or come to another cluster, without moving, and looking costs more than moving.
 LOOK_EVERY = 0.5
-MANY_PARTICLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +99,8 @@ def move(
     crowd = _Crowd(motion, x, time)
     n_steps = motion.options.most_steps
     clock = motion.sign if motion.options.time_from == "path" else 0
-    # Few particles make small products: to hand them out to threads costs more than they do.
-    threads = single_thread(motion.device) if len(x) < MANY_PARTICLES else nullcontext()
     with (
-        threads,
+        single_thread(motion.device),  # threads of small products wait for each other where others use the cores, too
         torch.no_grad(),
         tqdm(total=len(x), desc="motion", unit="particle", disable=not show_progress_bar) as bar,
     ):

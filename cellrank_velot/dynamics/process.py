@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_integer, check_seed

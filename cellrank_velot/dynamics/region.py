@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from cellrank_velot._utils.lazy import torch
+from cellrank_velot.dynamics.compiled import walk
 
 __all__ = ["NearestCells", "Region", "Surroundings"]
 
@@ -19,6 +21,10 @@ SPACING_NEIGHBOR = 5
 CHUNK_DISTANCES = 2_000_000
 # Coordinate beyond which a point is simply far: squares of larger ones would leave the range of float32.
 FAR = 1e15
+# From this many cells on, a search walks from cell to cell instead of looking at all of them.
+WALK_FROM = 2000
+# Cells that each cell lists, and that a walk holds at a time, over those that are searched for.
+LISTED = HELD = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +101,13 @@ class Region:
         """Median of the spacing of the cells."""
         return float(self.spacing.median())
 
+    @cached_property
+    def lists(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The cells nearest to each cell, shape ``[n_cells, n_listed]``, and the squared distance of the farthest."""
+        k = min(LISTED * self.n_neighbors + 1, self.cells.shape[0])
+        distance, index = _nearest(self.cells, self.cells, self.square, k)
+        return index.numpy(), distance.amax(dim=1).square().numpy()
+
     def look(self, points: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how far points ``[n_points, n_dims]`` are from the data, and their clusters, both ``[n_points]``.
 
@@ -112,6 +125,20 @@ class Region:
     def nearest(self, points: torch.Tensor) -> torch.Tensor:
         """Return which cells are nearest to points, shape ``[n_points, n_neighbors]``."""
         return self._around(points, self.n_neighbors)[1]
+
+    def nearest_from(self, points: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """Return the same by a walk from the cells that were nearest before, on the CPU.
+
+        Cost does not depend on the number of cells. A point that has come out of the reach of the cell nearest to it,
+        as in a gap between two groups of cells, is compared with all cells.
+        """
+        (lists, reach), cells = self.lists, self.cells.numpy()
+        found, square = walk(self._placed(points).numpy(), cells, lists, start.numpy(), HELD * self.n_neighbors)
+        index = torch.from_numpy(found)
+        out = torch.from_numpy(~(square <= reach[found[:, 0]]))
+        if out.any():
+            index[out] = self.nearest(points[out])
+        return index
 
     def around(self, points: torch.Tensor, index: torch.Tensor) -> Surroundings:
         """Return the surroundings of points ``[n_points, n_dims]``, given which cells are near them."""
@@ -137,14 +164,18 @@ class Region:
         return torch.einsum("pk,pk...->p...", _weights(distance).to(values.dtype), values[index])
 
     def _around(self, points: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return _nearest((points - self.centre).float(), self.cells, self.square, min(k, self.cells.shape[0]))
+        return _nearest(self._placed(points), self.cells, self.square, min(k, self.cells.shape[0]))
+
+    def _placed(self, points: torch.Tensor) -> torch.Tensor:
+        """Return points among the cells. NaN and points far out are as far as can be: more would overflow."""
+        return (points - self.centre).float().nan_to_num(nan=FAR).clamp(-FAR, FAR)
 
     def _cells(self, index: torch.Tensor) -> torch.Tensor:
         return self.cells.index_select(0, index.flatten()).view(*index.shape, -1)
 
     def _distance(self, points: torch.Tensor, index: torch.Tensor, cells: torch.Tensor | None = None) -> torch.Tensor:
         """Return the distances of points to given cells, shape ``[n_points, n_neighbors]``."""
-        here = (points - self.centre).float().nan_to_num(nan=FAR).clamp(-FAR, FAR)
+        here = self._placed(points)
         cells = self._cells(index) if cells is None else cells
         square = self.square[index] - 2 * torch.bmm(cells, here.unsqueeze(2)).squeeze(2)
         return (square + (here * here).sum(dim=1, keepdim=True)).clamp_min_(0).sqrt_()
@@ -164,8 +195,6 @@ def _nearest(
     points: torch.Tensor, cells: torch.Tensor, square: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return distances to the nearest cells and which these are, unsorted, both of shape ``[n_points, k]``."""
-    # NaN and points far out are as far as can be from every cell; products of larger numbers would overflow.
-    points = points.nan_to_num(nan=FAR).clamp(-FAR, FAR)
     distance = points.new_empty((points.shape[0], k))
     index = torch.empty((points.shape[0], k), dtype=torch.int64, device=points.device)
     size = min(max(CHUNK_DISTANCES // cells.shape[0], 1), points.shape[0])
@@ -193,13 +222,15 @@ def _weights(distance: torch.Tensor) -> torch.Tensor:
 class NearestCells:
     """The nearest cells of each particle, searched for again after it has moved by a share of the typical spacing.
 
-    The search costs more than all else in a step.
+    The first searches compare with all cells. Once they have cost as much as it takes to list the neighbours of all
+    cells, a search walks from the cells that were nearest before.
     """
 
     def __init__(self, region: Region, search_every: float) -> None:
         device = region.cells.device
         self.region, self.search_every = region, search_every
         self.search_after = search_every * region.typical_spacing
+        self.n_compared = 0  # particles, with all cells
         self.index = torch.empty((0, region.n_neighbors), dtype=torch.int64, device=device)
         # Where each particle was at its last search.
         self.at = torch.empty((0, region.cells.shape[1]), dtype=torch.float64, device=device)
@@ -213,9 +244,20 @@ class NearestCells:
         # True for a particle without a search yet, whose place is NaN.
         moved = ~((x - self.at[ids]).norm(dim=1) <= self.search_after)
         if moved.any():
-            self.index[ids[moved]] = self.region.nearest(x[moved])
-            self.at[ids[moved]] = x[moved]
+            self._search(x[moved], ids[moved])
         return self.index[ids]
+
+    def _search(self, x: torch.Tensor, ids: torch.Tensor) -> None:
+        n_cells = self.region.cells.shape[0]
+        walks = x.device.type == "cpu" and n_cells >= WALK_FROM and self.n_compared >= n_cells
+        new = self.at[ids].isnan().any(dim=1) | (not walks)
+        if new.any():
+            self.index[ids[new]] = self.region.nearest(x[new])
+            self.n_compared += int(new.sum())
+        if not new.all():
+            old = ids[~new]
+            self.index[old] = self.region.nearest_from(x[~new], self.index[old])
+        self.at[ids] = x
 
     def again(self) -> NearestCells:
         """Return the same for other particles."""

@@ -6,18 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torchdiffeq import odeint
-
+from cellrank_velot._utils.lazy import torch, torchdiffeq
 from cellrank_velot.dynamics.options import Method
 
 __all__ = ["Coefficients", "Drift", "OdeStep", "SdeStep", "Spread", "Step"]
 
 # Velocity [n, n_dims] at positions [n, n_dims] and times [n] of particles with numbers [n].
-Drift = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Drift = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 # Drift [n, n_dims], and the linear map of increments of a Wiener process [n, n_noise] to displacements [n, n_dims].
-Spread = Callable[[torch.Tensor], torch.Tensor]
-Coefficients = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Spread]]
+Spread = Callable[["torch.Tensor"], "torch.Tensor"]
+Coefficients = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", Spread]]
 
 
 class Step(Protocol):
@@ -58,7 +56,9 @@ class OdeStep:
 
         options = {"first_step": 1.0} if self.method == "dopri5" else {}
         interval = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
-        end = odeint(rate, x, interval, method=self.method, rtol=self.rtol, atol=self.atol, options=options)[-1]
+        end = torchdiffeq.odeint(
+            rate, x, interval, method=self.method, rtol=self.rtol, atol=self.atol, options=options
+        )[-1]
         return end.masked_fill(lost.unsqueeze(1), torch.nan)
 
 

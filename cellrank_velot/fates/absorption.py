@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyamg
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.linalg import lu_factor, lu_solve
@@ -21,6 +20,7 @@ from scipy.sparse.csgraph import breadth_first_order
 from threadpoolctl import threadpool_limits
 
 from cellrank_velot._utils.jit import compiled
+from cellrank_velot._utils.lazy import pyamg
 
 __all__ = ["Solution", "Transient", "reaching"]
 

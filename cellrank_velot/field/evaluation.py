@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor, in_parts, resolve_device
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.parallel import blocks, run
 
 __all__ = ["values_at"]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+from cellrank_velot._utils.lazy import torch
 
 __all__ = ["curl_loss", "divergence_loss", "fit_loss", "smoothness_loss"]
 
-Network = Callable[[torch.Tensor], torch.Tensor]
+Network = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def fit_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

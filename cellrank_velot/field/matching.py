@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread, with_halves
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.field.network import (
@@ -236,7 +234,7 @@ def _widths(couplings: SnapshotCouplings, x: NDArray[np.float64]) -> NDArray[np.
     return np.maximum(widths, least) / np.sqrt(x.shape[1])
 
 
-def _losses(network: nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _losses(network: torch.nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Return the weighted squared errors of velocity, growth, score and noise, shape ``[4]``."""
     inputs, targets, width, weight = points
     n_dims = (targets.shape[1] - 1) // 2
@@ -252,7 +250,7 @@ def _losses(network: nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.T
 
 
 def _train(
-    network: nn.Sequential,
+    network: torch.nn.Sequential,
     points: _Points,
     options: ProcessOptions,
     show_progress_bar: bool,
@@ -265,7 +263,9 @@ def _train(
     rows: list[tuple[float, ...]] = []
     recent: list[torch.Tensor] = []
     # Weights fluctuate with the random points: keep their running mean.
-    mean = AveragedModel(network, avg_fn=lambda old, new, n: old.lerp(new, max(1 / (float(n) + 1), 1 / MEMORY)))
+    mean = torch.optim.swa_utils.AveragedModel(
+        network, avg_fn=lambda old, new, n: old.lerp(new, max(1 / (float(n) + 1), 1 / MEMORY))
+    )
     best, best_step, kept = np.inf, 0, deepcopy(network.state_dict())
 
     def gradients(size: int) -> torch.Tensor:
@@ -285,7 +285,7 @@ def _train(
             if step % EVALUATE_EVERY and step != n_steps:
                 continue
             with torch.no_grad():
-                held_out = float(_losses(cast(nn.Sequential, mean.module), evaluation).sum())
+                held_out = float(_losses(cast(torch.nn.Sequential, mean.module), evaluation).sum())
             trained = torch.stack(recent).mean(0)
             rows.append((step, held_out, float(trained.sum()), *trained.tolist()))
             recent.clear()

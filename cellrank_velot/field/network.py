@@ -8,20 +8,18 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn.utils import skip_init
 
 from cellrank_velot._utils.device import as_tensor
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.stage import TINY, Stage, stored
 from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.field.evaluation import values_at
 
 __all__ = ["VelocityField", "build_network", "draw_weights", "layer_sizes", "split_heads"]
 
-Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Function = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Heads = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +87,11 @@ class VelocityField(Stage):
     times: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1), metadata=stored("n_widths"))
     widths: NDArray[np.float64] = field(default_factory=lambda: np.ones(1), metadata=stored("n_widths", low=TINY))
     bounds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), metadata=stored("n_bounds"))
+
+    def _facts(self) -> dict[str, Any]:
+        layers = [value.shape[0] for value in self.weights.values() if value.ndim == 2]
+        facts = {"dims": self.n_dims, "hidden": layers[:-1], "best_step": self.best_step, "uses_time": self.use_time}
+        return facts | ({"diffusion": self.diffusion} if self.has_heads else {})
 
     @property
     def n_dims(self) -> int:
@@ -373,22 +376,22 @@ def layer_sizes(hidden: Any) -> tuple[int, ...]:
     return tuple(check_integer("hidden", size, low=1) for size in hidden)
 
 
-def build_network(n_inputs: int, n_outputs: int, hidden: Sequence[int]) -> nn.Sequential:
+def build_network(n_inputs: int, n_outputs: int, hidden: Sequence[int]) -> torch.nn.Sequential:
     """Return a multilayer perceptron with smooth activations, whose derivatives exist everywhere.
 
     Its weights are not set: torch would draw them from the global random state.
     """
     sizes = [n_inputs, *hidden]
-    layers: list[nn.Module] = []
+    layers: list[torch.nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [skip_init(nn.Linear, before, after), nn.SiLU()]
-    return nn.Sequential(*layers, skip_init(nn.Linear, sizes[-1], n_outputs))
+        layers += [torch.nn.utils.skip_init(torch.nn.Linear, before, after), torch.nn.SiLU()]
+    return torch.nn.Sequential(*layers, torch.nn.utils.skip_init(torch.nn.Linear, sizes[-1], n_outputs))
 
 
-def draw_weights(network: nn.Sequential, generator: torch.Generator) -> None:
+def draw_weights(network: torch.nn.Sequential, generator: torch.Generator) -> None:
     """Draw weights and biases of each layer uniformly, within one over the root of its number of inputs."""
     for layer in network:
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, torch.nn.Linear):
             bound = layer.in_features**-0.5
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+            torch.nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            torch.nn.init.uniform_(layer.bias, -bound, bound, generator=generator)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import as_tensor, float_on, in_parts, resolve_device, single_thread, with_halves
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.parallel import blocks
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
@@ -203,7 +202,7 @@ class _Trainer:
     """One run of training."""
 
     cells: _Cells
-    network: nn.Sequential
+    network: torch.nn.Sequential
     neighbors: _NeighborSampler
     held_out: torch.Tensor
     trained: torch.Tensor

@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_known
 from cellrank_velot.cells import CellSelector, Interval, by_symbol, read_clusters, read_loadings, read_pca, select_cells

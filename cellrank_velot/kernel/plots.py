@@ -32,6 +32,8 @@ class Plots(BaseVelocityKernel):
     plot_trajectories = plotting.trajectories
     plot_flow = plotting.flow
     animate_flow = plotting.flow_animation
+    plot_fixed_points = plotting.fixed_points
+    plot_least_action_path = plotting.least_action_path
 
     def plot_velocity(self, basis: str = "umap", style: VelocityStyle = "stream", **kwargs: Any) -> Any:
         """Draw the velocity in an embedding.
@@ -90,10 +92,11 @@ class Plots(BaseVelocityKernel):
         --------
         >>> vk.plot_projection("umap", color="clusters", show=False)
         """
-        name = basis.removeprefix("X_")
-        key = f"{key_added or ('T_bwd' if self.backward else 'T_fwd')}_{name}"
-        if connectivities is None and (recompute or key not in self.adata.obsm):
-            self.project_velocity(basis, key_added=key)
+        name, of = basis.removeprefix("X_"), key_added or ("T_bwd" if self.backward else "T_fwd")
+        if connectivities is None and (recompute or f"{of}_{name}" not in self.adata.obsm):
+            self.project_velocity(basis, key_added=f"{of}_{name}")
+            params = self.adata.uns.setdefault(f"{of}_params", {})
+            params["embeddings"] = list(dict.fromkeys([*params.get("embeddings", []), name]))  # scVelo looks there
             recompute = False
         super().plot_projection(basis, key_added, recompute, stream, connectivities, **kwargs)
 

@@ -26,6 +26,7 @@ from cellrank_velot.kernel.landscape import Landscapes
 from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
 from cellrank_velot.kernel.regulation import Regulations
+from cellrank_velot.kernel.resting import Resting
 from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.time_points import OTTimeSeriesKernel
 from cellrank_velot.kernel.transitions import TransitionMatrix
@@ -48,6 +49,7 @@ class OTVelocityKernel(
     Perturbations,
     Landscapes,
     Regulations,
+    Resting,
     Plots,
 ):
     """Kernel which computes a transition matrix based on optimal-transport velocity.
@@ -132,6 +134,18 @@ class OTVelocityKernel(
             given: Any = adata
             return OTTimeSeriesKernel(given, backward, time_key, basis, cluster_key, conn_key, check_connectivity)
         return super().__new__(cls)
+
+    @property
+    def pseudotime(self) -> NDArray[np.float64]:
+        """Time of each cell as the process goes, from 0 to 1, shape ``[n_cells]``: of a backward kernel, the reverse.
+
+        Examples
+        --------
+        >>> bool(np.allclose((~vk).pseudotime, 1 - vk.pseudotime))
+        True
+        """
+        time = self.cells.time
+        return time.max() - time if self.backward else time.copy()
 
     @property
     def velocity_uncertainty(self) -> NDArray[np.float64]:

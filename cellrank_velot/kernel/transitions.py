@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from enum import Enum
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from cellrank.kernels.utils import Correlation, Cosine, DotProduct, SimilarityAB
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
+from cellrank_velot._utils.parallel import check_backend, joblib_backend
 from cellrank_velot._utils.validation import check_flag
 from cellrank_velot.cells import read_loadings, warn_about_graph
 from cellrank_velot.kernel._atomic import all_or_nothing
@@ -38,6 +40,7 @@ logger = logging.getLogger("cellrank_velot")
 
 # What `params` may hold, in the order in which it is shown.
 PARAMS = (
+    "model",
     "similarity",
     "softmax_scale",
     "bwd_mode",
@@ -47,7 +50,6 @@ PARAMS = (
     "variance_stabilize",
     "threshold",
     "gene_subset",
-    "model",
     "n_samples",
     "random_state",
 )
@@ -92,6 +94,7 @@ class TransitionMatrix(BaseVelocityKernel):
         compute_cond_num: bool = MatrixOptions.compute_cond_num,
         device: str = "auto",
         n_jobs: int | None = None,
+        backend: str | None = None,
         memory_limit: float | str | None = None,
         show_progress_bar: bool = True,
     ) -> Self:
@@ -165,6 +168,9 @@ class TransitionMatrix(BaseVelocityKernel):
             Number of jobs on the CPU. ``None`` takes that of joblib's ``parallel_config``, which also chooses between
             threads, processes and a cluster; without one, there are as many jobs as torch has threads. The result is
             the same.
+        backend
+            Backend of joblib that does the jobs, such as ``"threading"`` or ``"loky"``. That of ``parallel_config``
+            where not given. The result is the same.
         memory_limit
             Bytes, or a text such as ``"4 GB"``, that the matrix may take besides what the process holds, the result
             included; and as much for transport, where that is missing.
@@ -191,11 +197,11 @@ class TransitionMatrix(BaseVelocityKernel):
         Examples
         --------
         >>> vk.compute_transition_matrix("correlation", softmax_scale=4, threshold=0.01).params
-        {'similarity': 'correlation', 'softmax_scale': 4.0, 'threshold': 0.01}
+        {'model': 'deterministic', 'similarity': 'correlation', 'softmax_scale': 4.0, 'threshold': 0.01}
         >>> bool(np.allclose(vk.transition_matrix.sum(axis=1), 1))
         True
         """
-        similarity = _ours(similarity)
+        similarity, backward_mode, model = _ours(similarity), _plain(backward_mode), _plain(model)
         loadings = None if gene_subset is None else read_loadings(self._adata_of_pca, self.basis, gene_subset)
         options = MatrixOptions(
             similarity=similarity,
@@ -227,21 +233,23 @@ class TransitionMatrix(BaseVelocityKernel):
             )
         if check_connectivity and self._components is not None:
             warn_about_graph(self.connectivities, strict=True)
+        check_backend(backend)
         if options == self._request and self._transition_matrix is self._computed:
             logger.debug("Using cached transition matrix")
             return self
         run = Run(device=device, n_jobs=n_jobs, memory_limit=memory_limit, show_progress_bar=show_progress_bar)
-        velocity = self._velocity_for_transitions(smooth, run)
-        result = compute_transitions(
-            self.cells.x,
-            velocity,
-            self.connectivities,
-            options,
-            ends=self._end_of_cells(options.settle, smooth) if options.settle else None,
-            loadings=loadings,
-            velocity_std=self._std_for_transitions(smooth, run) if model == "monte_carlo" else None,
-            run=run,
-        )
+        with joblib_backend(backend):
+            velocity = self._velocity_for_transitions(smooth, run)
+            result = compute_transitions(
+                self.cells.x,
+                velocity,
+                self.connectivities,
+                options,
+                ends=self._end_of_cells(options.settle, smooth) if options.settle else None,
+                loadings=loadings,
+                velocity_std=self._std_for_transitions(smooth, run) if model == "monte_carlo" else None,
+                run=run,
+            )
         cond = condition_number(result.matrix) if compute_cond_num else None
         self.transition_matrix = result.matrix
         self._computed = self._transition_matrix  # the user may put another one in its place
@@ -312,20 +320,26 @@ class _Scheme:
 
     @property
     def __name__(self) -> str:
-        return type(self.scheme).__name__
+        return str(self.scheme)
 
 
 def _ours(similarity: Any) -> Any:
     """Return a similarity of CellRank by our name, or as a function; others as they are."""
     if not isinstance(similarity, SimilarityABC):
-        return similarity
+        return _plain(similarity)
     return OF_CELLRANK.get(type(similarity)) or _Scheme(similarity)
+
+
+def _plain(value: Any) -> Any:
+    """Return the text of a name that CellRank has as an enumeration."""
+    return value.value if isinstance(value, Enum) else value
 
 
 def _shown(options: MatrixOptions, softmax_scale: float, n_genes: int | None) -> dict[str, Any]:
     """Return what was asked and found as short plain values, which `repr` shows and h5ad holds."""
     similarity = options.similarity
     shown: dict[str, Any] = {
+        "model": options.model,
         "similarity": getattr(similarity, "__name__", "callable") if callable(similarity) else similarity,
         "softmax_scale": float(softmax_scale),
     }
@@ -335,7 +349,7 @@ def _shown(options: MatrixOptions, softmax_scale: float, n_genes: int | None) ->
     unusual = {field.name for field in fields(options) if values[field.name] != field.default}
     if options.model == "monte_carlo":
         unusual |= {"n_samples", "random_state"}
-    shown.update({name: values[name] for name in PARAMS[3:] if name in unusual})
+    shown.update({name: values[name] for name in PARAMS[4:] if name in unusual})
     return shown
 
 

@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import ot
 import pandas as pd
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.lazy import ot
 from cellrank_velot._utils.options import Run, options_of
 from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
 from cellrank_velot.cells import check_snapshots

@@ -8,10 +8,10 @@ from dataclasses import field as kept  # the class has a field of that name
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.stage import Stage, stored
 from cellrank_velot.dynamics.region import Region
 from cellrank_velot.field import VelocityField
@@ -21,7 +21,7 @@ from cellrank_velot.perturbation.changes import Perturbation
 __all__ = ["PerturbedField"]
 
 FloatArray = NDArray[np.float64]
-Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Function = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

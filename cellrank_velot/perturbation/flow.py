@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot.dynamics import Field, FlowOptions

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,6 +18,7 @@ from matplotlib.path import Path as Curve
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 
+from cellrank_velot._utils.lazy import nx
 from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, color_bar, drawing, draws

@@ -11,11 +11,10 @@ from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.func import jacfwd, jacrev, jvp, vmap
 
 from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.lazy import torch
 
 __all__ = ["Decoder", "Differentiable", "Variables", "has_growth", "jacobians"]
 
@@ -30,8 +29,8 @@ NEGLIGIBLE = 1e-6
 # Torch's forward mode has one state for all threads of a process: one at a time.
 FORWARD_MODE = Lock()
 
-Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Decoder = Callable[[torch.Tensor], torch.Tensor]
+Function = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Decoder = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 class Differentiable(Protocol):
@@ -172,10 +171,10 @@ class Variables:
             return decode(point.unsqueeze(0)).squeeze(0)
 
         def along(point: torch.Tensor, way: torch.Tensor) -> torch.Tensor:
-            change: torch.Tensor = jvp(of_one, (point,), (way,))[1]
+            change: torch.Tensor = torch.func.jvp(of_one, (point,), (way,))[1]
             return change
 
-        rows_of, bend_of = vmap(jacfwd(of_one)), vmap(jacfwd(along))
+        rows_of, bend_of = torch.func.vmap(torch.func.jacfwd(of_one)), torch.func.vmap(torch.func.jacfwd(along))
 
         def evaluate(at: FloatArray, drift: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
             points = torch.tensor(at, **place)
@@ -200,7 +199,8 @@ def _drift(field: Differentiable, where: torch.device) -> Function:
 
 def _derivative(function: Function) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return the function of points and times that gives the derivative by the point, shape ``[n, n_out, n_dims]``."""
-    derivative = vmap(jacrev(lambda point, time: function(point.unsqueeze(0), time.unsqueeze(0)).squeeze(0)))
+    of_one = torch.func.jacrev(lambda point, time: function(point.unsqueeze(0), time.unsqueeze(0)).squeeze(0))
+    derivative = torch.func.vmap(of_one)
     return lambda x, time: derivative(x, time).detach()
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils.device import resolve_device, single_thread
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.stage import TINY, Stage, stored
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
@@ -82,6 +82,9 @@ class SnapshotCouplings(Stage):
     scale: NDArray[np.float64] = field(metadata=stored("n_intervals", low=TINY))
     epsilon: float = field(metadata=stored(low=TINY))
     tau: NDArray[np.float64] = field(metadata=stored(2, low=TINY, high=1))
+
+    def _facts(self) -> dict[str, Any]:
+        return {"times": list(map(float, self.times)), "pairs_of_cells": self.source.size, "epsilon": self.epsilon}
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_seed
 from cellrank_velot.cells.time_points import next_time

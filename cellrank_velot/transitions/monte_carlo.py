@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 from scipy.stats import chi
 
 from cellrank_velot._utils import parallel
 from cellrank_velot._utils.device import as_tensor, in_parts, resolve_device
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.parallel import blocks
 from cellrank_velot.graph.rows import normalized, softmax

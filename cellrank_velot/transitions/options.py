@@ -44,6 +44,10 @@ class TransitionOptions(Options):
     def __post_init__(self) -> None:
         """Check them."""
         if not callable(self.similarity):
+            if not isinstance(self.similarity, str):
+                raise TypeError(
+                    f"Expected `similarity` to be a name or a function, found `{type(self.similarity).__name__}`."
+                )
             check_choice("similarity", self.similarity, Similarity)
         if isinstance(self.softmax_scale, str):
             check_choice("softmax_scale", self.softmax_scale, ScaleRule)

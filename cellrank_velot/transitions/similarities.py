@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils import parallel
 from cellrank_velot._utils.device import as_tensor, in_parts, resolve_device
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.parallel import blocks
 from cellrank_velot._utils.validation import check_choice

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot.transport.compiled import MAX_EXCESS
 from cellrank_velot.transport.problem import TransportOptions, TransportProblem
 from cellrank_velot.transport.sinkhorn import Couplings, sinkhorn

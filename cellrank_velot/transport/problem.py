@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.device import as_tensor
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_flag, check_integer, check_number
 from cellrank_velot.transport.windows import Windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from cellrank_velot._utils.lazy import torch
 
 __all__ = ["Couplings", "sinkhorn"]
 

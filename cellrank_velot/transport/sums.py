@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cellrank_velot._utils import parallel
 from cellrank_velot._utils.device import as_tensor, in_parts, single_thread
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Run
 from cellrank_velot.transport.batches import PaddedPairs, like_sized
 from cellrank_velot.transport.compiled import add_rows, transport_pairs
