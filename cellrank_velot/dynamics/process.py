@@ -52,6 +52,8 @@ class ProcessField(Protocol):
 FAR = 5.0
 # Times at which the width is looked at.
 N_GRID = 4001
+# Widths of the population beyond the usual distance from its mean from which on a particle has left it.
+LEFT = 3.0
 # Logarithm by which the width changes within a part of a step at most.
 MAX_CHANGE = 0.25
 
@@ -223,9 +225,9 @@ def simulate_process(
                 # At the middle of the step, which is more accurate where the field changes with time.
                 middle = (clock + ends) / 2
                 velocity, growth, score = heads(position, middle)
-                position = position + (sign * step)[:, None] * velocity
+                width = torch.tensor(field.width(middle.cpu().numpy()), device=where)[:, None]
+                position = position + (sign * step)[:, None] * velocity + _set_back(score, width)
                 if sigma:
-                    width = torch.tensor(field.width(middle.cpu().numpy()), device=where)[:, None]
                     increment = torch.randn(position.shape, generator=generator, dtype=torch.float64, device=where)
                     position = position + _scattered(score, width, increment, sigma**2 * step[:, None])
                 log_weight = log_weight + sign * growth * step
@@ -249,6 +251,18 @@ def count_lost(paths: ProcessPaths, x: NDArray[np.float64]) -> int:
     """Return how many particles end outside of the data, whose cells are at ``x [n_cells, n_dims]``."""
     region, ends = Region.of(x), torch.tensor(paths.ends)
     return int((region.look(ends, region.nearest(ends))[0] > FAR).sum())
+
+
+def _set_back(score: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+    """Return the way back of particles that have left the population, zero for all others, shape ``[n, n_dims]``.
+
+    In a Gaussian, the score tells how many widths a point is from the mean. Hardly any point of the population is
+    farther than ``LEFT`` widths more than is usual: whoever is comes from an error of the field, and is set back there.
+    """
+    away = -score * width
+    length = away.norm(dim=1, keepdim=True).clamp_min(torch.finfo(away.dtype).tiny)
+    usual = score.shape[1] ** 0.5 + LEFT
+    return -width * away * (1 - usual / length).clamp_min(0)
 
 
 def _scattered(
