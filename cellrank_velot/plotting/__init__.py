@@ -20,7 +20,7 @@ from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_ne
 from cellrank_velot.plotting.resting import fixed_points, least_action_path
 from cellrank_velot.plotting.search import gridsearch_heatmap
 from cellrank_velot.plotting.snapshots import growth_map, population
-from cellrank_velot.plotting.trends import gene_trends
+from cellrank_velot.plotting.trends import gene_trends, trend_heatmap
 from cellrank_velot.plotting.velocity import velocity_comparison, velocity_grid, velocity_quiver, velocity_stream
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "time_check",
     "training",
     "trajectories",
+    "trend_heatmap",
     "uncertainty",
     "velocity_comparison",
     "velocity_grid",
