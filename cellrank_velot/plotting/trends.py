@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -248,7 +249,7 @@ def _label_columns(ax: Axes, time: FloatArray, n_ticks: int, marks: Mapping[str,
     """Write times below the columns, and mark some of them."""
     at: FloatArray = np.linspace(0, time.size - 1, n_ticks, dtype=np.float64)
     span = max(float(np.ptp(time)), np.finfo(np.float64).tiny)
-    digits = int(np.clip(1 - np.floor(np.log10(span)), 0, 12))
+    digits = min(max(1 - math.floor(math.log10(span)), 0), 12)
     ax.set_xticks(at, [f"{value:.{digits}f}" for value in np.interp(at, np.arange(time.size), time)])
     for label, when in marks.items():
         if time[0] <= when <= time[-1]:
