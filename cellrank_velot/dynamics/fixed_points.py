@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from cellrank_velot._utils.device import single_thread
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.stage import TINY, Stage, stored
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.func import jacrev, vmap
 
+from cellrank_velot._utils.lazy import torch
 from cellrank_velot.dynamics.drift import mean_speed
 from cellrank_velot.dynamics.fields import Field, Velocity
 from cellrank_velot.dynamics.region import Region
@@ -17,7 +16,7 @@ from cellrank_velot.dynamics.region import Region
 __all__ = ["Local", "LocalField", "jacobian_of"]
 
 # A function of points [n, n_dims] and of which cells are near them, [n, n_neighbors].
-Local = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Local = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 # Speed below which a velocity has no direction, as a share of the mean speed of the cells.
 STANDSTILL = 1e-3
 
@@ -103,4 +102,6 @@ class LocalField:
 
 def jacobian_of(function: Local) -> Local:
     """Return the function that gives the derivatives by the point, shape ``[n, n_out, n_dims]``."""
-    return vmap(jacrev(lambda point, near: function(point.unsqueeze(0), near.unsqueeze(0)).squeeze(0)))
+    return torch.func.vmap(
+        torch.func.jacrev(lambda point, near: function(point.unsqueeze(0), near.unsqueeze(0)).squeeze(0))
+    )

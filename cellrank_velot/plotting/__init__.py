@@ -21,7 +21,7 @@ from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_ne
 from cellrank_velot.plotting.resting import fixed_points, least_action_path
 from cellrank_velot.plotting.search import gridsearch_heatmap
 from cellrank_velot.plotting.snapshots import growth_map, population
-from cellrank_velot.plotting.trends import gene_trends
+from cellrank_velot.plotting.trends import gene_trends, trend_heatmap
 from cellrank_velot.plotting.velocity import velocity_comparison, velocity_grid, velocity_quiver, velocity_stream
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "training",
     "trajectories",
     "trajectories_3d",
+    "trend_heatmap",
     "uncertainty",
     "velocity_comparison",
     "velocity_grid",
