@@ -30,6 +30,7 @@ from cellrank_velot.kernel.resting import Resting
 from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.time_points import OTTimeSeriesKernel
 from cellrank_velot.kernel.transitions import TransitionMatrix
+from cellrank_velot.kernel.trends import Trends
 from cellrank_velot.storage.saved import STEPS
 from cellrank_velot.transitions import compute_transitions
 from cellrank_velot.transport import TransportOptions, WindowOptions, build_windows, estimate_velocity
@@ -50,6 +51,7 @@ class OTVelocityKernel(
     Landscapes,
     Regulations,
     Resting,
+    Trends,
     Plots,
 ):
     """Kernel which computes a transition matrix based on optimal-transport velocity.
