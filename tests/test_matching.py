@@ -40,9 +40,7 @@ def coupled():
 @pytest.fixture(scope="module")
 def field(coupled) -> VelocityField:
     x, _, couplings = coupled
-    return fit_process(
-        couplings, x, ProcessOptions(diffusion=SIGMA, hidden=(64, 64), n_steps=700), run=Run(device="cpu")
-    )
+    return fit_process(couplings, x, ProcessOptions(diffusion=SIGMA), run=Run(device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +71,7 @@ def test_score_is_that_of_the_gaussian(field, time: float):
     expected = -z / width(time)
     found = field.score(x, time)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.97
-    # The bridges are as wide at their ends as the training makes them, which flattens a narrow population.
-    assert 0.65 < np.sum(found * expected) / np.sum(expected**2) < 1.2
+    assert 0.85 < np.sum(found * expected) / np.sum(expected**2) < 1.2
 
 
 def test_growth_is_constant(field):
@@ -173,11 +170,14 @@ def test_seeds_are_exact_and_leave_the_global_state(coupled, quick):
 def test_history_falls_and_has_its_parts(field):
     history = field.history
     assert {"step", "held_out", "total", "fit", "growth", "score"} <= set(history)
-    assert history["step"][-1] == 700
+    assert history["step"][-1] == 1500
     assert field.best_step in history["step"]
-    assert history["held_out"].min() < 0.96 * history["held_out"][0]
-    for name in ("fit", "score"):
-        assert history[name][-1] < 0.98 * history[name][0]
+    # Within a population wider than its bridges, the noise of a point can hardly be told: that part stays near one.
+    assert history["held_out"].min() < history["held_out"][0] - 0.02
+    for name in ("fit", "growth"):
+        assert history[name][-1] < 0.9 * history[name][0]
+    for name in ("score", "noise"):
+        assert history[name][-1] < history[name][0]
     assert history["held_out"][history["step"] == field.best_step] == history["held_out"].min()
 
 

@@ -12,7 +12,7 @@ from cellrank_velot.dynamics.fixed_points import FixedPointOptions, FixedPoints,
 from cellrank_velot.dynamics.flow import simulate_flow
 from cellrank_velot.dynamics.options import Direction, FlowOptions, Method, TimeFrom, TrajectoryOptions
 from cellrank_velot.dynamics.paths import NO_FATE, Status, Trajectories
-from cellrank_velot.dynamics.process import ProcessField, ProcessPaths, SimulationOptions, count_lost, simulate_process
+from cellrank_velot.dynamics.process import ProcessField, ProcessPaths, SimulationOptions, simulate_process
 from cellrank_velot.dynamics.trajectories import compute_trajectories
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "Trajectories",
     "TrajectoryOptions",
     "compute_trajectories",
-    "count_lost",
     "fate_table",
     "find_fixed_points",
     "find_least_action_path",

@@ -47,6 +47,8 @@ BRIDGE_SHARE = 0.5
 N_NEAREST = 1000
 # Share of the points that are drawn with wide noise, how wide, and the least weight of a point there.
 TAIL_SHARE, TAIL_WIDTH, TAIL_WEIGHT = 0.1, 3.0, 0.01
+# How much more the score counts where bridges are narrow than where they are widest, at most.
+MAX_SCORE_WEIGHT = 10.0
 # Steps over which weights are averaged.
 MEMORY = 100
 # Points of an interval at which its mass is computed.
@@ -243,7 +245,8 @@ def _losses(network: torch.nn.Sequential, points: tuple[torch.Tensor, ...]) -> t
     errors = (
         (velocity - targets[:, :n_dims]).square().mean(1),
         (growth - targets[:, n_dims]).square(),
-        (width[:, None] * score + drawn).square().mean(1),
+        # At time points, where bridges are narrow, the score would hardly count.
+        (width[:, None] * score + drawn).square().mean(1) * (width.max() / width).square().clamp_max(MAX_SCORE_WEIGHT),
         (noise - drawn).square().mean(1),
     )
     return torch.stack([(error * weight).mean() for error in errors])

@@ -19,11 +19,11 @@ from cellrank_velot.dynamics import (
     ProcessFates,
     ProcessPaths,
     SimulationOptions,
-    count_lost,
     fate_table,
     labels_near,
     simulate_process,
 )
+from cellrank_velot.dynamics.process import count_lost
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.timeseries import Population, SnapshotCouplings, cluster_flows, interpolate_paths
