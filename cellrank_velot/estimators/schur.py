@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, lapack, schur, solve_triangular
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 
 from cellrank_velot._utils.jit import compiled, read_only
 from cellrank_velot._utils.slices import Slices
@@ -296,13 +296,21 @@ def partial_schur(
     """
     n_cells = matrix.shape[0]
     n_components = min(n_components, n_cells)
+    # Neighbours close to each other in memory: a product takes half of the time.
+    order = reverse_cuthill_mckee(sp.csr_matrix(matrix))
+    matrix = sp.csr_matrix(matrix[order][:, order])
+    weights = None if weights is None else np.asarray(weights)[order]
     constant = np.full(n_cells, 1 / np.sqrt(n_cells)) if weights is None else np.sqrt(weights / weights.sum())
     label, closed = closed_classes(matrix)
     with Slices(n_cells) as slices:
         product = _Product(matrix, weights, slices)
         if n_cells <= max(3 * n_components, 300):
-            return _dense(product, constant, n_components, which)
-        return _with_copies(product, constant, label, closed, n_components, which, tolerance, most_products)
+            found = _dense(product, constant, n_components, which)
+        else:
+            found = _with_copies(product, constant, label, closed, n_components, which, tolerance, most_products)
+    vectors = np.empty_like(found.vectors)
+    vectors[order] = found.vectors
+    return replace(found, vectors=vectors)
 
 
 def _with_copies(
