@@ -205,6 +205,33 @@ def motion(kernel: cv.OTVelocityKernel) -> None:
     )
 
 
+def trends(kernel: cv.OTVelocityKernel) -> None:
+    """Draw genes along the lineages of the pancreas."""
+    found = cv.estimators.GPCCA(kernel)
+    found.set_terminal_states(kernel.suggest_terminal_states("clusters")).compute_fate_probabilities(**QUIET)
+    drivers = found.compute_lineage_drivers(["Alpha", "Beta"])
+    first = {fate: drivers[f"{fate}_corr"].nlargest(12).index.tolist() for fate in ("Alpha", "Beta")}
+    computed = kernel.gene_trends(list(dict.fromkeys([*first["Alpha"], *first["Beta"]])), lineages=["Alpha", "Beta"])
+    draw(
+        "trend_heatmap",
+        "Trends as a heat map",
+        "Driver genes along two lineages, those that peak first on top, with the time and the clusters of the columns: "
+        "`vk.plot_gene_trends(vk.gene_trends(genes))`.",
+        kernel.plot_gene_trends,
+        computed,
+    )
+    draw(
+        "gene_trends",
+        "Trends as lines",
+        'The same as curves with their bands: `vk.plot_gene_trends(trends, "lines")`.',
+        kernel.plot_gene_trends,
+        computed,
+        "lines",
+        genes={fate: names[:4] for fate, names in first.items()},
+        n_columns=2,
+    )
+
+
 def simulated() -> None:
     """Draw what is known of simulated cells, and a grid of parameters."""
     adata = cv.datasets.bifurcation(n_cells=600)
@@ -237,6 +264,27 @@ def simulated() -> None:
         table,
         "epsilon",
         "lambda_smooth",
+    )
+
+
+def resting() -> None:
+    """Draw where the flow of a simulated tree comes to rest, and the way from one end to another."""
+    kernel = cv.OTVelocityKernel(cv.datasets.tree()).fit_field(**QUIET)
+    draw(
+        "fixed_points",
+        "Fixed points",
+        "Where the flow of a simulated tree comes to rest, with the saddles between the ends: "
+        "`vk.plot_fixed_points(vk.fixed_points())`.",
+        kernel.plot_fixed_points,
+        kernel.fixed_points(),
+    )
+    draw(
+        "least_action_path",
+        "Least action path",
+        "The likeliest way from one end to another against the flow: "
+        '`vk.plot_least_action_path(vk.least_action_path("Fate A1", "Fate B1"))`.',
+        kernel.plot_least_action_path,
+        kernel.least_action_path("Fate A1", "Fate B1"),
     )
 
 
@@ -347,7 +395,9 @@ def main() -> None:
     windows(kernel)
     motion(kernel)
     genes(kernel)
+    trends(kernel)
     simulated()
+    resting()
     series()
     sections = [
         f"## {heading}\n\n{caption}\n\n![{heading}](figures/gallery/{file})\n"

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jinja2
 import matplotlib.pyplot
 import pytest
+import yaml
 from anndata import AnnData
 from public_names import handed_out, public
 
@@ -94,6 +96,32 @@ def test_every_file_names_the_same_version():
         re.findall(r"^date-released: (.*)$", citation, flags=re.MULTILINE)[0],
     )
     assert version.startswith(released[0]) or "dev" in version
+
+
+def test_the_conda_recipe_asks_for_what_the_package_asks_for():
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    recipe = (DOCS.parent / ".conda" / "meta.yaml").read_text(encoding="utf-8")
+    rendered = jinja2.Template(recipe).render(load_file_data=lambda *x, **k: {"project": project}, PYTHON="python")
+    found = dict((*one.split(" ", 1), "")[:2] for one in yaml.safe_load(rendered)["requirements"]["run"])
+    conda = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    expected: dict[str, set[str]] = {"python": {project["requires-python"]}}
+    for requirement in project["dependencies"]:
+        name, bounds = re.match(r"([\w-]+)([^;]*)", requirement).groups()
+        expected.setdefault(conda.get(name, name), set()).update(bounds.strip().split(","))
+    assert {name: set(bounds.split(",")) for name, bounds in found.items()} == {
+        name: (bounds - {""}) or {""} for name, bounds in expected.items()
+    }
+
+
+def test_workflows_call_what_make_has():
+    targets = set(re.findall(r"^([\w-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    files = {path.name: path for path in (DOCS.parent / ".github").rglob("*.yml")}
+    parsed = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in files.items()}
+    assert {"test.yml", "release.yml", "bug.yml"} <= parsed.keys()
+    suite = parsed["test.yml"]["jobs"]["suite"]["strategy"]["matrix"]
+    called = [*suite["part"], *(more["part"] for more in suite["include"])]
+    called += re.findall(r"make ([\w -]+)$", files["test.yml"].read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {target for names in called for target in names.split()} <= targets
 
 
 def test_figures_of_the_readme_are_those_of_the_pages():

@@ -88,6 +88,13 @@ def test_roots_that_are_known_are_taken():
         time_check(cells.x, cells.time, kernel.connectivities, roots=[400])
 
 
+def test_nothing_is_said_of_cells_in_one_place(planted):
+    check = time_check(np.ones_like(planted.x), planted.time, planted.graph, planted.labels.astype(str))
+    assert check.to_frame().columns.tolist() == ["falling", "agreement", "n"]
+    assert not len(check.to_frame())
+    assert str(check) == "Time and the distance from its root cannot be compared: around no cell do both vary."
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_phase_on_a_ring_closes_and_a_distance_runs_around_both_ways(seed: int):
     x, phase, graph = ring(seed=seed)

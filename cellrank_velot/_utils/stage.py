@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from cellrank_velot._utils.shown import as_line, as_table
+
 __all__ = ["TINY", "Stage", "Stored", "frozen", "stored"]
 
 
@@ -50,6 +52,30 @@ class Stage:
     """
 
     __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # or the dataclass gets one that prints every array
+            cls.__repr__ = Stage.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return as_line(type(self).__name__, self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_table(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what it is of, in a few words or numbers: sizes that have a name, and plain values."""
+        facts: dict[str, Any] = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                names = field.metadata["stored"].shape if "stored" in field.metadata else ()
+                sizes = {name: size for name, size in zip(names, value.shape, strict=False) if isinstance(name, str)}
+                facts |= sizes or {field.name: list(value.shape)}
+            elif isinstance(value, bool | int | float | str):
+                facts[field.name] = value
+        return facts
 
     def __post_init__(self) -> None:
         """Copy every array that somebody could still write to, and lock it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from cellrank_velot._utils.shown import extent
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.cells.basis import read_basis
@@ -52,6 +54,10 @@ class CellStates(Stage):
     time: NDArray[np.float64]
     labels: NDArray[np.int64] | None
     time_kind: TimeKind = "pseudotime"
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"cells": self.n_cells, "dims": self.n_dims, "time": extent(self.time)}
+        return facts if self.labels is None else facts | {"clusters": int(np.unique(self.labels).size)}
 
     @property
     def is_series(self) -> bool:

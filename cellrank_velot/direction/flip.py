@@ -64,7 +64,8 @@ class FlipTest(Stage):
             for name, cells in groups.items()
             if cells.any()
         }
-        return pd.DataFrame.from_dict(rows, orient="index").astype({"n": np.int64})
+        table = pd.DataFrame(list(rows.values()), index=list(rows), columns=["cosine", "reversed", "n"])
+        return table.astype({"n": np.int64})
 
     def __str__(self) -> str:
         return (

@@ -72,7 +72,8 @@ class TimeCheck(Stage):
             for name, cells in groups.items()
             if cells.any()
         }
-        return pd.DataFrame.from_dict(rows, orient="index").astype({"n": np.int64})
+        table = pd.DataFrame(list(rows.values()), index=list(rows), columns=["falling", "agreement", "n"])
+        return table.astype({"n": np.int64})
 
     @property
     def findings(self) -> list[str]:
@@ -87,6 +88,8 @@ class TimeCheck(Stage):
 
     def __str__(self) -> str:
         rises = f"Time rises with the distance from its root in {1 - self.falling_share:.0%} of the cells"
+        if not np.isfinite(self.agreement).any():
+            rises = "Time and the distance from its root cannot be compared: around no cell do both vary"
         loop = [f"Along this time {self.loop}"] if self.loop else []
         return "\n".join(f"{line}." for line in (rises, *self.findings, *loop))
 

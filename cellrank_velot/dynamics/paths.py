@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -143,6 +144,12 @@ class Trajectories(Stage):
         lost = int(self.without_fate.sum())
         most.append(f"without a fate: {lost}" if lost else "")
         return f"Trajectories[n={len(self)}{''.join(f'; {text}' for text in most if text)}]"
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"paths": len(self), "points": self.x.shape[0], "dims": self.n_dims}
+        facts |= {f"stopped: {name}": n for name, n in Counter(self.statuses).most_common()}
+        ends = Counter(str(self.clusters[code]) for code in self.end_cluster if code >= 0)
+        return facts | {f"end in {name}": n for name, n in ends.most_common()}
 
     @property
     def n_dims(self) -> int:

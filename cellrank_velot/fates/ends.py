@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import dijkstra
 from sklearn.cluster import KMeans
 
 from cellrank_velot._utils.options import Options
+from cellrank_velot._utils.shown import as_line, as_table
 from cellrank_velot._utils.validation import check_integer, check_number
 from cellrank_velot.graph.geodesic import N_SMOOTHING, earliest_cells, geodesic_distances, near_graph
 from cellrank_velot.graph.smoothing import SmoothedCells, smoothed
@@ -159,8 +160,8 @@ class TerminalStates(dict[str, list[str]]):
     >>> states = vk.suggest_terminal_states("clusters")
     >>> sorted(states)
     ['Fate A', 'Fate B']
-    >>> states.to_frame().query("verdict == 'end'")["group"].isin(states).all()
-    np.True_
+    >>> set(states.to_frame().query("verdict == 'end'")["group"]) <= set(states)
+    True
     """
 
     def __init__(
@@ -205,6 +206,16 @@ class TerminalStates(dict[str, list[str]]):
             raise KeyError(f"Expected one of the groups {sorted(self._cells)}, found {name!r}.")
         self[name] = list(self._cells[name])
         return self
+
+    def __repr__(self) -> str:
+        facts = {name: f"{len(cells)} cells" for name, cells in self.items()}
+        return as_line(type(self).__name__, facts | {"considered": len(self._evidence)})
+
+    def _repr_html_(self) -> str:
+        table = self._evidence.round(2)
+        return as_table(type(self).__name__, {name: f"{len(cells)} cells" for name, cells in self.items()}) + (
+            table.to_html(index=False, border=0) if len(table) else ""
+        )
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, list[str]], pd.DataFrame, dict[str, list[str]]]]:
         return type(self), (dict(self), self._evidence, self._cells)

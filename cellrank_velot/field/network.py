@@ -75,6 +75,11 @@ class VelocityField(Stage):
     growth_scale: float = field(default=1.0, metadata=stored(low=0))
     score_scale: float = field(default=1.0, metadata=stored(low=0))
 
+    def _facts(self) -> dict[str, Any]:
+        layers = [value.shape[0] for value in self.weights.values() if value.ndim == 2]
+        facts = {"dims": self.n_dims, "hidden": layers[:-1], "best_step": self.best_step, "uses_time": self.use_time}
+        return facts | ({"diffusion": self.diffusion} if self.has_heads else {})
+
     @property
     def n_dims(self) -> int:
         """Number of dimensions of the basis."""

@@ -63,6 +63,9 @@ class Uncertainty(Stage):
     std: NDArray[np.float64] = field(metadata=stored("n_cells", "n_dims", low=0))
     n_members: int = field(metadata=stored(low=2))
 
+    def _facts(self) -> dict[str, Any]:
+        return {"cells": self.std.shape[0], "members": self.n_members, "median_angle": float(np.median(self.angle()))}
+
     def angle(self, level: float = 2 / 3) -> NDArray[np.float64]:
         """Return a bound: an angle within which the true direction lies in at least a share of the cells.
 

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.parallel import blocks, run
+from cellrank_velot._utils.shown import as_line
 from cellrank_velot.graph.compiled import nearest_around
 from cellrank_velot.graph.residuals import means_over
 
@@ -51,6 +52,10 @@ class SmoothedCells:
     x: NDArray[np.float64]
     time: NDArray[np.float64]
     graph: sp.csr_matrix
+
+    def __repr__(self) -> str:
+        facts = {"cells": self.x.shape[0], "dims": self.x.shape[1], "neighbors": self.graph.nnz / self.x.shape[0]}
+        return as_line(type(self).__name__, facts)
 
 
 def smooth_cells(

@@ -150,7 +150,7 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
             *(estimator, genes, options.time_key),
             title="Trends of the driver genes",
             caption="Expression of the first driver genes along their lineage: each cell counts by its probability to "
-            "take it. Dotted: the same gene in the other cells. Highest value 1.",
+            "take it, with the band of the cells' noise. Dotted: the same gene in the other cells. Highest value 1.",
             wide=True,
         )
     draw(

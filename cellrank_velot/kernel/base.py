@@ -21,6 +21,7 @@ from cellrank.kernels.mixins import ConnectivityMixin
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Options, Run
+from cellrank_velot._utils.shown import as_table, extent
 from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.cells import (
     CellStates,
@@ -51,6 +52,7 @@ logger = logging.getLogger("cellrank_velot")
 
 # The steps in their order, by the stage that each gives. A new result makes those after it out of date.
 STAGES = ("windows", "transport", "field", "uncertainty")
+METHODS = ("compute_windows", "compute_velocity", "fit_field", "compute_uncertainty")
 # The methods that a velocity takes, by the names of their options.
 STEPS = {"windows": "compute_windows", "velocity": "compute_velocity", "field": "fit_field"}
 
@@ -647,6 +649,26 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         return field(positions, time)
 
     # ------------------------------------------------------------------------------------------ CellRank's contract
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: of which cells, and which steps are done."""
+        key, cells = self._init_kwargs, self.cells
+        facts: dict[str, Any] = {
+            "cells": f"{cells.n_cells}, in {cells.n_dims} dimensions of obsm[{self.basis!r}]",
+            "time": f"{self._time} obs[{key['time_key']!r}], {extent(cells.time)}",
+            "process": "backward" if self.backward else "forward",
+        }
+        if self.cluster_key is not None:
+            facts["clusters"] = f"obs[{self.cluster_key!r}]"
+        done = {}
+        for step, stage, method in zip(self._options_of_steps, STAGES, METHODS, strict=False):
+            result = getattr(self, f"_{stage}")
+            done[step] = result is not None
+            facts[step] = f"not yet: .{method}()" if result is None else result
+        done["transitions"] = self._transition_matrix is not None
+        shown = ", ".join(f"{name}={value}" for name, value in self.params.items())
+        facts["transitions"] = shown if done["transitions"] else "not yet: .compute_transition_matrix()"
+        return as_table(str(self), facts, done)
+
     def __invert__(self) -> Self:
         kernel: Self = self._copy_ignore("_transition_matrix", "_computed", "_logits")
         kernel._backward = not self.backward

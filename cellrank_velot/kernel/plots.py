@@ -9,12 +9,14 @@ import scipy.sparse as sp
 from cellrank_velot import plotting
 from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.dynamics import ProcessFates, Trajectories
+from cellrank_velot.fates import GeneTrends
 from cellrank_velot.kernel.base import BaseVelocityKernel
 
 __all__ = ["Plots", "SeriesPlots"]
 
 VelocityStyle = Literal["stream", "grid", "quiver"]
 FateStyle = Literal["bars", "heatmap", "cells"]
+TrendStyle = Literal["heatmap", "lines"]
 
 
 class Plots(BaseVelocityKernel):
@@ -32,6 +34,8 @@ class Plots(BaseVelocityKernel):
     plot_trajectories = plotting.trajectories
     plot_flow = plotting.flow
     animate_flow = plotting.flow_animation
+    plot_fixed_points = plotting.fixed_points
+    plot_least_action_path = plotting.least_action_path
 
     def plot_velocity(self, basis: str = "umap", style: VelocityStyle = "stream", **kwargs: Any) -> Any:
         """Draw the velocity in an embedding.
@@ -57,6 +61,34 @@ class Plots(BaseVelocityKernel):
         """
         check_choice("style", style, VelocityStyle)
         return getattr(plotting, f"velocity_{style}")(self, basis, **kwargs)
+
+    def plot_gene_trends(self, trends: GeneTrends, style: TrendStyle = "heatmap", **kwargs: Any) -> Any:
+        """Draw genes along lineages.
+
+        Parameters
+        ----------
+        trends
+            What :meth:`gene_trends` returned.
+        style
+            ``"heatmap"`` for one row for each gene, or ``"lines"`` for curves with their bands.
+        **kwargs
+            Options of the plot, by ``style``: :func:`cellrank_velot.pl.trend_heatmap` or
+            :func:`cellrank_velot.pl.gene_trends`.
+
+        Returns
+        -------
+        The list of Axes where ``show=False``, nothing otherwise. Errors are those of the plot.
+
+        Examples
+        --------
+        >>> fates = adata.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
+        >>> trends = vk.gene_trends(["Stem", "FateA", "FateB"], fates)
+        >>> panels = vk.plot_gene_trends(trends, "lines", show=False)
+        """
+        check_choice("style", style, TrendStyle)
+        if style == "lines":
+            return plotting.gene_trends(trends, **kwargs)
+        return plotting.trend_heatmap(trends, **{"data": self, **kwargs})
 
     def plot_projection(
         self,

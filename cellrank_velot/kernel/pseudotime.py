@@ -26,9 +26,11 @@ from cellrank_velot.kernel.landscape import Landscapes
 from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
 from cellrank_velot.kernel.regulation import Regulations
+from cellrank_velot.kernel.resting import Resting
 from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.time_points import OTTimeSeriesKernel
 from cellrank_velot.kernel.transitions import TransitionMatrix
+from cellrank_velot.kernel.trends import Trends
 from cellrank_velot.storage.saved import STEPS
 from cellrank_velot.transitions import compute_transitions
 from cellrank_velot.transport import TransportOptions, WindowOptions, build_windows, estimate_velocity
@@ -48,6 +50,8 @@ class OTVelocityKernel(
     Perturbations,
     Landscapes,
     Regulations,
+    Resting,
+    Trends,
     Plots,
 ):
     """Kernel which computes a transition matrix based on optimal-transport velocity.

@@ -21,8 +21,10 @@ from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import SeriesPlots
 from cellrank_velot.kernel.populations import Populations
 from cellrank_velot.kernel.regulation import Regulations
+from cellrank_velot.kernel.resting import Resting
 from cellrank_velot.kernel.saving import Saving
 from cellrank_velot.kernel.transitions import TransitionMatrix
+from cellrank_velot.kernel.trends import Trends
 from cellrank_velot.storage.saved import STEPS
 from cellrank_velot.timeseries import (
     CouplingOptions,
@@ -48,6 +50,8 @@ class OTTimeSeriesKernel(
     Perturbations,
     Landscapes,
     Regulations,
+    Resting,
+    Trends,
     SeriesPlots,
 ):
     """Kernel for real time points, such as days: cells are transported from each to the next, and may grow and die.

@@ -17,9 +17,10 @@ from cellrank_velot.plotting.particles import flow, flow_animation
 from cellrank_velot.plotting.perturbation import fate_shift, perturbation_arrows
 from cellrank_velot.plotting.process import fate_cells, process_paths
 from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_network
+from cellrank_velot.plotting.resting import fixed_points, least_action_path
 from cellrank_velot.plotting.search import gridsearch_heatmap
 from cellrank_velot.plotting.snapshots import growth_map, population
-from cellrank_velot.plotting.trends import gene_trends
+from cellrank_velot.plotting.trends import gene_trends, trend_heatmap
 from cellrank_velot.plotting.velocity import velocity_comparison, velocity_grid, velocity_quiver, velocity_stream
 
 __all__ = [
@@ -31,12 +32,14 @@ __all__ = [
     "fate_map",
     "fate_shift",
     "fate_summary",
+    "fixed_points",
     "flow",
     "flow_animation",
     "gene_trends",
     "gridsearch_heatmap",
     "growth_map",
     "landscape_animation",
+    "least_action_path",
     "macrostates",
     "perturbation_arrows",
     "population",
@@ -49,6 +52,7 @@ __all__ = [
     "time_check",
     "training",
     "trajectories",
+    "trend_heatmap",
     "uncertainty",
     "velocity_comparison",
     "velocity_grid",

@@ -22,7 +22,7 @@ from cellrank_velot.plotting._draw.colors import INK, VALUES, palette
 from cellrank_velot.plotting._draw.embedding import dot_size
 from cellrank_velot.plotting._draw.figure import FigureOptions, color_bar, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of
-from cellrank_velot.plotting._draw.legends import dot, sections, stroke
+from cellrank_velot.plotting._draw.legends import beside_cells, dot, stroke
 from cellrank_velot.plotting._draw.look import Look
 from cellrank_velot.plotting._draw.paths import (
     NOWHERE,
@@ -404,10 +404,4 @@ def _draw_legend(ax: Axes, look: Look, parts: list[tuple[str, list[Line2D]]], co
     """Draw one legend of lines, marks and cells; time and the numbers of cells have colour bars."""
     if look.scale is not None:
         color_bar(look.scale, ax, "Time along the trajectories", shrink=0.5, aspect=14, location="bottom")
-    cells: list[Line2D] = []
-    old = ax.get_legend()
-    if old is not None:
-        shades = [handle.get_color() for handle in old.legend_handles if isinstance(handle, Line2D)]
-        cells = [dot(text.get_text(), shade) for text, shade in zip(old.get_texts(), shades, strict=True)]
-        old.remove()
-    sections(ax, [*parts, (f"Cells: {color}", cells)])
+    beside_cells(ax, parts, color)

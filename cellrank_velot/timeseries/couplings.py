@@ -83,6 +83,9 @@ class SnapshotCouplings(Stage):
     epsilon: float = field(metadata=stored(low=TINY))
     tau: NDArray[np.float64] = field(metadata=stored(2, low=TINY, high=1))
 
+    def _facts(self) -> dict[str, Any]:
+        return {"times": list(map(float, self.times)), "pairs_of_cells": self.source.size, "epsilon": self.epsilon}
+
     def __post_init__(self) -> None:
         """Check that the parts belong together."""
         Stage.__post_init__(self)

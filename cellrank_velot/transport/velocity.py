@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.device import resolve_device
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.parallel import blocks
+from cellrank_velot._utils.shown import extent
 from cellrank_velot._utils.stage import Stage, frozen, stored
 from cellrank_velot._utils.validation import check_integer
 from cellrank_velot.graph.residuals import residuals
@@ -106,6 +108,12 @@ class TransportVelocity(Stage):
     agreement: NDArray[np.float64] | None = field(default=None, metadata=stored("n_cells", low=-1, high=1))
     explained: NDArray[np.float64] | None = field(default=None, metadata=stored("n_cells", low=0, high=1))
     weight: NDArray[np.float64] | None = field(default=None, metadata=stored("n_cells", low=0))
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = dict(zip(("cells", "dims"), self.velocity.shape, strict=True))
+        facts["with_estimate"] = int(self.has_estimate.sum())
+        facts["couplings_converged"] = f"{int(self.converged.sum())} of {self.converged.size}"
+        return facts | ({} if self.growth is None else {"growth": extent(self.growth)})
 
     @property
     def n_windows(self) -> NDArray[np.int64]:

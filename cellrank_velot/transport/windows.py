@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
 from cellrank_velot._utils.options import Options
+from cellrank_velot._utils.shown import extent
 from cellrank_velot._utils.stage import Stage, stored
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 
@@ -126,6 +127,10 @@ class Windows(Stage):
             raise ValueError(f"Expected `offsets` that ascend from `0` to `{self.indices.size}`, found `{ends}`.")
         if self.pairs.size and not 0 <= self.pairs.min() <= self.pairs.max() < self.n_windows:
             raise ValueError(f"Expected `pairs` of windows below `{self.n_windows}`, found `{self.pairs.max()}`.")
+
+    def _facts(self) -> dict[str, Any]:
+        facts = {"windows": self.n_windows, "pairs": self.n_pairs, "cells": self.n_cells}
+        return facts | {"cells_each": extent(self.sizes), "time_apart": extent(self.dt)}
 
     @property
     def n_cells(self) -> int:

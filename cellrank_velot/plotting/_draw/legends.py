@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-__all__ = ["BELOW", "MAX_ROWS", "RIGHT", "dot", "sections", "stroke"]
+__all__ = ["BELOW", "MAX_ROWS", "RIGHT", "beside_cells", "dot", "sections", "stroke"]
 
 # Rows of a legend in one column at most; one with headings may be longer.
 MAX_ROWS, MAX_ROWS_OF_SECTIONS = 14, 22
@@ -44,3 +44,14 @@ def sections(place: Axes | Figure, parts: Sequence[tuple[str, Sequence[Line2D]]]
     legend = place.legend(handles=handles, ncols=n_columns, handletextpad=0.5, **where)
     for i in headings:
         legend.get_texts()[i].set_fontweight("bold")
+
+
+def beside_cells(ax: Axes, parts: Sequence[tuple[str, Sequence[Line2D]]], color: str | None) -> None:
+    """Draw one legend of some parts and of the cells, in place of that which the cells have."""
+    cells: list[Line2D] = []
+    old = ax.get_legend()
+    if old is not None:
+        shades = [handle.get_color() for handle in old.legend_handles if isinstance(handle, Line2D)]
+        cells = [dot(text.get_text(), shade) for text, shade in zip(old.get_texts(), shades, strict=True)]
+        old.remove()
+    sections(ax, [*parts, (f"Cells: {color}", cells)])

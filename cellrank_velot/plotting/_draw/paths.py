@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from anndata import AnnData
@@ -79,8 +79,20 @@ class Place:
         return points / np.maximum(np.ptp(self.embedding, axis=0), np.finfo(np.float64).tiny)
 
 
-def place_of(data: Any, found: Trajectories, embedding: FloatArray, velocity_basis: str | None) -> Place:
-    """Return where the trajectories are and where they are drawn."""
+class InBasis(Protocol):
+    """Trajectories, and other results that are positions in a basis."""
+
+    @property
+    def basis(self) -> str:
+        """Key in ``adata.obsm`` of the positions; empty where it is not known."""
+
+    @property
+    def n_dims(self) -> int:
+        """Number of dimensions."""
+
+
+def place_of(data: Any, found: InBasis, embedding: FloatArray, velocity_basis: str | None) -> Place:
+    """Return where trajectories, or other positions in a basis, are and where they are drawn."""
     adata = adata_of(data)
     cells = cells_of(data)
     if velocity_basis is None and not found.basis and cells is not None:
@@ -90,7 +102,7 @@ def place_of(data: Any, found: Trajectories, embedding: FloatArray, velocity_bas
         x, name = read_basis(adata, key), f"adata.obsm[{key!r}]"
     if x.shape[1] != found.n_dims:
         raise ValueError(
-            f"Expected trajectories in the `{x.shape[1]}` dimensions of {name}, found `{found.n_dims}`. "
+            f"Expected positions in the `{x.shape[1]}` dimensions of {name}, found `{found.n_dims}`. "
             "Pass the basis that they were computed in as `velocity_basis`."
         )
     return Place(x, embedding)
