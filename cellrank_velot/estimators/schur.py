@@ -363,14 +363,15 @@ def _iterate(
     wanted = n_components - 1
     size = min(wanted + GUARD + block, n_cells - 1 - block)
     kept = constant[None]
-    basis, projected, filled = np.empty((size, n_cells)), np.zeros((block, 0)), 0
+    basis, filled = np.empty((size, n_cells)), 0
+    projected: Array = np.zeros((block, 0))
     known: PartialSchur | None = None
     if isinstance(start, PartialSchur):  # a Krylov space that ended with them, and goes on at random
         known, filled = start, start.n_components - 1
         basis[:filled] = start.vectors[:, 1:].T
         projected = np.vstack([start.matrix[1:, 1:], np.zeros((block, filled))])
-        start = rng.standard_normal((block, n_cells))
-    _, _, following = _orthonormal(start, kept, basis[:filled], rng=rng, slices=product.slices)
+    first = rng.standard_normal((block, n_cells)) if isinstance(start, PartialSchur) else start
+    _, _, following = _orthonormal(first, kept, basis[:filled], rng=rng, slices=product.slices)
     space = _Space(basis, filled, projected, following)
     limit = product.n_products + most_products
     rounds = 0
