@@ -47,8 +47,8 @@ test-notebooks: $(VENV)/.installed-test  ## run the part of it that runs the not
 test-oldest: .venv-oldest/.installed-test  ## run the test suite with the oldest versions that pyproject.toml allows, all at once
 	$(ONE_THREAD) NUMBA_CACHE_DIR=$(CURDIR)/.venv-oldest/numba .venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not notebook and not process" $(PYTEST_ARGS)
 
-fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and see what happens
-	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
+fuzz: $(VENV)/.installed-test  ## draw 2500 new kinds of input and 500 jobs of the command line, and see what happens
+	$(PY) -m pytest tests/test_fuzz.py tests/test_fuzz_cli.py --hypothesis-profile=nightly --hypothesis-show-statistics $(PYTEST_ARGS)
 
 mutants: $(VENV)/.installed-test $(VENV)/.installed-dev  ## change the numerical core in 800 places, and see whether tests fail
 	OMP_NUM_THREADS=1 $(PY) tests/benchmarks/mutants.py

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-EXTRAS = ("dask", "test")  # what the tests need
+EXTRAS = ("dask", "interactive", "test")  # what the tests need
 
 
 def oldest() -> Iterator[str]:

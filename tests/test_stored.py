@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -22,6 +23,8 @@ ERRORS = (KeyError, TypeError, ValueError)
 
 @pytest.fixture(scope="module")
 def golden() -> AnnData:
+    if h5py.version.hdf5_version_tuple < (2, 0, 0):
+        pytest.skip("it was written by HDF5 2, which earlier ones do not read")
     return anndata.read_h5ad(GOLDEN)
 
 

@@ -144,9 +144,13 @@ def test_the_kernel_takes_fates_of_any_kind(computed: OTVelocityKernel):
     shuffled = computed.gene_trends(genes, table.sample(frac=1, random_state=0), "left")
     np.testing.assert_array_equal(shuffled.mean, found.mean[:1])
     assert len(computed.plot_gene_trends(found, show=False)) == 2
+    without = table.assign(right=np.nan).iloc[: len(table) // 2]
+    half = computed.gene_trends(genes, without, "left")  # cells without a fate do not count
+    expected = computed.gene_trends(genes, table.mul(np.arange(len(table)) < len(without), axis=0), "left")
+    np.testing.assert_array_equal(half.mean, expected.mean)
     for fates, lineages, error, match in (
         (table, "up", KeyError, "lineages"),
-        (table.iloc[1:], None, ValueError, "by name"),
+        (table.reset_index(drop=True), None, ValueError, "by name"),
         (left, None, TypeError, "as a table"),
     ):
         with pytest.raises(error, match=match):

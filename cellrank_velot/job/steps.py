@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,10 @@ __all__ = [
 
 logger = logging.getLogger("cellrank_velot")
 
+# They warn by a module that they do not import where Python was told what to do with warnings, as by `python -W`.
+PYGPCCA = ("pygpcca._gpcca", "pygpcca._sorted_schur")
 N_SCHUR = 20
+FEWEST_CELLS = 3  # that stand for a state
 MAX_STATES = 10
 # Above it, linear algebra may use all threads.
 MANY_CELLS = 5_000
@@ -62,7 +67,7 @@ class StateOptions(Options):
 
     def cells_of(self, n_cells: int, n_states: int) -> int:
         """Return how many cells stand for each of so many states: at most half of all cells."""
-        return int(np.clip(n_cells // (2 * n_states), 3, self.n_cells))
+        return int(np.clip(n_cells // (2 * n_states), FEWEST_CELLS, self.n_cells))
 
 
 def few_threads(n_cells: int) -> AbstractContextManager[Any]:
@@ -86,6 +91,8 @@ def combine(kernel: Any, weight: float) -> Any:
 
 def compute_schur(estimator: GPCCA) -> bool:
     """Compute the Schur decomposition that macrostates need, and return whether it was computed."""
+    for module in PYGPCCA:
+        vars(import_module(module)).setdefault("warnings", warnings)
     try:
         estimator.compute_schur(n_components=min(N_SCHUR, estimator.adata.n_obs - 1))
     except RuntimeError as error:  # the chain mixes too slowly
@@ -103,7 +110,8 @@ def choose_macrostates(estimator: GPCCA, time: NDArray[np.float64], options: Sta
     nearly stable: the largest gap often says no more than that cells differentiate. The largest gap is the last resort.
     """
     if options.n_states is not None:
-        candidates = list(range(min(options.n_states, estimator.adata.n_obs - 1), 1, -1))
+        most = min(N_SCHUR, estimator.adata.n_obs // FEWEST_CELLS)  # as many Schur vectors, or cells, there are
+        candidates = list(range(max(min(options.n_states, most), 2), 1, -1))
     else:
         candidates = _by_eigengap(estimator.eigendecomposition["D"])
     nearly: list[int] = []
@@ -146,8 +154,7 @@ def _try_macrostates(estimator: GPCCA, n_states: int, options: StateOptions) -> 
     n_cells = options.cells_of(estimator.adata.n_obs, n_states)
     try:
         estimator.compute_macrostates(n_states=n_states, n_cells=n_cells, cluster_key=options.cluster_key)
-    # pygpcca 1.0.4, of few cells, warns of a chain in pieces by a module that it did not import: a NameError.
-    except (ValueError, RuntimeError, IndexError, NameError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         logger.debug("No %d macrostates: %s", n_states, error)
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -56,8 +57,12 @@ class Saving(BaseVelocityKernel):
         >>> from cellrank_velot import write_h5ad
         >>> write_h5ad(adata, "cells.h5ad")
         """
+        name = key or ("T_bwd" if self.backward else "T_fwd")
+        for entry in (f"{name}_params", "velot"):  # of something else, and in the way
+            if not isinstance(self.adata.uns.get(entry, {}), Mapping):
+                del self.adata.uns[entry]
         super().write_to_adata(key=key, copy=copy)
-        key = key or ("T_bwd" if self.backward else "T_fwd")
+        key = name
         packed = pack({name: getattr(self, f"_{name}") for name in STAGES})
         packed["n_cells"] = self.cells.n_cells
         packed["fingerprint"] = cells_fingerprint(self.transition_matrix, self.cells)

@@ -50,7 +50,8 @@ class Trends(BaseVelocityKernel):
         fates
             Probability of each cell to take each lineage: a table with one row for each cell and one column for each
             lineage; CellRank's fate probabilities, or an estimator that has them; or the result of
-            ``fate_probabilities`` of cells of a time series. Where not given, what an estimator wrote to the AnnData.
+            ``fate_probabilities`` of cells of a time series. Cells without a row do not count. Where not given, what an
+            estimator wrote to the AnnData.
         lineages
             Lineages to follow; all where not given.
         time_key
@@ -79,7 +80,7 @@ class Trends(BaseVelocityKernel):
         TypeError
             If an option is not a number.
         ValueError
-            If the fates are not those of the cells, or an option is out of range.
+            If the fates are not those of cells by name, or an option is out of range.
 
         Examples
         --------
@@ -120,9 +121,9 @@ class Trends(BaseVelocityKernel):
             fates = pd.DataFrame(np.asarray(fates.X), self.adata.obs_names, list(map(str, fates.names)))
         if not isinstance(fates, pd.DataFrame):
             raise TypeError(f"Expected `fates` as a table, an estimator or its fates, found `{type(fates).__name__}`.")
-        if len(fates) != self.adata.n_obs or not self.adata.obs_names.isin(fates.index).all():
+        if not len(fates) or fates.index.has_duplicates or not fates.index.isin(self.adata.obs_names).all():
             raise ValueError(
-                f"Expected `fates` of the `{self.adata.n_obs}` cells by name, found `{len(fates)}` rows such as "
+                f"Expected `fates` with one row for each cell, by name, found `{len(fates)}` rows such as "
                 f"{list(fates.index[:2])}."
             )
-        return fates.loc[self.adata.obs_names]
+        return fates.reindex(self.adata.obs_names)

@@ -10,6 +10,7 @@ from cellrank_velot.plotting.descent import fate_bars, fate_heatmap, fate_summar
 from cellrank_velot.plotting.estimates import confidence, embedding, time_check, uncertainty
 from cellrank_velot.plotting.fates import fate_map, macrostates, terminal_states
 from cellrank_velot.plotting.field import training
+from cellrank_velot.plotting.interactive import landscape_3d, trajectories_3d
 from cellrank_velot.plotting.landscape import landscape_animation, potential_landscape
 from cellrank_velot.plotting.lines import trajectories
 from cellrank_velot.plotting.pairs import window_transport, windows
@@ -38,6 +39,7 @@ __all__ = [
     "gene_trends",
     "gridsearch_heatmap",
     "growth_map",
+    "landscape_3d",
     "landscape_animation",
     "least_action_path",
     "macrostates",
@@ -52,6 +54,7 @@ __all__ = [
     "time_check",
     "training",
     "trajectories",
+    "trajectories_3d",
     "trend_heatmap",
     "uncertainty",
     "velocity_comparison",

@@ -12,7 +12,14 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from cellrank_velot.cells import read_embedding
 from cellrank_velot.direction import TimeCheck
 from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES
-from cellrank_velot.plotting._draw.embedding import check_color, draw_colored, draw_legend, draw_values
+from cellrank_velot.plotting._draw.embedding import (
+    LegendLoc,
+    check_color,
+    draw_colored,
+    draw_legend,
+    draw_values,
+    place_of,
+)
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, kernel_of
 from cellrank_velot.plotting._draw.legends import BELOW
@@ -207,6 +214,7 @@ def embedding(
     size: float | None = None,
     cmap: str | Colormap = VALUES,
     legend: bool = True,
+    legend_loc: LegendLoc = "right margin",
     **figure: Unpack[FigureOptions],
 ) -> Axes | None:
     """Draw the cells coloured by a column of ``obs`` or a gene, e.g. by the time that gives the velocity its direction.
@@ -227,6 +235,8 @@ def embedding(
         Colours of numbers.
     legend
         Whether to draw the legend or colour bar.
+    legend_loc
+        Where the names of categories stand: ``"right margin"``, ``"on data"``, or ``"none"``.
 
     Returns
     -------
@@ -246,9 +256,9 @@ def embedding(
     adata = adata_of(data)
     check_color(adata, color)
     x, name = read_embedding(adata, basis)
-    marked = None if mark is None else _position(adata, mark)
+    marked, place = None if mark is None else _position(adata, mark), place_of(legend, legend_loc)
     with drawing(figure, panel_size=(5.0, 4.0)) as canvas:
-        draw_colored(canvas.ax, x, name, adata, color, legend=legend, size=size, cmap=cmap)
+        draw_colored(canvas.ax, x, name, adata, color, legend=place, size=size, cmap=cmap)
         if marked is not None:
             at = x[marked]
             canvas.ax.scatter(at[:1], at[1:], zorder=4, label="root", **STAR)

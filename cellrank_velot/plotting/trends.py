@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, to_rgb
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.stage import TINY
 from cellrank_velot._utils.validation import check_integer, check_known
 from cellrank_velot.cells import by_symbol, read_time
 from cellrank_velot.fates.trends import GeneTrends, Smooth, fit_smooth
@@ -248,7 +249,7 @@ def _columns(trends: GeneTrends, genes: Sequence[str] | None) -> list[int]:
 def _label_columns(ax: Axes, time: FloatArray, n_ticks: int, marks: Mapping[str, float]) -> None:
     """Write times below the columns, and mark some of them."""
     at: FloatArray = np.linspace(0, time.size - 1, n_ticks, dtype=np.float64)
-    span = max(float(np.ptp(time)), np.finfo(np.float64).tiny)
+    span = max(float(np.ptp(time)), TINY)
     digits = min(max(1 - math.floor(math.log10(span)), 0), 12)
     ax.set_xticks(at, [f"{value:.{digits}f}" for value in np.interp(at, np.arange(time.size), time)])
     for label, when in marks.items():

@@ -18,6 +18,7 @@ from cellrank_velot.embedding.grid import VelocityGrid, velocity_on_grid
 from cellrank_velot.embedding.projection import Weighting, project_by_linear_map, project_by_transitions
 from cellrank_velot.plotting._draw.arrows import arrows_of, draw_arrows, draw_cells_below, grid_arrows, usual_color
 from cellrank_velot.plotting._draw.colors import INK
+from cellrank_velot.plotting._draw.embedding import LegendLoc, place_of
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of, weights_of
 
@@ -41,10 +42,11 @@ def velocity_stream(
     n_grid: int = 50,
     smooth: float = 1.0,
     min_density: float = 0.02,
-    density: float = 2.0,
+    density: float = 1.5,
     size: float | None = None,
-    alpha: float = 0.45,
+    alpha: float = 0.6,
     legend: bool = True,
+    legend_loc: LegendLoc = "right margin",
     stream_kwargs: Mapping[str, Any] | None = None,
     **figure: Unpack[FigureOptions],
 ) -> Axes | None:
@@ -87,6 +89,8 @@ def velocity_stream(
         Opacity of the cells.
     legend
         Whether to draw the legend or colour bar of ``color``.
+    legend_loc
+        Where the names of categories stand: ``"right margin"``, ``"on data"``, or ``"none"``.
     stream_kwargs
         Passed on to :meth:`matplotlib.axes.Axes.streamplot`.
 
@@ -113,12 +117,12 @@ def velocity_stream(
     ... )
     """
     adata = adata_of(data)
-    color = usual_color(adata, color)
+    color, place = usual_color(adata, color), place_of(legend, legend_loc)
     x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     with drawing(figure, panel_size=PANEL) as canvas:
-        draw_cells_below(canvas.ax, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells_below(canvas.ax, x, name, adata, color, legend=place, size=size, alpha=alpha)
         _draw_streams(canvas.ax, grid, density=density, **(stream_kwargs or {}))
     return canvas.result
 
@@ -140,6 +144,7 @@ def velocity_grid(
     size: float | None = None,
     alpha: float = 0.45,
     legend: bool = True,
+    legend_loc: LegendLoc = "right margin",
     quiver_kwargs: Mapping[str, Any] | None = None,
     **figure: Unpack[FigureOptions],
 ) -> Axes | None:
@@ -181,6 +186,8 @@ def velocity_grid(
         Opacity of the cells.
     legend
         Whether to draw the legend or colour bar of ``color``.
+    legend_loc
+        Where the names of categories stand: ``"right margin"``, ``"on data"``, or ``"none"``.
     quiver_kwargs
         Passed on to :meth:`matplotlib.axes.Axes.quiver`.
 
@@ -194,13 +201,13 @@ def velocity_grid(
     """
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
-    color = usual_color(adata, color)
+    color, place = usual_color(adata, color), place_of(legend, legend_loc)
     x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     points, arrows, _ = grid_arrows(grid, arrow_length, normalize=normalize)
     with drawing(figure, panel_size=PANEL) as canvas:
-        draw_cells_below(canvas.ax, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells_below(canvas.ax, x, name, adata, color, legend=place, size=size, alpha=alpha)
         draw_arrows(canvas.ax, points, arrows, **(quiver_kwargs or {}))
     return canvas.result
 
@@ -220,6 +227,7 @@ def velocity_quiver(
     size: float | None = None,
     alpha: float = 0.45,
     legend: bool = True,
+    legend_loc: LegendLoc = "right margin",
     quiver_kwargs: Mapping[str, Any] | None = None,
     **figure: Unpack[FigureOptions],
 ) -> Axes | None:
@@ -257,6 +265,8 @@ def velocity_quiver(
         Opacity of the cells.
     legend
         Whether to draw the legend or colour bar of ``color``.
+    legend_loc
+        Where the names of categories stand: ``"right margin"``, ``"on data"``, or ``"none"``.
     quiver_kwargs
         Passed on to :meth:`matplotlib.axes.Axes.quiver`.
 
@@ -271,13 +281,13 @@ def velocity_quiver(
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
-    color = usual_color(adata, color)
+    color, place = usual_color(adata, color), place_of(legend, legend_loc)
     x, name = read_embedding(adata, basis)
     velocity = _projected(data, x, method, weighting, key)
     cells = _spread(x, velocity, n_arrows)
     arrows = arrows_of(velocity[cells], arrow_length * _spacing(x, n_arrows), normalize=normalize)
     with drawing(figure, panel_size=PANEL) as canvas:
-        draw_cells_below(canvas.ax, x, name, adata, color, legend=legend, size=size, alpha=alpha)
+        draw_cells_below(canvas.ax, x, name, adata, color, legend=place, size=size, alpha=alpha)
         draw_arrows(canvas.ax, x[cells], arrows, **(quiver_kwargs or {}))
     return canvas.result
 
@@ -295,6 +305,7 @@ def velocity_comparison(
     size: float | None = None,
     alpha: float = 0.45,
     legend: bool = True,
+    legend_loc: LegendLoc = "right margin",
     quiver_kwargs: Mapping[str, Any] | None = None,
     **figure: Unpack[FigureOptions],
 ) -> list[Axes] | None:
@@ -326,6 +337,8 @@ def velocity_comparison(
         Opacity of the cells.
     legend
         Whether to draw the legend or colour bar of ``color``.
+    legend_loc
+        Where the names of categories stand: ``"right margin"``, ``"on data"``, or ``"none"``.
     quiver_kwargs
         Passed on to :meth:`matplotlib.axes.Axes.quiver`.
 
@@ -340,7 +353,7 @@ def velocity_comparison(
     check_integer("n_arrows", n_arrows, low=1)
     check_number("arrow_length", arrow_length, low=0, open_low=True)
     adata = adata_of(data)
-    color = usual_color(adata, color)
+    color, place = usual_color(adata, color), place_of(legend, legend_loc)
     x, name = read_embedding(adata, basis)
     smooth, raw = (_by_linear_map(data, x, key, estimate) for estimate in ("velocity", "raw_velocity"))
     cells = _spread(x, smooth, n_arrows)
@@ -349,7 +362,8 @@ def velocity_comparison(
     titles = (f"Transport (none for {n_unknown} of {len(x)} cells)" if n_unknown else "Transport", "Field")
     with drawing(figure, n_panels=2, panel_size=(5.2, 4.2)) as canvas:
         for panel, velocity, title, last in zip(canvas.panels, (raw, smooth), titles, (False, True), strict=True):
-            draw_cells_below(panel, x, name, adata, color, legend=legend and last, size=size, alpha=alpha)
+            here = place if last or place == "on data" else False
+            draw_cells_below(panel, x, name, adata, color, legend=here, size=size, alpha=alpha)
             arrows = arrows_of(velocity[cells], longest, normalize=normalize, reference=smooth[cells])
             draw_arrows(panel, x[cells], arrows, **(quiver_kwargs or {}))
             panel.set_title(title)
@@ -435,8 +449,8 @@ def _draw_streams(ax: Axes, grid: VelocityGrid, **kwargs: Any) -> None:
     finite = speed[np.isfinite(speed)]
     if not finite.size or finite.max() == 0:
         return
-    width = 0.4 + 1.4 * np.nan_to_num(speed) / np.percentile(finite, 98)
-    defaults = {"color": INK, "linewidth": np.minimum(width, 1.8), "arrowsize": 0.9, "arrowstyle": "-|>", "zorder": 3}
+    width = 0.3 + 0.8 * np.nan_to_num(speed) / np.percentile(finite, 98)
+    defaults = {"color": INK, "linewidth": np.minimum(width, 1.1), "arrowsize": 0.7, "arrowstyle": "-|>", "zorder": 3}
     limits = ax.get_xlim(), ax.get_ylim()
     u, v = np.moveaxis(grid.velocity, 2, 0)
     ax.streamplot(grid.x, grid.y, u, v, **{**defaults, **kwargs})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,17 +12,19 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, to_rgba
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.validation import check_known
+from cellrank_velot._utils.validation import check_choice, check_known
 from cellrank_velot.cells import by_symbol, read_clusters
-from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES, palette, palette_of, scale_of
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES, palette, palette_of, scale_of
 from cellrank_velot.plotting._draw.figure import color_bar
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of
 from cellrank_velot.plotting._draw.legends import BELOW, MAX_ROWS, RIGHT, dot
 
 __all__ = [
     "area_of",
+    "categories_of",
     "check_color",
     "colors_by_name",
     "dot_size",
@@ -31,9 +33,12 @@ __all__ = [
     "draw_colored",
     "draw_legend",
     "draw_values",
+    "LegendLoc",
+    "place_of",
 ]
 
 FloatArray = NDArray[np.float64]
+LegendLoc = Literal["right margin", "on data", "none"]
 
 # Square inches of a panel of five by four inches, without labels.
 USUAL_AREA = 12.0
@@ -75,15 +80,18 @@ def draw_colored(
     adata: AnnData,
     color: str | None,
     *,
-    legend: bool = True,
+    legend: bool | Literal["on data"] = True,
     cmap: str | Colormap = VALUES,
     **kwargs: Any,
 ) -> None:
-    """Draw cells coloured by a column of ``obs`` or a gene, with a legend or a colour bar outside the data."""
+    """Draw cells coloured by a column of ``obs`` or a gene, with a legend or a colour bar outside the data.
+
+    Names of categories may also stand on the data.
+    """
     if color is None:
         draw_cells(ax, x, name, BACKGROUND, **kwargs)
         return
-    values = _column(adata, color)
+    values = categories_of(adata, color)
     if isinstance(values.dtype, pd.CategoricalDtype):
         colors = palette_of(adata, color, list(values.cat.categories))
         draw_categories(ax, x, name, values.array, colors, legend=legend, **kwargs)
@@ -100,7 +108,7 @@ def check_color(adata: AnnData, color: str | None) -> None:
         )
 
 
-def _column(adata: AnnData, key: str) -> pd.Series[Any]:
+def categories_of(adata: AnnData, key: str) -> pd.Series[Any]:
     """Return a column of ``obs`` or the expression of a gene: a number for each cell, or a category."""
     check_color(adata, key)
     values = adata.obs[key] if key in adata.obs else sc.get.obs_df(adata, keys=by_symbol(adata, [key])).iloc[:, 0]
@@ -117,7 +125,7 @@ def draw_categories(
     values: pd.Categorical,
     colors: Mapping[Any, str],
     *,
-    legend: bool = True,
+    legend: bool | Literal["on data"] = True,
     **kwargs: Any,
 ) -> None:
     """Draw cells by category, those without one in grey below the others."""
@@ -127,7 +135,26 @@ def draw_categories(
     draw_cells(ax, x, name, table[codes], order=shuffled[np.argsort(codes[shuffled] >= 0, kind="stable")], **kwargs)
     if legend:
         present = [category for category in values.categories if (values == category).any()]
-        draw_legend(ax, {str(category): colors[category] for category in present})
+        if legend == "on data":
+            places = [np.nanmedian(x[np.asarray(values == category)], axis=0) for category in present]
+            write_names(ax, [str(category) for category in present], places)
+        else:
+            draw_legend(ax, {str(category): colors[category] for category in present})
+
+
+def place_of(legend: bool, legend_loc: str) -> bool | Literal["on data"]:
+    """Return whether there is a legend, or that it stands on the data."""
+    check_choice("legend_loc", legend_loc, LegendLoc)
+    return "on data" if legend and legend_loc == "on data" else legend and legend_loc != "none"
+
+
+def write_names(ax: Axes, names: Sequence[str], places: Sequence[FloatArray]) -> None:
+    """Write names on the data, with a white edge so that they are read on any colour. Text is taken as it is."""
+    edge = [withStroke(linewidth=2.5, foreground="white")]
+    for name, place in zip(names, places, strict=True):
+        if np.isfinite(place).all():
+            look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "fontweight": "bold"}
+            ax.text(place[0], place[1], name, path_effects=edge, color=INK, zorder=5, parse_math=False, **look)
 
 
 def draw_legend(ax: Axes, colors: Mapping[str, str], *, below: bool = False) -> None:
