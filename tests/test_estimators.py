@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData, read_h5ad
 
 from cellrank_velot import OTVelocityKernel, datasets, estimators, write_h5ad
+from cellrank_velot._utils.slices import Slices
 from cellrank_velot.estimators import estimator, memberships
 from cellrank_velot.estimators.drivers import correlate
 from cellrank_velot.estimators.schur import closed_classes, partial_schur, splits_pair
@@ -243,6 +244,24 @@ def test_traps_are_solved_for(leak):
     np.testing.assert_allclose(found.x, np.tile(expected, (n_cells, 1)), atol=50 * leak + 1e-7)
     np.testing.assert_allclose(found.x.sum(axis=1), 1, atol=1e-9)
     assert found.converged
+
+
+def test_fates_and_sums_are_the_same_whatever_the_number_of_threads(monkeypatch):
+    rng = np.random.default_rng(0)
+    q, values = normalized(sp.random(600, 600, 0.03, random_state=1) + sp.eye(600)), rng.normal(size=600)
+    s = rng.random((600, 9)) * (rng.random((600, 9)) < 0.02)
+    found = []
+    for n_threads in (1, 3):
+        for place in ("cellrank_velot._utils.slices", "cellrank_velot.fates.absorption"):
+            monkeypatch.setattr(f"{place}.count_threads", lambda n=n_threads: n)
+        chain = Transient(sp.csr_matrix(sp.diags(1 / (1 + s.sum(axis=1))) @ q), s.sum(axis=1) / (1 + s.sum(axis=1)))
+        with Slices(600, size=7) as slices:
+            parts = slices.map(lambda part: (part.start, values[part].sum()))
+        found.append((parts, chain.solve(s / (1 + s.sum(axis=1, keepdims=True))).x))
+    assert found[0][0] == found[1][0]
+    assert [start for start, _ in found[0][0]] == list(range(0, 600, 7))
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    np.testing.assert_allclose(found[0][1].sum(axis=1), 1, atol=1e-9)
 
 
 def test_cells_that_reach_an_end():

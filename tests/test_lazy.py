@@ -4,11 +4,12 @@ import pickle
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 import torch
 
-from cellrank_velot._utils import lazy
+from cellrank_velot._utils import jit, lazy
 
 LATE = ("torch", "torchdiffeq", "ot", "pyamg", "networkx", "pynndescent", "umap", "xarray", "IPython")
 
@@ -34,3 +35,19 @@ def test_a_late_module_is_the_module_itself_once_it_is_used():
     assert isinstance(lazy.torch.from_numpy(np.zeros(2)), torch.Tensor)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = lazy.torch.no_such_name
+
+
+def test_compiling_is_told_once_and_only_that_of_ours(monkeypatch, caplog):
+    def loop(x):
+        return x + 1
+
+    monkeypatch.setattr(jit, "TELL_AFTER", -1.0)
+    caplog.set_level("INFO", "cellrank_velot")
+    told, found = jit._Told(), []
+    with jit.event.install_listener("numba:compile", told):
+        for module in ("elsewhere", "cellrank_velot.a", "cellrank_velot.b"):
+            loop.__module__ = module
+            numba.njit(loop)(1)
+            found.append(told.seconds == -jit.math.inf)
+    assert found == [False, True, True]
+    assert "Compiling loops" in caplog.text

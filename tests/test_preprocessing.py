@@ -68,6 +68,15 @@ def test_pseudotime_along_paths_recovers_a_planted_line_and_is_what_the_kernel_t
     assert list(prepared.uns["pseudotime"]["roots"]) == [prepared.obs_names[prepared.uns["iroot"]]]
 
 
+def test_the_bar_names_each_step(capsys):
+    named = []
+    for show in (True, False):
+        pp.prepare(counts(), root_cluster="early", copy=True, show_progress_bar=show, **OPTIONS)
+        shown = capsys.readouterr().err
+        named.append([name for name in ("PCA and neighbors", "pseudotime", "UMAP", "4/4") if name in shown])
+    assert named == [["PCA and neighbors", "pseudotime", "UMAP", "4/4"], []]
+
+
 def test_diffusion_pseudotime_leaves_no_other_time_behind(prepared):
     adata = prepared.copy()
     pp.prepare(adata, root_cluster="early", pseudotime="diffusion", **OPTIONS)

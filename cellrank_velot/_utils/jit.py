@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
+from numba.core import event
 from numpy.typing import NDArray
 
 __all__ = ["compiled", "inlined", "read_only"]
 
+logger = logging.getLogger("cellrank_velot")
+
+TELL_AFTER = 2.0  # seconds of compiling
 # Sums may be reordered, so that they use all lanes of the processor; infinities and NaN keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
@@ -42,3 +49,29 @@ def read_only(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     for view in views:
         view.flags.writeable = False
     return views
+
+
+class _Told(event.Listener):
+    """Says once in a process that loops are being compiled, where that takes seconds."""
+
+    def __init__(self) -> None:
+        self.seconds, self.since = 0.0, 0.0
+
+    def on_start(self, event: event.Event) -> None:
+        if self.seconds > TELL_AFTER and _is_ours(event):
+            logger.info(
+                "Compiling loops for this machine, once: later runs take them from disk, where that can be written to"
+            )
+            self.seconds = -math.inf
+        self.since = time.perf_counter()
+
+    def on_end(self, event: event.Event) -> None:
+        if _is_ours(event):
+            self.seconds += time.perf_counter() - self.since
+
+
+def _is_ours(event: event.Event) -> bool:
+    return str(event.data["dispatcher"].py_func.__module__).startswith("cellrank_velot")
+
+
+event.register("numba:compile", _Told())

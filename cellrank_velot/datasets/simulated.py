@@ -252,6 +252,7 @@ def _dataset(
             n_hvg=n_genes,
             normalize=False,
             random_state=random_state,
+            show_progress_bar=False,
         )
         adata.obsm["true_velocity_pca"] = adata.layers["true_velocity"] @ adata.varm["PCs"]
     return adata

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, lapack, schur, solve_triangular
-from scipy.sparse.csgraph import connected_components
-from threadpoolctl import threadpool_limits
+from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
+
+from cellrank_velot._utils.jit import compiled, read_only
+from cellrank_velot._utils.slices import Slices
 
 __all__ = ["PartialSchur", "Which", "closed_classes", "eigengap", "partial_schur", "sort_schur", "splits_pair"]
 
@@ -32,6 +34,8 @@ TOLERANCE = 1e-10  # residual of a vector of length one
 ENOUGH = 1e-6  # residual that is still of use, where the products run out
 MOST_PRODUCTS = 60_000
 SAME = 1e-9  # eigenvalues that differ by less may be copies of one
+NEAR = 1e-6  # a copy that has all but converged is no farther from the others
+AWAY = 10  # residuals by which an eigenvalue is away from others, however much the chain is directed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +124,41 @@ def _small_schur(h: Array, which: Which) -> tuple[Array, Array]:
 class _Product:
     """The matrix in the metric of the input distribution, applied to rows; it counts what it is applied to."""
 
-    def __init__(self, matrix: sp.csr_matrix, weights: Array | None) -> None:
-        self.matrix, self.n_products = matrix, 0
+    def __init__(self, matrix: sp.csr_matrix, weights: Array | None, slices: Slices) -> None:
+        self.arrays = read_only(matrix.indptr, matrix.indices, matrix.data.astype(np.float64, copy=False))
+        self.slices, self.n_products = slices, 0
         self.root = None if weights is None else np.sqrt(weights)
 
     def __call__(self, rows: Array) -> Array:
         self.n_products += rows.shape[0]
-        columns = np.ascontiguousarray(rows.T if self.root is None else (rows / self.root).T)
-        result = np.ascontiguousarray((self.matrix @ columns).T)
+        columns = read_only((rows if self.root is None else rows / self.root).T)[0]
+        result = np.empty(rows.shape)
+        self.slices.map(lambda part: _multiply(*self.arrays, columns, result, part.start, part.stop))
         return result if self.root is None else result * self.root
 
 
-def _orthonormal(rows: Array, *bases: Array, rng: np.random.Generator) -> tuple[list[Array], Array, Array]:
+@compiled
+def _multiply(indptr: Any, indices: Any, data: Any, columns: Any, result: Any, first: int, last: int) -> None:
+    """Set some columns of the result: two rows of it at a time, which the processor holds."""
+    n_rows = columns.shape[1]
+    for i in range(first, last):
+        for k in range(0, n_rows - 1, 2):
+            one = two = 0.0
+            for edge in range(indptr[i], indptr[i + 1]):
+                weight, j = data[edge], indices[edge]
+                one += weight * columns[j, k]
+                two += weight * columns[j, k + 1]
+            result[k, i], result[k + 1, i] = one, two
+        if n_rows % 2:
+            one = 0.0
+            for edge in range(indptr[i], indptr[i + 1]):
+                one += data[edge] * columns[indices[edge], n_rows - 1]
+            result[n_rows - 1, i] = one
+
+
+def _orthonormal(
+    rows: Array, *bases: Array, rng: np.random.Generator, slices: Slices
+) -> tuple[list[Array], Array, Array]:
     """Make rows orthonormal to each other and to bases, and return their parts along the bases, a factor and the rows.
 
     ``rows = sum(parts.T @ base) + factor.T @ result``. A row that depends on others becomes a random one, of which the
@@ -140,25 +167,52 @@ def _orthonormal(rows: Array, *bases: Array, rng: np.random.Generator) -> tuple[
     parts: list[Array] = [np.zeros((base.shape[0], rows.shape[0])) for base in bases]
     factor = np.eye(rows.shape[0])
     scale = np.linalg.norm(rows, axis=1)
+    rows = np.array(rows)
+
+    def along_bases(part: slice) -> list[Array]:
+        return [base[:, part] @ rows[:, part].T for base in bases]
+
+    def without(part: slice) -> list[Array]:
+        """Take away what lies along the bases; return products of the rest while it is in the cache."""
+        rest = rows[:, part]
+        for along, base in zip(lengths, bases, strict=True):
+            rest -= along.T @ base[:, part]
+        return [rest @ rest.T, *along_bases(part)]
+
+    lengths = _summed(slices.map(along_bases))
     for _ in range(2):  # twice is enough
-        for part, base in zip(parts, bases, strict=True):
-            along = base @ rows.T
-            rows = rows - along.T @ base
+        for part, along in zip(parts, lengths, strict=True):
             part += along @ factor
-        upper, rows = _factorized(rows, scale, bases, rng)
+        gram, *lengths = _summed(slices.map(without))
+        upper = _upper(gram, scale)
+        if upper is not None:
+            inverse = solve_triangular(upper, np.eye(len(upper)))
+            rows = inverse.T @ rows
+            lengths = [along @ inverse for along in lengths]
+        else:
+            upper, rows = _factorized(rows, scale, bases, rng)
+            lengths = _summed(slices.map(along_bases))
         factor = upper @ factor
         scale = np.ones(rows.shape[0])
     return parts, factor, rows
 
 
-def _factorized(rows: Array, scale: Array, bases: tuple[Array, ...], rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return an upper factor and orthonormal rows, ``rows = upper.T @ result``."""
-    gram = rows @ rows.T
+def _summed(parts: list[list[Array]]) -> list[Array]:
+    return [np.add.reduce(column) for column in zip(*parts, strict=True)]
+
+
+def _upper(gram: Array, scale: Array) -> Array | None:
+    """Return the factor by Cholesky, if rows are independent enough for it."""
     with contextlib.suppress(np.linalg.LinAlgError):
         upper = cholesky(gram)
         if np.diag(upper).min() > 1e-6 * np.diag(upper).max() and (np.diag(upper) > 1e-6 * scale).all():
-            return upper, np.asarray(solve_triangular(upper, rows, trans="T"))
-    upper, result = np.zeros_like(gram), np.empty_like(rows)
+            return np.asarray(upper)
+    return None
+
+
+def _factorized(rows: Array, scale: Array, bases: tuple[Array, ...], rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return an upper factor and orthonormal rows, ``rows = upper.T @ result``, where rows may depend on others."""
+    upper, result = np.zeros((rows.shape[0],) * 2), np.empty_like(rows)
     for i in range(rows.shape[0]):
         row, done = rows[i], result[:i]
         for _ in range(2):
@@ -201,7 +255,9 @@ def _grow(space: _Space, product: _Product, kept: Array, size: int, rng: np.rand
         old = space.filled
         space.basis[old : old + block] = space.following
         space.filled = old + block
-        parts, factor, rows = _orthonormal(product(space.following), kept, space.basis[: space.filled], rng=rng)
+        parts, factor, rows = _orthonormal(
+            product(space.following), kept, space.basis[: space.filled], rng=rng, slices=product.slices
+        )
         grown = np.zeros((space.filled + block, space.filled))
         grown[: old + block, :old] = space.projected
         grown[: space.filled, old:] = parts[1]
@@ -209,16 +265,18 @@ def _grow(space: _Space, product: _Product, kept: Array, size: int, rng: np.rand
         space.projected, space.following = grown, rows
 
 
-def _shrink(space: _Space, n_keep: int, which: Which) -> tuple[Array, Array]:
+def _shrink(space: _Space, n_keep: int, which: Which, slices: Slices) -> tuple[Array, Array]:
     """Keep the leading Schur vectors of the space; return their Schur matrix and their residuals."""
     filled = space.filled
     t, u = _small_schur(space.projected[:filled], which)
     coupling = space.projected[filled:] @ u
     if n_keep < filled and t[n_keep, n_keep - 1] != 0:
         n_keep += 1
-    for start in range(0, space.basis.shape[1], 65_536):  # in place, as the basis is the largest array
-        part = slice(start, start + 65_536)
+
+    def turn(part: slice) -> None:  # in place, as the basis is the largest array
         space.basis[:n_keep, part] = u[:, :n_keep].T @ space.basis[:filled, part]
+
+    slices.map(turn)
     space.filled = n_keep
     space.projected = np.vstack([t[:n_keep, :n_keep], coupling[:, :n_keep]])
     return t[:n_keep, :n_keep], np.linalg.norm(coupling[:, :n_keep], axis=0)
@@ -234,33 +292,66 @@ def partial_schur(
 ) -> PartialSchur:
     """Return the leading Schur vectors of a row-stochastic matrix, one more where a pair would be split.
 
-    ``weights`` is the input distribution, even where it is ``None``. Matrices are narrow: on a busy machine two threads
-    of BLAS took ten times as long as one.
+    ``weights`` is the input distribution, even where it is ``None``.
     """
     n_cells = matrix.shape[0]
     n_components = min(n_components, n_cells)
+    # Neighbours close to each other in memory: a product takes half of the time.
+    order = reverse_cuthill_mckee(sp.csr_matrix(matrix))
+    matrix = sp.csr_matrix(matrix[order][:, order])
+    weights = None if weights is None else np.asarray(weights)[order]
     constant = np.full(n_cells, 1 / np.sqrt(n_cells)) if weights is None else np.sqrt(weights / weights.sum())
-    product = _Product(matrix, weights)
     label, closed = closed_classes(matrix)
-    if n_cells <= max(3 * n_components, 300):
-        return _dense(product, constant, n_components, which)
+    with Slices(n_cells) as slices:
+        product = _Product(matrix, weights, slices)
+        if n_cells <= max(3 * n_components, 300):
+            found = _dense(product, constant, n_components, which)
+        else:
+            found = _with_copies(product, constant, label, closed, n_components, which, tolerance, most_products)
+    vectors = np.empty_like(found.vectors)
+    vectors[order] = found.vectors
+    return replace(found, vectors=vectors)
+
+
+def _with_copies(
+    product: _Product,
+    constant: Array,
+    label: NDArray[np.int64],
+    closed: NDArray[np.int64],
+    n_components: int,
+    which: Which,
+    tolerance: float,
+    most_products: int,
+) -> PartialSchur:
+    """Search in blocks so wide that all copies of an eigenvalue are found."""
     block = min(max(BLOCK, closed.size), LARGEST_BLOCK)
+    found: PartialSchur | None = None
+    repeated = np.empty(0, dtype=np.complex128)
     while True:
-        with threadpool_limits(limits=1, user_api="blas"):
-            found = _iterate(product, constant, label, closed, n_components, block, which, tolerance, most_products)
+        start = _begin(constant, label, closed, block) if found is None else found
+        before = found
+        found = _iterate(product, constant, start, repeated, n_components, block, which, tolerance, most_products)
         others = found.eigenvalues[1:]  # without that of the constant vector
-        copies = np.abs(others[:, None] - others[None]) < SAME
-        if block >= LARGEST_BLOCK or copies.sum(1).max(initial=0) < block:
+        repeated = others[(np.abs(others[:, None] - others[None]) < SAME).sum(1) >= block]
+        if found is before or block >= LARGEST_BLOCK or not repeated.size:
             return found
-        # As many equal eigenvalues as vectors in a block: there may be more of them.
+        # As many equal eigenvalues as vectors in a block: there may be more of them, apart from those that are known.
         block = min(2 * block, LARGEST_BLOCK)
+
+
+def _begin(constant: Array, label: NDArray[np.int64], closed: NDArray[np.int64], block: int) -> Array:
+    """Return the first block: what converges to the chance to end in each closed class, the rest at random."""
+    start = np.random.default_rng(0).standard_normal((block, constant.size))
+    for i, name in enumerate(closed[: block - 1] if closed.size > 1 else ()):
+        start[i] = constant * (label == name)
+    return start
 
 
 def _iterate(
     product: _Product,
     constant: Array,
-    label: NDArray[np.int64],
-    closed: NDArray[np.int64],
+    start: Array | PartialSchur,
+    repeated: NDArray[np.complex128],
     n_components: int,
     block: int,
     which: Which,
@@ -271,22 +362,42 @@ def _iterate(
     rng = np.random.default_rng(0)
     wanted = n_components - 1
     size = min(wanted + GUARD + block, n_cells - 1 - block)
-    start = rng.standard_normal((block, n_cells))
-    for i, name in enumerate(closed[: block - 1] if closed.size > 1 else ()):
-        start[i] = constant * (label == name)  # what converges to the chance to end in this class
     kept = constant[None]
-    _, _, start = _orthonormal(start, kept, rng=rng)
-    space = _Space(np.empty((size, n_cells)), 0, np.zeros((block, 0)), start)
+    basis, filled = np.empty((size, n_cells)), 0
+    projected: Array = np.zeros((block, 0))
+    known: PartialSchur | None = None
+    if isinstance(start, PartialSchur):  # a Krylov space that ended with them, and goes on at random
+        known, filled = start, start.n_components - 1
+        basis[:filled] = start.vectors[:, 1:].T
+        projected = np.vstack([start.matrix[1:, 1:], np.zeros((block, filled))])
+    first = rng.standard_normal((block, n_cells)) if isinstance(start, PartialSchur) else start
+    _, _, following = _orthonormal(first, kept, basis[:filled], rng=rng, slices=product.slices)
+    space = _Space(basis, filled, projected, following)
     limit = product.n_products + most_products
+    rounds = 0
     while True:
+        rounds += 1
         _grow(space, product, kept, size, rng)
         n_keep = min(wanted + max(GUARD // 2 - block, 1), space.filled - block)
-        t, residuals = _shrink(space, n_keep, which)
+        t, residuals = _shrink(space, n_keep, which, product.slices)
         enough = wanted + (1 if splits_pair(_eigenvalues_of(t), wanted) else 0)
         worst = residuals[:enough].max(initial=0.0)
-        if worst <= tolerance or product.n_products >= limit:
+        copies = None if known is None or rounds < 2 else _copies(t, residuals, enough + 1, repeated)
+        if known is not None and copies == _copies(known.matrix[1:, 1:], np.zeros(enough), enough, repeated):
+            return known
+        done = worst <= tolerance and (known is None or copies is not None)
+        if done or product.n_products >= limit:
             break
     return _finish(product, np.vstack([kept, space.basis[:enough]]), n_components, which)
+
+
+def _copies(t: Array, residuals: Array, n: int, repeated: NDArray[np.complex128]) -> int | None:
+    """Return how many of the ``n`` leading eigenvalues are copies of those that are repeated, if it can be told."""
+    values = _eigenvalues_of(t)[:n]
+    distance = np.abs(values[:, None] - repeated).min(axis=1)
+    others = distance >= NEAR
+    away = (distance[others] > AWAY * residuals[: len(values)][others]).all()
+    return int((~others).sum()) if away else None
 
 
 def _finish(product: _Product, rows: Array, n_components: int, which: Which) -> PartialSchur:

@@ -9,6 +9,7 @@ solved. For the same reason the residual is computed from differences along the 
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,12 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.linalg import lu_factor, lu_solve
-from scipy.sparse.csgraph import breadth_first_order
+from scipy.sparse.csgraph import breadth_first_order, reverse_cuthill_mckee
 from threadpoolctl import threadpool_limits
 
-from cellrank_velot._utils.jit import compiled
+from cellrank_velot._utils.jit import compiled, read_only
 from cellrank_velot._utils.lazy import pyamg
+from cellrank_velot._utils.slices import Slices, count_threads
 
 __all__ = ["Solution", "Transient", "reaching"]
 
@@ -30,11 +32,12 @@ Array = NDArray[np.float64]
 
 COARSEST = 500  # aggregates that are solved for directly
 STRENGTH = ("classical", {"theta": 0.25})  # which steps join cells in an aggregate
-VISITS = 300  # steps that tell how often each cell is visited
+VISITS = 100  # steps that tell how often each cell is visited
 INNER = 1e-3  # by how much one round reduces the residual
 RESTART = 30
 MOST_ROUNDS = 25
-BASIS_BYTES = 1.5e9  # that vectors of GMRES may take: more columns are solved one part after the other
+WIDTH = 8  # columns that are solved together, so many that loops over them need no loop
+BASIS_BYTES = 4e9  # that vectors of GMRES may take: fewer threads solve for parts of the columns where they take more
 TOLERANCE = 1e-10
 
 
@@ -64,36 +67,45 @@ class Transient:
     """The transient part ``Q`` of a chain, with the chance of each cell to leave it in one step."""
 
     def __init__(self, q: sp.csr_matrix, leave: Array) -> None:
-        self.q = sp.csr_matrix(q, dtype=np.float64)
-        self.q.sum_duplicates()
-        self.leave = np.ascontiguousarray(leave, dtype=np.float64)
+        q = sp.csr_matrix(q, dtype=np.float64)
+        q.sum_duplicates()
+        # Neighbours close to each other in memory: half of the time of a sweep.
+        self.order = reverse_cuthill_mckee(q)
+        self.q = sp.csr_matrix(q[self.order][:, self.order])
+        self.leave = np.ascontiguousarray(leave, dtype=np.float64)[self.order]
         self.visits = _visits(self.q)
         matrix = _off_diagonal(self.q, self.leave)
         self._levels = _hierarchy(sp.csr_matrix(sp.diags(self.visits) @ matrix))
 
     def solve(self, b: Array, tolerance: float = TOLERANCE, smallest: float = 1.0) -> Solution:
-        """Solve for all columns.
+        """Solve for all columns, some of them in each thread.
 
         The tolerance is that of each value, relative to itself, or to ``smallest`` times the largest if that is more.
         """
-        b = np.asarray(b, dtype=np.float64).reshape(self.leave.size, -1)
-        at_a_time = max(1, int(BASIS_BYTES / (8 * (RESTART + 1) * self.leave.size)) - 1)
-        columns = [slice(first, first + at_a_time) for first in range(0, b.shape[1], at_a_time)]
-        with threadpool_limits(limits=1, user_api="blas"):  # on a busy machine two threads take ten times as long
-            parts = [self._solve(b[:, part], tolerance, smallest) for part in columns]
+        n_cells = self.leave.size
+        b = np.asarray(b, dtype=np.float64).reshape(n_cells, -1)[self.order]
+        n_parts = max(1, -(-b.shape[1] // (WIDTH - 1)))
+        parts = np.array_split(np.arange(b.shape[1]), n_parts)
+        n_threads = min(count_threads(), n_parts, max(1, int(BASIS_BYTES / (8 * RESTART * WIDTH * n_cells))))
+        with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(n_threads) as pool:
+            found = list(pool.map(lambda part: self._solve(b[:, part], tolerance, smallest), parts))
+        x = np.empty_like(b)
+        x[self.order] = np.hstack([part.x for part in found])
         return Solution(
-            x=np.hstack([part.x for part in parts]),
-            error=max(part.error for part in parts),
-            n_steps=sum(part.n_steps for part in parts),
-            converged=all(part.converged for part in parts),
+            x=x,
+            error=max(part.error for part in found),
+            n_steps=sum(part.n_steps for part in found),
+            converged=all(part.converged for part in found),
         )
 
     def _solve(self, b: Array, tolerance: float, smallest: float) -> Solution:
         """Solve for some columns, and for one whose solution is known: to leave at all, which is one."""
-        b = np.column_stack([b, self.leave])
+        n_columns = b.shape[1]
+        b = np.column_stack([b, np.broadcast_to(self.leave[:, None], (self.leave.size, WIDTH - n_columns))])
         x, steps, error = np.zeros_like(b), 0, np.inf
+        arrays = read_only(self.q.indptr, self.q.indices, self.q.data, self.leave)
         for _ in range(MOST_ROUNDS):
-            residual = b - _difference_product(self.q.indptr, self.q.indices, self.q.data, self.leave, x)
+            residual = b - _difference_product(*arrays, x)
             correction, n_steps = self._correct(residual * self.visits[:, None])
             x += correction
             steps += n_steps
@@ -103,56 +115,58 @@ class Transient:
             error = max(float(change), float(np.abs(x[:, -1] - 1).max()))
             if error <= tolerance or not np.isfinite(error):
                 break
-        return Solution(x=x[:, :-1], error=error, n_steps=steps, converged=error <= tolerance)
+        return Solution(x=x[:, :n_columns], error=error, n_steps=steps, converged=error <= tolerance)
 
     def _correct(self, b: Array) -> tuple[Array, int]:
         """Return an approximate solution by GMRES for each column, preconditioned by one cycle."""
-        matrix = self._levels[0].matrix
         size = np.sqrt((b * b).sum(0))
         size[size == 0] = 1
         basis = [b / size]
-        h = np.zeros((b.shape[1], RESTART + 1, RESTART))
+        h = np.zeros((WIDTH, RESTART + 1, RESTART))
         for step in range(RESTART):
-            w = matrix @ self._cycle(basis[step])
+            _, w = self._cycle(basis[step])
             for i, other in enumerate(basis):
-                along = np.einsum("ij,ij->j", other, w)
-                w -= along * other
-                h[:, i, step] = along
+                h[:, i, step] = _take_away(other, w)
             norm = np.sqrt(np.einsum("ij,ij->j", w, w))
             h[:, step + 1, step] = norm
-            basis.append(w * _ratio(np.ones_like(norm), norm))
+            w *= _ratio(np.ones_like(norm), norm)
+            basis.append(w)
             weights, missing = _least_squares(h[:, : step + 2, : step + 1])
             if missing <= INNER:
                 break
         combined = np.zeros_like(b)
         for i in range(step + 1):
             combined += weights[:, i] * basis[i]
-        return self._cycle(combined) * size, step + 1
+        return self._cycle(combined)[0] * size, step + 1
 
-    def _cycle(self, b: Array, level: int = 0) -> Array:
-        """Return one cycle of multigrid, started from zero."""
+    def _cycle(self, b: Array, level: int = 0) -> tuple[Array, Array]:
+        """Return one cycle of multigrid, started from zero, and its product with the matrix."""
         at = self._levels[level]
-        if at.down is None:
-            return np.ascontiguousarray(lu_solve(at.factors, b))
-        x = np.zeros_like(b)
-        args = (at.matrix.indptr, at.matrix.indices, at.matrix.data, at.diagonal)
-        _sweep(*args, x, b, True)
-        coarse = at.down @ (b - at.matrix @ x)
-        below = self._cycle(coarse, level + 1)
-        if level > 0 and self._levels[level + 1].down is not None:  # twice on the small levels
-            below += self._cycle(coarse - self._levels[level + 1].matrix @ below, level + 1)
-        x += at.up @ below
-        _sweep(*args, x, b, False)
-        return x
+        if at.factors is not None:
+            x = np.ascontiguousarray(lu_solve(at.factors, b))
+            return x, b.copy()
+        x, rest = np.empty_like(b), np.empty_like(b)
+        _forward(*at.matrix, b, x, rest)
+        coarse = _product(*at.down, rest)
+        below, image = self._cycle(coarse, level + 1)
+        if level > 0 and self._levels[level + 1].factors is None:  # twice on the small levels
+            below = below + self._cycle(coarse - image, level + 1)[0]
+        x += _product(*at.up, below)
+        _backward(*at.matrix, b, x, rest)
+        return x, rest
 
 
 @dataclass
 class _Level:
-    matrix: sp.csr_matrix
-    diagonal: Array
-    down: Any = None  # sums over aggregates; none on the last level
-    up: Any = None
-    factors: Any = None  # of the last level
+    """Arrays of the matrix and its diagonal, of the sums over aggregates and of what aggregates give to their cells.
+
+    The last level has the factors of its matrix alone.
+    """
+
+    matrix: tuple[NDArray[Any], ...] = ()
+    down: tuple[NDArray[Any], ...] = ()
+    up: tuple[NDArray[Any], ...] = ()
+    factors: Any = None
 
 
 def _hierarchy(matrix: sp.csr_matrix) -> list[_Level]:
@@ -168,13 +182,18 @@ def _hierarchy(matrix: sp.csr_matrix) -> list[_Level]:
         max_coarse=COARSEST,
         max_levels=25,
     )
-    levels = []
-    for level in made.levels[:-1]:
-        a = sp.csr_matrix(level.A)
-        levels.append(_Level(a, a.diagonal(), sp.csr_matrix(level.R), sp.csr_matrix(level.P)))
-    last = sp.csr_matrix(made.levels[-1].A)
-    levels.append(_Level(last, last.diagonal(), factors=lu_factor(last.toarray())))
-    return levels
+    levels = [
+        _Level(matrix=(*_arrays(level.A), level.A.diagonal()), down=_arrays(level.R), up=_arrays(level.P))
+        for level in made.levels[:-1]
+    ]
+    return [*levels, _Level(factors=lu_factor(sp.csr_matrix(made.levels[-1].A).toarray()))]
+
+
+def _arrays(matrix: Any) -> tuple[NDArray[Any], ...]:
+    """Return the arrays of a matrix, each row in the order of its columns."""
+    matrix = sp.csr_matrix(matrix)
+    matrix.sort_indices()
+    return read_only(matrix.indptr, matrix.indices, matrix.data)
 
 
 def _off_diagonal(q: sp.csr_matrix, leave: Array) -> sp.csr_matrix:
@@ -201,42 +220,126 @@ def _ratio(a: Array, b: Array) -> Array:
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
+# Loops over columns have a length that the compiler knows.
 @compiled
 def _difference_product(indptr: Any, indices: Any, data: Any, leave: Any, x: Any) -> Any:
-    n_rows, n_columns = x.shape
-    out = np.empty((n_rows, n_columns))
-    for i in range(n_rows):
-        for k in range(n_columns):
-            out[i, k] = leave[i] * x[i, k]
+    out = np.empty_like(x)
+    rest = np.empty(WIDTH)
+    for i in range(x.shape[0]):
+        for k in range(WIDTH):
+            rest[k] = leave[i] * x[i, k]
         for edge in range(indptr[i], indptr[i + 1]):
             j, weight = indices[edge], data[edge]
-            for k in range(n_columns):
-                out[i, k] += weight * (x[i, k] - x[j, k])
+            for k in range(WIDTH):
+                rest[k] += weight * (x[i, k] - x[j, k])
+        for k in range(WIDTH):
+            out[i, k] = rest[k]
     return out
 
 
 @compiled
-def _sweep(indptr: Any, indices: Any, data: Any, diagonal: Any, x: Any, b: Any, forward: bool) -> None:
-    n_rows, n_columns = x.shape
-    rest = np.empty(n_columns)
-    for at in range(n_rows):
-        i = at if forward else n_rows - 1 - at
-        for k in range(n_columns):
+def _product(indptr: Any, indices: Any, data: Any, x: Any) -> Any:
+    n_rows = indptr.size - 1
+    out = np.empty((n_rows, WIDTH))
+    rest = np.empty(WIDTH)
+    for i in range(n_rows):
+        rest[:] = 0.0
+        for edge in range(indptr[i], indptr[i + 1]):
+            j, weight = indices[edge], data[edge]
+            for k in range(WIDTH):
+                rest[k] += weight * x[j, k]
+        for k in range(WIDTH):
+            out[i, k] = rest[k]
+    return out
+
+
+@compiled
+def _forward(indptr: Any, indices: Any, data: Any, diagonal: Any, b: Any, x: Any, residual: Any) -> None:
+    """Set ``x`` by a sweep that starts from zero, and what it misses: cells later in the order count for that alone."""
+    rest = np.empty(WIDTH)
+    for i in range(x.shape[0]):
+        for k in range(WIDTH):
             rest[k] = b[i, k]
         for edge in range(indptr[i], indptr[i + 1]):
-            j = indices[edge]
-            if j != i:
-                weight = data[edge]
-                for k in range(n_columns):
-                    rest[k] -= weight * x[j, k]
-        for k in range(n_columns):
+            j, weight = indices[edge], data[edge]
+            if j >= i:
+                break
+            for k in range(WIDTH):
+                rest[k] -= weight * x[j, k]
+        for k in range(WIDTH):
             x[i, k] = rest[k] / diagonal[i]
+    for i in range(x.shape[0]):
+        rest[:] = 0.0
+        for edge in range(indptr[i + 1] - 1, indptr[i] - 1, -1):
+            j, weight = indices[edge], data[edge]
+            if j <= i:
+                break
+            for k in range(WIDTH):
+                rest[k] -= weight * x[j, k]
+        for k in range(WIDTH):
+            residual[i, k] = rest[k]
+
+
+@compiled
+def _backward(indptr: Any, indices: Any, data: Any, diagonal: Any, b: Any, x: Any, image: Any) -> None:
+    """Sweep backward over ``x``, and set ``image`` to its product with the matrix.
+
+    When a cell is set, its row holds; then the cells before it change.
+    """
+    rest, change = np.empty(WIDTH), np.empty_like(x)
+    for at in range(x.shape[0]):
+        i = x.shape[0] - 1 - at
+        for k in range(WIDTH):
+            rest[k] = b[i, k]
+        for edge in range(indptr[i], indptr[i + 1]):
+            j, weight = indices[edge], data[edge]
+            for k in range(WIDTH):
+                rest[k] -= weight * x[j, k]
+        for k in range(WIDTH):
+            change[i, k] = rest[k] / diagonal[i]
+            x[i, k] += change[i, k]
+    for i in range(x.shape[0]):
+        for k in range(WIDTH):
+            rest[k] = b[i, k]
+        for edge in range(indptr[i], indptr[i + 1]):
+            j, weight = indices[edge], data[edge]
+            if j >= i:
+                break
+            for k in range(WIDTH):
+                rest[k] += weight * change[j, k]
+        for k in range(WIDTH):
+            image[i, k] = rest[k]
+
+
+@compiled
+def _take_away(other: Any, w: Any) -> Any:
+    """Take what lies along another array from each column of ``w``, and return how much."""
+    along, n_rows = np.zeros(WIDTH), w.shape[0]
+    for i in range(n_rows):
+        for k in range(WIDTH):
+            along[k] += other[i, k] * w[i, k]
+    for i in range(n_rows):
+        for k in range(WIDTH):
+            w[i, k] -= along[k] * other[i, k]
+    return along
 
 
 def _visits(q: sp.csr_matrix) -> Array:
     """Return how often each cell is visited within so many steps, from all cells, their mean scaled to one."""
     back = sp.csr_matrix(q.T)
-    visits = np.ones(q.shape[0])
-    for _ in range(VISITS):
-        visits = back @ visits + 1.0
+    arrays = read_only(back.indptr, back.indices, back.data)
+    visits, following = np.ones(q.shape[0]), np.empty(q.shape[0])
+    with Slices(q.shape[0], size=16_384) as slices:
+        for _ in range(VISITS):
+            slices.map(lambda part: _step(*arrays, visits, following, part.start, part.stop))  # noqa: B023
+            visits, following = following, visits
     return visits / visits.mean()
+
+
+@compiled
+def _step(indptr: Any, indices: Any, data: Any, visits: Any, following: Any, first: int, last: int) -> None:
+    for i in range(first, last):
+        total = 1.0
+        for edge in range(indptr[i], indptr[i + 1]):
+            total += data[edge] * visits[indices[edge]]
+        following[i] = total

@@ -65,6 +65,7 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
             n_neighbors=options.n_neighbors,
             normalize="auto" if options.normalize == "auto" else options.normalize == "yes",
             random_state=options.seed,
+            show_progress_bar=options.show_progress_bar,
         )
         logger.info("Computed PCA, neighbours and UMAP from %d genes", adata.n_vars)
         basis, time_key = "X_pca", time_key or PSEUDOTIME_KEYS[options.pseudotime]

@@ -11,6 +11,7 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
+from tqdm.auto import tqdm
 
 from cellrank_velot._utils.validation import check_choice, check_integer, check_seed
 from cellrank_velot.cells import read_time, warn_about_graph
@@ -48,6 +49,7 @@ def prepare(
     normalize: bool | Literal["auto"] = "auto",
     random_state: int = 0,
     copy: bool = False,
+    show_progress_bar: bool = True,
 ) -> AnnData | None:
     """Prepare an AnnData for :class:`~cellrank_velot.OTVelocityKernel`.
 
@@ -87,6 +89,8 @@ def prepare(
         Seed of PCA, neighbours, diffusion map and UMAP.
     copy
         Whether to return a prepared copy rather than to write to `adata`.
+    show_progress_bar
+        Whether to show a progress bar, with the name of the step.
 
     Returns
     -------
@@ -144,19 +148,32 @@ def prepare(
 
     source = adata.to_memory() if adata.isbacked else adata
     _check_expression(source.X, allow_negative=normalize is False)
-    work, normalized = _normalized(source, normalize)
-    _reduce(work, n_pcs=n_pcs, n_neighbors=n_neighbors, n_hvg=n_hvg, random_state=random_state)
-    warn_about_graph(work.obsp["connectivities"], strict=pseudotime_key is None)
-    if pseudotime_key is None:
-        sc.tl.diffmap(work, n_comps=min(_N_DIFFUSION, work.n_obs - 2), random_state=random_state)
-        roots = roots or [choose_root_cell(work, name, cluster_key) for name in root_clusters]
-        _set_times(work, roots, pseudotime)
-    sc.tl.umap(work, random_state=random_state)
+    n_steps = 3 if pseudotime_key is not None else 4
+    with tqdm(total=n_steps, unit="step", disable=not show_progress_bar) as bar:
+        bar.set_description("normalize")
+        work, normalized = _normalized(source, normalize)
+        _next(bar, "PCA and neighbors")
+        _reduce(work, n_pcs=n_pcs, n_neighbors=n_neighbors, n_hvg=n_hvg, random_state=random_state)
+        warn_about_graph(work.obsp["connectivities"], strict=pseudotime_key is None)
+        if pseudotime_key is None:
+            _next(bar, "pseudotime")
+            sc.tl.diffmap(work, n_comps=min(_N_DIFFUSION, work.n_obs - 2), random_state=random_state)
+            roots = roots or [choose_root_cell(work, name, cluster_key) for name in root_clusters]
+            _set_times(work, roots, pseudotime)
+        _next(bar, "UMAP")
+        sc.tl.umap(work, random_state=random_state)
+        _next(bar, "prepare")
 
     if copy and source is adata:
         source = adata.copy()
     _write_back(source, work, normalized=normalized)
     return source if copy else None
+
+
+def _next(bar: Any, name: str) -> None:
+    """Count a step as done, and name the next one."""
+    bar.update()
+    bar.set_description(name)
 
 
 def _check_data(adata: Any, *, copy: bool) -> None:

@@ -1,8 +1,9 @@
 """Seconds and memory from the graph to driver genes, with our estimator and with CellRank's, up to a million cells.
 
 Writes the table of docs/fates_at_scale.md. Each program and size runs in a process of its own, on the same cells,
-neighbour graph, terminal states and genes; the seconds of our kernel are given once. `--limit` is how long CellRank may
-take. `--sizes` takes other sizes and writes nothing. Cells and graphs are kept in `--folder`.
+neighbour graph, terminal states and genes; the seconds of our kernel are given once. Seconds of the processor are those
+of all threads: they tell less of what else the machine does. `--limit` is how long CellRank may take. `--sizes` takes
+other sizes and writes nothing. Cells and graphs are kept in `--folder`.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def measure(system: str, path: Path, limit: float | None) -> dict[str, Any]:
             row = json.loads(line)
             if "step" in row:
                 found[row["step"]] = row["seconds"]
+                found["processor"] = found.get("processor", 0) + row["processor"]
                 found["peak"] = max(found.get("peak", 0), row["peak"])
             else:
                 found["end"] = "; ".join(filter(None, [found["end"], row.get("failed", "")]))
@@ -137,6 +139,7 @@ def rows_of(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
         row = {"cells": f"{n_cells:,}", "estimator": "CellRank" if system == "cellrank" else "ours"}
         row |= {step: text(found.get(step)) if system == "ours" or step != "kernel" else "" for step in STEPS}
         row["all"] = text(sum(found[step] for step in STEPS)) if system == "ours" and not found["end"] else ""
+        row["processor"] = text(found.get("processor"))
         row["peak, GiB"] = text(found.get("peak"))
         row["rows off by"] = f"{found['rows off by']:.0e}" if "rows off by" in found else "-"
         row["ended by"] = found["end"]

@@ -100,14 +100,15 @@ class Watch:
 
         looking = threading.Thread(target=look)
         looking.start()
-        start = time.perf_counter()
+        start, work = time.perf_counter(), time.process_time()
         try:
             return function()
         finally:
-            seconds = time.perf_counter() - start
+            seconds, processor = time.perf_counter() - start, time.process_time() - work
             done.set()
             looking.join()
-            self.rows.append({"step": name, "seconds": seconds, "peak": max(peak[0], resident()) - self.before})
+            most = max(peak[0], resident()) - self.before
+            self.rows.append({"step": name, "seconds": seconds, "processor": processor, "peak": most})
             print(json.dumps(self.rows[-1]), flush=True)
 
 
