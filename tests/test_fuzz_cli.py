@@ -278,6 +278,7 @@ def run(job: Job, cells: PlantedCells, folder: Path, capsys: pytest.CaptureFixtu
     return code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 @settings(max_examples=N_JOBS)
 @given(job=jobs())
 def test_a_report_or_one_line_that_names_the_cause(job: Job, cells: PlantedCells, capsys):
