@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 COARSEST = 500  # aggregates that are solved for directly
 STRENGTH = ("classical", {"theta": 0.25})  # which steps join cells in an aggregate
-VISITS = 100  # steps that tell how often each cell is visited
+VISITS = 300  # steps that tell how often each cell is visited
 INNER = 1e-3  # by how much one round reduces the residual
 RESTART = 30
 MOST_ROUNDS = 25
