@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 from numpy.typing import NDArray
 
+from cellrank_velot._utils.lazy import torch  # noqa: F401  # the types of a decoder are looked for here
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.cells import CellSelector, basis_name, gene_names, read_clusters, read_gene_loadings, select_cells
