@@ -116,4 +116,4 @@ def test_no_diffusion_leads_out_of_the_data(name):
             others = rng.permutation(there)[:600]
             assert wasserstein(here[some], others)[0] < wasserstein(rng.permutation(before)[:600], others)[0]
             assert 1 / 1.5 < weights.mean() / mass[k] < 1.5
-        assert factor > 1 or count_lost(paths, x) < 0.1 * paths.n_particles
+        assert count_lost(paths, x) < 0.2 * paths.n_particles

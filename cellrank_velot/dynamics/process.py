@@ -48,7 +48,8 @@ class ProcessField(Protocol):
         """
 
 
-# A particle is outside of the data where the fifth nearest cell is so many times as far as cells are from each other.
+# A particle is outside of the data where the fifth nearest cell is so many times as far as cells are from each other,
+# those around it and those in general.
 FAR = 5.0
 # Times at which the width is looked at.
 N_GRID = 4001
@@ -250,7 +251,11 @@ def simulate_process(
 def count_lost(paths: ProcessPaths, x: NDArray[np.float64]) -> int:
     """Return how many particles end outside of the data, whose cells are at ``x [n_cells, n_dims]``."""
     region, ends = Region.of(x), torch.tensor(paths.ends)
-    return int((region.look(ends, region.nearest(ends))[0] > FAR).sum())
+    index = region.nearest(ends)
+    # Where cells crowd, a short way off is far by their spacing, and near by that of all others.
+    crowded = region.spacing[index].median(dim=1).values.clamp_max(region.typical_spacing)
+    spacings = region.look(ends, index)[0] * crowded / region.typical_spacing
+    return int((spacings > FAR).sum())
 
 
 def _set_back(score: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
