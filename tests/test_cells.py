@@ -452,6 +452,7 @@ def test_time_as_texts_and_dates_is_read_where_it_is_sure(adata, values, expecte
     "values",
     [
         ["30min", "2h"],
+        ["m1", "m2"],
         ["E18.5", "P0"],
         ["2C", "64C"],
         ["HH10", "HH12"],

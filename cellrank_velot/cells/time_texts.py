@@ -18,7 +18,7 @@ PREFIXES = {
     **dict.fromkeys(("d", "day", "days", "e", "ed", "p"), "days"),
     **dict.fromkeys(("h", "hr", "hour", "hours"), "hours"),
     **dict.fromkeys(("w", "wk", "week", "weeks", "gw", "pcw"), "weeks"),
-    **dict.fromkeys(("m", "month", "months"), "months"),
+    **dict.fromkeys(("month", "months"), "months"),
     **dict.fromkeys(("", "t", "time", "timepoint", "tp"), ""),
 }
 SUFFIXES = {
@@ -41,7 +41,7 @@ def numbers_of(column: pd.Series) -> tuple[NDArray[np.float64], str] | None:
     each and the same letters around it, which name a unit of time or are none. Letters in different texts may differ
     in how they are spelt, not in their unit.
     """
-    if column.dtype.kind == "M" or isinstance(column.dtype, pd.DatetimeTZDtype):
+    if column.dtype.kind == "M":
         return _days(column - column.min()), "days since the first"
     if column.dtype.kind == "m":
         return _days(column), "days"

@@ -276,11 +276,12 @@ class OTTimeSeriesKernel(
 
         A coupled pair of cells moves along a Brownian bridge: around its path :math:`\mu(t)` it has the variance
         :math:`h^2 + \sigma_0^2 (t - t_0) (t_1 - t) / (t_1 - t_0)`, and its mass grows at a constant rate. Here
-        :math:`\sigma_0` is half of the noise of the couplings, and :math:`h` half of the distance to the nearest cell.
-        Averaged over all pairs, their velocity, growth and score (the gradient of the log density) are those of the
-        population, with the right positions and masses at every time point. The network is fitted to random points of
-        the bridges :cite:`tong:24`, weighted by mass, and nothing is simulated. Far from all bridges, no head exceeds
-        what the training saw. Runs the steps before with default parameters where they were not run.
+        :math:`\sigma_0` is half of the noise of the couplings. Of a time point, :math:`h` is half of the median
+        distance to the nearest cell over the root of the number of dimensions. Averaged over all pairs, their velocity,
+        growth and score (the gradient of the log density) are those of the population, with the right positions and
+        masses at every time point. The network is fitted to random points of the bridges :cite:`tong:24`, weighted by
+        mass, and nothing is simulated. Far from all bridges, no head exceeds what the training saw. Runs the steps
+        before with default parameters where they were not run.
 
         Parameters
         ----------
@@ -288,8 +289,8 @@ class OTTimeSeriesKernel(
             Sizes of the hidden layers of the network.
         diffusion
             Diffusion :math:`\sigma` of single cells, in basis units per root of time, above 0: how much cells of one
-            place differ in their ways. The population moves alike with any. ``"auto"`` takes the one whose Schroedinger
-            bridge has the ``epsilon`` of the couplings.
+            place differ in their ways. The population would move alike with any if the field had no error. ``"auto"``
+            takes the one whose Schroedinger bridge has the ``epsilon`` of the couplings.
         n_steps
             Number of training steps.
         batch_size
