@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.shown import as_line, as_table
 from cellrank_velot._utils.validation import check_integer, check_number
 from cellrank_velot.graph.geodesic import N_SMOOTHING, earliest_cells, geodesic_distances, near_graph
+from cellrank_velot.graph.order import MemoryOrder
 from cellrank_velot.graph.smoothing import SmoothedCells, smoothed
 from cellrank_velot.transitions import TransitionOptions, compute_transitions
 
@@ -249,6 +250,34 @@ def find_ends(
     is one without that, as some other sign made somebody tell it apart. A group that a little is reached through is an
     end where the flow stays. Groups on one branch are one end.
     """
+    order = MemoryOrder.of(graph)
+    found = _found(
+        order.values(x),
+        order.graph(graph),
+        order.values(time),
+        SmoothedCells(order.values(cells.x), order.values(cells.time), order.graph(cells.graph)),
+        order.values(velocity),
+        None if labels is None else order.values(np.asarray(labels).astype(str)),
+        None if roots is None else order.places[roots],
+        order.values(_partition(cells.x, options)),
+        options,
+    )
+    candidates = tuple(replace(of, cells=order.cells[of.cells]) for of in found.candidates)
+    return replace(found, candidates=candidates, cells=tuple(order.cells[cells] for cells in found.cells))
+
+
+def _found(
+    x: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    time: NDArray[np.float64],
+    cells: SmoothedCells,
+    velocity: NDArray[np.float64],
+    names: NDArray[np.str_] | None,
+    roots: NDArray[np.int64] | None,
+    partition: NDArray[np.int64],
+    options: EndOptions,
+) -> Ends:
+    """Find the ends, in whatever order the cells are."""
     n_cells = len(x)
     lengths = near_graph(smoothed(x, graph, N_SMOOTHING), graph)
     if roots is None:
@@ -258,8 +287,7 @@ def find_ends(
     walk = compute_transitions(cells.x, np.zeros_like(velocity), cells.graph).matrix
     ranks = np.searchsorted(np.sort(time), time) / n_cells
 
-    groups = [("shape", "", group) for group in _groups(_partition(cells.x, options))]
-    names = None if labels is None else np.asarray(labels).astype(str)
+    groups = [("shape", "", group) for group in _groups(partition)]
     if names is not None:
         groups += [("cluster", name, group) for name, group in _named(names)]
     groups = [of for of in groups if of[2].size >= MIN_CELLS and not np.isin(roots, of[2]).all()]

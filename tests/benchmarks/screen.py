@@ -15,7 +15,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from common import bifurcation, pancreas, quiet, table
+from common import pancreas, quiet, table
 
 import cellrank_velot as cv
 
