@@ -4,8 +4,8 @@ Examples start from here:
 
 >>> import cellrank as cr
 >>> import numpy as np
->>> from cellrank_velot import OTVelocityKernel, datasets, direction, dynamics
->>> from cellrank_velot import metrics, pl, pp
+>>> from cellrank_velot import OTVelocityKernel, compare_conditions, datasets, direction
+>>> from cellrank_velot import dynamics, metrics, pl, pp
 >>> adata = datasets.bifurcation(n_cells=300)
 >>> vk = OTVelocityKernel(adata).compute_transition_matrix()
 >>> vk = vk.compute_uncertainty(n_members=2)
@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cellrank_velot import datasets, direction, dynamics, estimators, metrics
 from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
-from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel
+from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel, compare_conditions
 from cellrank_velot.search import gridsearch
 from cellrank_velot.storage import read_trajectories, write_h5ad, write_zarr
 
@@ -28,6 +28,7 @@ __all__ = [
     "OTTimeSeriesKernel",
     "OTVelocityKernel",
     "__version__",
+    "compare_conditions",
     "datasets",
     "direction",
     "dynamics",
