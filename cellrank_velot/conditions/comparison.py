@@ -106,7 +106,7 @@ class ConditionComparison:
         One row for each measure and each condition that was compared with the reference: ``measure``; ``cluster``,
         ``lineage``, ``gene`` and ``time`` where it has them; the two conditions; ``mean``, ``reference_mean`` and their
         ``difference``, with the ends of its interval, ``low`` and ``high``; ``p``, and ``q``, adjusted for all tests of
-        the table :cite:`benjamini:95`; the numbers of samples, ``n`` and ``n_reference``; the ``test``, and the
+        the same measure :cite:`benjamini:95`; the numbers of samples, ``n`` and ``n_reference``; the ``test``, and the
         smallest p-value that it could give, ``smallest_p``.
     samples
         One row for each measure and each sample: its ``value``, and the number of its ``cells``.
@@ -122,13 +122,16 @@ class ConditionComparison:
 
     Examples
     --------
-    >>> cells = datasets.two_conditions(shift=0.3, n_cells=150, random_state=1)
-    >>> kernel = OTVelocityKernel(cells).compute_transition_matrix()
-    >>> fates = cells.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
-    >>> found = compare_conditions(kernel, "condition", "sample", fates=fates)
-    >>> lineages = found.shares.query("measure == 'lineage share'").set_index("lineage")
-    >>> bool(lineages.loc["Fate A", "difference"] > 0.1)
-    True
+    >>> sample = np.arange(300) % 6  # three of each condition
+    >>> adata.obs["sample"] = sample.astype(str)
+    >>> adata.obs["condition"] = np.where(sample < 3, "control", "treated")
+    >>> fates = adata.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
+    >>> found = compare_conditions(vk, "condition", "sample", fates=fates)
+    >>> found.design.to_frame()["condition"].tolist()
+    ['control', 'control', 'control', 'treated', 'treated', 'treated']
+    >>> found.shares.columns[-7:].tolist()
+    ['high', 'p', 'q', 'n', 'n_reference', 'test', 'smallest_p']
+    >>> found.to_frame().to_csv("comparison.csv", index=False)
     """
 
     table: pd.DataFrame
@@ -214,9 +217,7 @@ class ConditionComparison:
         if (used["smallest_p"] == 0).any() and self.options.test == "auto":
             n, m = (int(used.loc[used["smallest_p"] == 0, column].max()) for column in ("n", "n_reference"))
             least = smallest_p(n, m, self.design.is_paired, self.options.tests())
-            said.append(
-                f"labels of so few samples, permuted, could give no p-value below {least:.2g} for a single test"
-            )
+            said.append(f"permuting the labels of so few samples could give no p-value below {least:.2g}")
         return f"{name} against {self.reference}, {one} samples against {other}: {'; '.join(said)}."
 
     def _part(self, name: str) -> pd.DataFrame:
@@ -265,14 +266,13 @@ def compare(
         blocks += _measured(
             cells, design, chosen, here, options.min_cells, trends, "" if point is None else f"{point:g}"
         )
-    sizes = design.sizes
+    blocks = _joined(blocks)
     tables = [
-        _compared(part, design, number, options.tests())
+        _compared(block, design, number, options.tests())
         for number in range(1, design.conditions.size)
-        for part in ([block for block in blocks if block.measure in names] for names in TABLES.values())
-        if part
+        for block in blocks
     ]
-    long = pd.concat([block.samples(design, sizes) for block in blocks], ignore_index=True)
+    long = pd.concat([block.samples(design) for block in blocks], ignore_index=True)
     fields = None
     if cells.of_sample is not None:
         groups = [design.of_condition(number) for number in range(design.conditions.size)]
@@ -283,24 +283,28 @@ def compare(
 
 @dataclass(frozen=True)
 class _Block:
-    """Values of one measure, shape ``[n_samples, n_columns]``, and what its columns are of."""
+    """Values of one measure, shape ``[n_samples, n_columns]``, and what its columns are of.
+
+    Of two lineages one is the mirror of the other, so each second column is no test of its own.
+    """
 
     measure: str
     values: FloatArray
     of: pd.DataFrame
     scale: str
     cells: FloatArray | None = None
+    mirrored: bool = False
 
-    def samples(self, design: Design, sizes: NDArray[np.int64]) -> pd.DataFrame:
+    def samples(self, design: Design) -> pd.DataFrame:
         """Return one row for each sample and column."""
         n, m = self.values.shape
         rows = self.of.iloc[np.tile(np.arange(m), n)].reset_index(drop=True)
         rows.insert(0, "measure", self.measure)
-        cells = np.repeat(sizes, m) if self.cells is None else np.broadcast_to(self.cells, self.values.shape).ravel()
+        cells = design.sizes[:, None] if self.cells is None else self.cells
         found = rows.assign(
             sample=np.repeat(design.samples, m),
             condition=np.repeat(design.conditions[design.condition], m),
-            cells=np.asarray(cells, dtype=np.float64),
+            cells=np.broadcast_to(np.asarray(cells, dtype=np.float64), self.values.shape).ravel(),
             value=self.values.ravel(),
         )
         return found.dropna(subset="value").reset_index(drop=True)
@@ -322,12 +326,13 @@ def _measured(
     number = measures.counts(sample, group, n, k)
     of_cluster = _of(time, cluster=cells.clusters)
     if len(cells.lineages) > 1:
+        mirrored = len(cells.lineages) == 2
         means = measures.mean_fates(sample, group, fates, n, k, min_cells)
         both = _of(time, cluster=np.repeat(cells.clusters, len(cells.lineages)), lineage=[*cells.lineages] * k)
         of_both = np.repeat(number, len(cells.lineages), axis=1)
-        yield _Block("fate", means.reshape(n, -1), both, "share", of_both)
+        yield _Block("fate", means.reshape(n, -1), both, "share", of_both, mirrored)
         shares, committed = measures.lineage_shares(sample, fates, chosen[here], n, min_cells)
-        yield _Block("lineage share", shares, _of(time, lineage=cells.lineages), "share", committed[:, None])
+        yield _Block("lineage share", shares, _of(time, lineage=cells.lineages), "share", committed[:, None], mirrored)
     if k > 1:
         shares = measures.cluster_shares(sample, group, n, k)
         shares[~present] = np.nan
@@ -392,29 +397,40 @@ def _of(time: str, **columns: Any) -> pd.DataFrame:
     return table.assign(time=time).reindex(columns=KEYS[1:], fill_value="")
 
 
-def _compared(blocks: list[_Block], design: Design, number: int, options: TestOptions) -> pd.DataFrame:
-    """Return the differences of one table between one condition and the reference."""
+def _compared(block: _Block, design: Design, number: int, options: TestOptions) -> pd.DataFrame:
+    """Return the differences of one measure between one condition and the reference."""
     groups = design.of_condition(number), design.of_condition(0)
-    n_tests = sum(_n_testable(block.values, *groups) for block in blocks)
-    rows = []
-    for block in blocks:
-        found = differences(
-            block.values,
-            *groups,
-            SCALES[block.scale],
-            options,
-            n_tests=n_tests,
-            pair=design.pair if design.is_paired else None,
-            moderated=block.measure in TABLES["genes"],
-        )
-        part = block.of.copy()
-        part.insert(0, "measure", block.measure)
-        part["condition"], part["reference"] = str(design.conditions[number]), str(design.conditions[0])
-        rows.append(part.assign(**found.columns()))
-    table = pd.concat(rows, ignore_index=True)
-    table = table[table["difference"].notna()].reset_index(drop=True)
-    table.insert(table.columns.get_loc("p") + 1, "q", adjusted(table["p"].to_numpy(dtype=np.float64)))
-    return table
+    step = 2 if block.mirrored else 1
+    found = differences(
+        block.values,
+        *groups,
+        SCALES[block.scale],
+        options,
+        n_tests=_n_testable(block.values[:, ::step], *groups),
+        pair=design.pair if design.is_paired else None,
+        moderated=block.measure in TABLES["genes"],
+    )
+    table = block.of.copy()
+    table.insert(0, "measure", block.measure)
+    table["condition"], table["reference"] = str(design.conditions[number]), str(design.conditions[0])
+    table = table.assign(**found.columns())
+    table.insert(table.columns.get_loc("p") + 1, "q", np.repeat(adjusted(found.p[::step]), step))
+    return table[table["difference"].notna()]
+
+
+def _joined(blocks: Sequence[_Block]) -> list[_Block]:
+    """Return one block for each measure, of all time points."""
+    found = []
+    for name in dict.fromkeys(block.measure for block in blocks):
+        same = [block for block in blocks if block.measure == name]
+        values = np.concatenate([block.values for block in same], axis=1)
+        of = pd.concat([block.of for block in same], ignore_index=True)
+        cells = None
+        if same[0].cells is not None:
+            shown = [np.broadcast_to(np.asarray(block.cells), block.values.shape) for block in same]
+            cells = np.concatenate(shown, axis=1)
+        found.append(_Block(name, values, of, same[0].scale, cells, same[0].mirrored))
+    return found
 
 
 def _n_testable(values: FloatArray, *groups: NDArray[np.int64]) -> int:

@@ -78,7 +78,7 @@ def velocities(
     sample: IntArray, group: IntArray, velocity: FloatArray, n_samples: int, n_groups: int, min_cells: int
 ) -> tuple[FloatArray, FloatArray]:
     """Return the mean speed ``[n_samples, n_groups]`` and the mean velocity ``[n_samples, n_groups, n_dims]``."""
-    known = np.isfinite(velocity).all(axis=1)
+    known = np.asarray(np.isfinite(velocity).all(axis=1))
     clean = np.where(known[:, None], velocity, 0.0)
     both = np.column_stack([np.linalg.norm(clean, axis=1), clean])
     means = _means(sample, np.where(known, group, -1), both, n_samples, n_groups, min_cells)

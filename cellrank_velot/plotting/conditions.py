@@ -82,10 +82,11 @@ def condition_fates(
 
     Examples
     --------
-    >>> cells = datasets.two_conditions(n_cells=100, shift=0.3)
-    >>> kernel = OTVelocityKernel(cells).compute_transition_matrix()
-    >>> fates = cells.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
-    >>> found = compare_conditions(kernel, "condition", "sample", fates=fates)
+    >>> sample = np.arange(300) % 6  # three of each condition
+    >>> adata.obs["sample"] = sample.astype(str)
+    >>> adata.obs["condition"] = np.where(sample < 3, "control", "treated")
+    >>> fates = adata.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
+    >>> found = compare_conditions(vk, "condition", "sample", fates=fates)
     >>> samples, differences = pl.condition_fates(found, show=False)
     """
     _check(comparison)
@@ -180,11 +181,12 @@ def condition_velocity(
 
     Examples
     --------
-    >>> cells = datasets.two_conditions(n_cells=100, shift=0.3)
-    >>> kernel = OTVelocityKernel(cells).compute_transition_matrix()
-    >>> fates = cells.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
-    >>> found = compare_conditions(kernel, "condition", "sample", fates=fates)
-    >>> control, treated, difference = pl.condition_velocity(kernel, found, show=False)
+    >>> sample = np.arange(300) % 6  # three of each condition
+    >>> adata.obs["sample"] = sample.astype(str)
+    >>> adata.obs["condition"] = np.where(sample < 3, "control", "treated")
+    >>> fates = adata.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
+    >>> found = compare_conditions(vk, "condition", "sample", fates=fates)
+    >>> control, treated, difference = pl.condition_velocity(vk, found, show=False)
     """
     _check(comparison)
     adata = adata_of(data)
@@ -268,10 +270,11 @@ def condition_trends(
 
     Examples
     --------
-    >>> cells = datasets.two_conditions(n_cells=100, shift=0.3)
-    >>> kernel = OTVelocityKernel(cells).compute_transition_matrix()
-    >>> fates = cells.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
-    >>> found = compare_conditions(kernel, "condition", "sample", fates=fates, genes=["FateA"])
+    >>> sample = np.arange(300) % 6  # three of each condition
+    >>> adata.obs["sample"] = sample.astype(str)
+    >>> adata.obs["condition"] = np.where(sample < 3, "control", "treated")
+    >>> fates = adata.obs["clusters"].str.get_dummies()[["Fate A", "Fate B"]]
+    >>> found = compare_conditions(vk, "condition", "sample", fates=fates, genes=["FateA"])
     >>> panels = pl.condition_trends(found, lineages="Fate A", show=False)
     """
     _check(comparison)
