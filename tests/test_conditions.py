@@ -206,6 +206,12 @@ def test_a_planted_shift_is_found_where_it_is():
     share = pd.Series(cells.cluster == 1).groupby(design.samples[design.sample]).mean()
     np.testing.assert_allclose(true.loc[share.index], share)
     assert found.found["q"].is_monotonic_increasing
+    own = found.table[~(found.table["measure"].isin(["fate", "lineage share"]) & (found.table["lineage"] == "B"))]
+    np.testing.assert_allclose(own["q_all"], stats.false_discovery_control(own["p"]))
+    for name, part in own.groupby("measure"):
+        np.testing.assert_allclose(part["q"], stats.false_discovery_control(part["p"]), err_msg=name)
+    shares = found.shares[found.shares["measure"] == "lineage share"]
+    assert shares[["q", "q_all"]].nunique().tolist() == [1, 1]
     assert any("stim differs from ctrl in" in line for line in found.summary())
 
 

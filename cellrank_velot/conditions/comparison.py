@@ -106,7 +106,7 @@ class ConditionComparison:
         One row for each measure and each condition that was compared with the reference: ``measure``; ``cluster``,
         ``lineage``, ``gene`` and ``time`` where it has them; the two conditions; ``mean``, ``reference_mean`` and their
         ``difference``, with the ends of its interval, ``low`` and ``high``; ``p``, and ``q``, adjusted for all tests of
-        the same measure :cite:`benjamini:95`; the numbers of samples, ``n`` and ``n_reference``; the ``test``, and the
+        the same measure :cite:`benjamini:95`; ``q_all``, adjusted for those of all measures; the numbers of samples, ``n`` and ``n_reference``; the ``test``, and the
         smallest p-value that it could give, ``smallest_p``.
     samples
         One row for each measure and each sample: its ``value``, and the number of its ``cells``.
@@ -129,8 +129,8 @@ class ConditionComparison:
     >>> found = compare_conditions(vk, "condition", "sample", fates=fates)
     >>> found.design.to_frame()["condition"].tolist()
     ['control', 'control', 'control', 'treated', 'treated', 'treated']
-    >>> found.shares.columns[-7:].tolist()
-    ['high', 'p', 'q', 'n', 'n_reference', 'test', 'smallest_p']
+    >>> found.shares.columns[-8:].tolist()
+    ['high', 'p', 'q', 'q_all', 'n', 'n_reference', 'test', 'smallest_p']
     >>> found.to_frame().to_csv("comparison.csv", index=False)
     """
 
@@ -277,7 +277,7 @@ def compare(
     if cells.of_sample is not None:
         groups = [design.of_condition(number) for number in range(design.conditions.size)]
         fields = np.stack([cells.of_sample[group].mean(axis=0) for group in groups])
-    table = pd.concat(tables, ignore_index=True)
+    table = _adjusted_for_all(pd.concat(tables, ignore_index=True))
     return ConditionComparison(table, long, design, options, trends, fields)
 
 
@@ -415,7 +415,20 @@ def _compared(block: _Block, design: Design, number: int, options: TestOptions) 
     table["condition"], table["reference"] = str(design.conditions[number]), str(design.conditions[0])
     table = table.assign(**found.columns())
     table.insert(table.columns.get_loc("p") + 1, "q", np.repeat(adjusted(found.p[::step]), step))
+    table["mirror"] = np.arange(len(table)) % step > 0
     return table[table["difference"].notna()]
+
+
+def _adjusted_for_all(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with p-values that are also adjusted for all tests between two conditions."""
+    q_all, mirror = np.full(len(table), np.nan), table.pop("mirror").to_numpy(dtype=bool)
+    for condition in table["condition"].unique():
+        here = np.flatnonzero((table["condition"] == condition) & ~mirror)
+        q_all[here] = adjusted(table["p"].to_numpy(dtype=np.float64)[here])
+    # The mirror of a lineage follows it.
+    q_all[mirror] = q_all[np.flatnonzero(mirror) - 1]
+    table.insert(table.columns.get_loc("q") + 1, "q_all", q_all)
+    return table
 
 
 def _joined(blocks: Sequence[_Block]) -> list[_Block]:

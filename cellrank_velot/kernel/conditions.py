@@ -57,7 +57,7 @@ def compare_conditions(
     Each sample is summed up in one number for each measure. Differences, intervals and tests are over samples: cells of
     one sample are no replicates of each other. Shares are compared as the arc sine of their root, speeds as logarithms.
     p-values are adjusted for all tests of the same measure :cite:`benjamini:95`; of two lineages, which mirror each
-    other, one counts.
+    other, one counts. The column ``q_all`` is adjusted for all measures, for those who look at all of them.
 
     Parameters
     ----------
