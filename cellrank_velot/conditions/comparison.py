@@ -106,8 +106,8 @@ class ConditionComparison:
         One row for each measure and each condition that was compared with the reference: ``measure``; ``cluster``,
         ``lineage``, ``gene`` and ``time`` where it has them; the two conditions; ``mean``, ``reference_mean`` and their
         ``difference``, with the ends of its interval, ``low`` and ``high``; ``p``, and ``q``, adjusted for all tests of
-        the same measure :cite:`benjamini:95`; ``q_all``, adjusted for those of all measures; the numbers of samples, ``n`` and ``n_reference``; the ``test``, and the
-        smallest p-value that it could give, ``smallest_p``.
+        the same measure :cite:`benjamini:95`; ``q_all``, adjusted for those of all measures; the numbers of samples,
+        ``n`` and ``n_reference``; the ``test``, and the smallest p-value that it could give, ``smallest_p``.
     samples
         One row for each measure and each sample: its ``value``, and the number of its ``cells``.
     design
