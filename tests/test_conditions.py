@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from cellrank_velot import OTVelocityKernel, compare_conditions, datasets, pl
+from cellrank_velot import OTTimeSeriesKernel, OTVelocityKernel, compare_conditions, datasets, pl
 from cellrank_velot.conditions import ComparisonOptions, Design, MeasuredCells, commitment, compare
 from cellrank_velot.conditions.inference import SCALES, TestOptions, adjusted, differences
 from cellrank_velot.conditions.measures import rotations
@@ -363,6 +363,25 @@ def test_each_sample_may_have_a_field(replicated):
     panels = pl.condition_velocity(replicated.kernel, found, "umap", show=False)
     assert [panel.get_title("left") for panel in panels] == ["young", "old", "old less young"]
     plt.close("all")
+
+
+def test_a_series_is_compared_at_each_of_its_time_points():
+    series = datasets.birth_death(n_cells=200, growth_contrast=0.0)
+    rng = np.random.default_rng(0)
+    goes_to_a = series.obsm["true_fates"][:, 0]
+    treated = rng.random(series.n_obs) < 0.2 + 0.6 * goes_to_a  # more of those that go to A
+    series.obs["drug"] = np.where(treated, "yes", "no")
+    series.obs["dish"] = series.obs["drug"] + rng.integers(3, size=series.n_obs).astype(str)
+    sk = OTTimeSeriesKernel(series).compute_velocity(show_progress_bar=False)
+    sk.fit_field(hidden=(8,), n_steps=5, show_progress_bar=False)
+    fates = pd.DataFrame(series.obsm["true_fates"], series.obs_names, ["A", "B"])
+    found = compare_conditions(sk, "drug", "dish", fates=fates, min_cells=5)
+    assert set(found.velocity["time"]) == {"0", "1", "2", "3"}
+    late = row(found.shares, measure="lineage share", lineage="A", time="3")
+    assert late["difference"] == pytest.approx(0.6, abs=0.15)
+    assert late["q"] < 0.05
+    with pytest.raises(ValueError, match="a pseudotime for `separate_fields`, found time points"):
+        compare_conditions(sk, "drug", "dish", fates=fates, separate_fields=True)
 
 
 def test_inputs_at_fault_are_named_before_work_begins(replicated, monkeypatch):
