@@ -365,6 +365,41 @@ def genes(kernel: cv.OTVelocityKernel) -> None:
     )
 
 
+def conditions() -> None:
+    """Draw two conditions with replicates."""
+    adata = cv.datasets.two_conditions(n_cells=200, n_samples=4, shift=0.2, random_state=3)
+    kernel = cv.OTVelocityKernel(adata).compute_transition_matrix(**QUIET)
+    found = cv.estimators.GPCCA(kernel)
+    found.set_terminal_states(kernel.suggest_terminal_states("clusters"))
+    found.compute_fate_probabilities()
+    compared = cv.compare_conditions(kernel, "condition", "sample", genes=list(adata.var_names))
+    draw(
+        "condition_fates",
+        "Fates under each condition",
+        "Simulated samples of two conditions, and the difference with its interval over samples: "
+        '`found = cv.compare_conditions(vk, "condition", "sample"); cv.pl.condition_fates(found)`.',
+        cv.pl.condition_fates,
+        compared,
+    )
+    draw(
+        "condition_velocity",
+        "Velocity under each condition",
+        "The one field at the cells of each condition, and the difference: `cv.pl.condition_velocity(vk, found)`.",
+        cv.pl.condition_velocity,
+        kernel,
+        compared,
+    )
+    draw(
+        "condition_trends",
+        "Genes under each condition",
+        "Means over samples with their bands; thin lines are samples: "
+        '`cv.pl.condition_trends(found, ["Unrelated1", "FateA"])`.',
+        cv.pl.condition_trends,
+        compared,
+        ["Unrelated1", "FateA"],
+    )
+
+
 def overview() -> None:
     """Draw the picture of the README: from a time to a velocity to a fate."""
     adata = cv.datasets.tree()
@@ -399,6 +434,7 @@ def main() -> None:
     simulated()
     resting()
     series()
+    conditions()
     sections = [
         f"## {heading}\n\n{caption}\n\n![{heading}](figures/gallery/{file})\n"
         for file, (heading, caption) in CAPTIONS.items()
