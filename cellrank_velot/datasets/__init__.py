@@ -1,11 +1,22 @@
-"""Data sets: simulated gene circuits with known velocity, a branching process with known growth, and the pancreas."""
+"""Data sets: simulated gene circuits with known velocity, processes with known growth and fates, and the pancreas."""
 
+from cellrank_velot.datasets.barcoded import barcoded_lineages
 from cellrank_velot.datasets.birth_death import birth_death, process_of
 from cellrank_velot.datasets.branching import BirthDeath
 from cellrank_velot.datasets.real import pancreas
 from cellrank_velot.datasets.simulated import bifurcation, convergence, gaussian_blob, tree
 
-__all__ = ["BirthDeath", "bifurcation", "birth_death", "convergence", "gaussian_blob", "pancreas", "process_of", "tree"]
+__all__ = [
+    "BirthDeath",
+    "barcoded_lineages",
+    "bifurcation",
+    "birth_death",
+    "convergence",
+    "gaussian_blob",
+    "pancreas",
+    "process_of",
+    "tree",
+]
 
 
 def __dir__() -> list[str]:
