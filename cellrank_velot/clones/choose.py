@@ -169,7 +169,7 @@ def choose_by_clones(
     votes = cast_votes(sisters, options.weight_by)
     fold = np.random.default_rng(random_state).permutation(np.arange(votes.n_clones) % n_folds)
     told = np.stack([_told(votes, fates) for fates in sisters.fates.values()])  # [n_settings, n_clones]
-    weight = np.bincount(votes.clone, votes.weight)
+    weight: FloatArray = np.bincount(votes.clone, votes.weight).astype(np.float64)
     outside = fold != np.arange(n_folds)[:, None]
     chosen = np.array([int((told[:, kept].sum(axis=1)).argmax()) for kept in outside])
     best = int(told.sum(axis=1).argmax())
@@ -197,7 +197,7 @@ def _made(candidate: Any) -> Any:
 def _told(votes: Votes, fates: FloatArray) -> FloatArray:
     """Return the weighted log-likelihood of the sisters of each clone."""
     each = (votes.share * np.log(np.maximum(fates, SMALLEST))).sum(axis=1)
-    return np.bincount(votes.clone, votes.weight * each)
+    return np.asarray(np.bincount(votes.clone, votes.weight * each), dtype=np.float64)
 
 
 def _table(

@@ -21,7 +21,7 @@ MIXED = 0.01
 # middle. They only matter where there are few clones.
 PRIOR_SD, MIDDLE = (0.5, 1.0, 2.0), np.log(2.0)
 LARGEST = 1e4
-N_ROUNDS = 2
+N_ROUNDS, SETTLED = 2, 0.005
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +74,21 @@ def fit_clones(sisters: Sisters, fates: FloatArray, *, recalibrate: bool = True)
     correlation = 0.0
     model = _maximise(sisters, log, mean, correlation, recalibrate)
     for _ in range(N_ROUNDS):
-        correlation = _correlation(sisters, model.prior(fates))
-        model = _maximise(sisters, log, mean, correlation, recalibrate)
+        before, correlation = correlation, _correlation(sisters, model.prior(fates))
+        if abs(correlation - before) < SETTLED:
+            break
+        model = _maximise(sisters, log, mean, correlation, recalibrate, model)
     return model
 
 
-def _maximise(sisters: Sisters, log: FloatArray, mean: FloatArray, correlation: float, recalibrate: bool) -> CloneModel:
+def _maximise(
+    sisters: Sisters,
+    log: FloatArray,
+    mean: FloatArray,
+    correlation: float,
+    recalibrate: bool,
+    start: CloneModel | None = None,
+) -> CloneModel:
     """Maximise the marginal likelihood for a given correlation."""
     n = sisters.group_counts.sum(axis=1, keepdims=True)
     counts = sisters.summed(sisters.group_counts * _worth(n, correlation))
@@ -107,8 +116,10 @@ def _maximise(sisters: Sisters, log: FloatArray, mean: FloatArray, correlation: 
         return float(-(weight @ each) + 0.5 * ((away / sd) ** 2).sum()), -gradient + away / sd**2
 
     bounds = [(-np.log(LARGEST), np.log(LARGEST)), *([(-3.0, 3.0)] * (1 + n_fates))]
-    start = np.concatenate([[MIDDLE], np.zeros(1 + n_fates)])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    first = np.concatenate([[MIDDLE], np.zeros(1 + n_fates)])
+    if start is not None:
+        first = np.concatenate([[np.log(start.concentration), np.log(start.sharpness)], start.offset])
+    found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds)
     offset = found.x[2:] - found.x[2:].mean()
     return CloneModel(
         sharpness=float(np.exp(found.x[1])),
@@ -134,8 +145,8 @@ def _correlation(sisters: Sisters, prior: FloatArray) -> float:
     total = sisters.counts
     size = total.sum(axis=1)
     pairs_all, agree_all = size * (size - 1), (total * (total - 1)).sum(axis=1)
-    pairs_of = np.bincount(unit, pairs_in, minlength=size.size)
-    agree_of = np.bincount(unit, agree_in, minlength=size.size)
+    pairs_of: FloatArray = np.bincount(unit, pairs_in, minlength=size.size).astype(np.float64)
+    agree_of: FloatArray = np.bincount(unit, agree_in, minlength=size.size).astype(np.float64)
     within = _excess(agree_of, pairs_of, by_chance, size)
     across = _excess(agree_all - agree_of, pairs_all - pairs_of, by_chance, size)
     if not np.isfinite(within) or not np.isfinite(across) or across >= 1:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.cells import CellSelector
-from cellrank_velot.clones.scores import ALL, SCORES, WeightBy, cast_votes, curve_table, overlap_table, score_table
+from cellrank_velot.clones.scores import (
+    ALL,
+    SCORES,
+    Resamples,
+    WeightBy,
+    cast_votes,
+    curve_table,
+    overlap_table,
+    score_table,
+)
 from cellrank_velot.clones.sisters import Sisters, find_sisters, read_tables
 
 __all__ = ["CloneJudgement", "JudgeOptions", "judge", "judge_by_clones"]
@@ -250,14 +259,14 @@ def of_names(sisters: Sisters, names: Sequence[str]) -> Sisters:
 
 def judge(sisters: Sisters, options: JudgeOptions = JudgeOptions()) -> CloneJudgement:
     """Judge the fates of early cells by their sisters."""
-    votes = cast_votes(sisters, options.weight_by)
-    common = (options.n_bootstraps, options.level, options.random_state)
-    scores, gains = score_table(sisters, votes, *common)
+    rng = np.random.default_rng(options.random_state)
+    resamples = Resamples.draw(cast_votes(sisters, options.weight_by), options.n_bootstraps, rng)
+    scores, gains = score_table(sisters, resamples, options.level)
     return CloneJudgement(
         scores=scores,
         gains=gains,
-        curve=curve_table(sisters, votes, options.n_bins, *common),
-        overlap=overlap_table(sisters, *common),
+        curve=curve_table(sisters, resamples, options.n_bins, options.level),
+        overlap=overlap_table(sisters, options.n_bootstraps, options.level, options.random_state),
         sources=list(sisters.fates),
         fates=list(sisters.names),
         clones=sisters.clone_names[np.unique(sisters.clone)],

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from cellrank_velot.clones.sisters import Sisters
 
-__all__ = ["SCORES", "Votes", "WeightBy", "cast_votes", "curve_table", "overlap_table", "score_table"]
+__all__ = ["SCORES", "Resamples", "Votes", "WeightBy", "cast_votes", "curve_table", "overlap_table", "score_table"]
 
 FloatArray = NDArray[np.float64]
 
@@ -66,26 +66,39 @@ def alike(counts: FloatArray) -> float:
     return float(np.clip((agree - chance) / max(1 - chance, 1e-9), 0, 1))
 
 
-def resamples(votes: Votes, n_bootstraps: int, rng: np.random.Generator) -> Iterator[FloatArray]:
-    """Yield weights of the cells, first as they are, then with clones drawn with replacement, in blocks of rows."""
-    n_rows = max(1, BLOCK // max(1, votes.weight.size))
-    yield votes.weight[None]
-    for start in range(0, n_bootstraps, n_rows):
-        size = min(n_rows, n_bootstraps - start)
-        drawn = rng.multinomial(votes.n_clones, np.full(votes.n_clones, 1 / votes.n_clones), size=size)
-        yield drawn[:, votes.clone] * votes.weight
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """Clones as they are, then drawn with replacement, ``[1 + n_bootstraps, n_clones]``: how often each is there."""
+
+    votes: Votes
+    drawn: FloatArray
+
+    @classmethod
+    def draw(cls, votes: Votes, n_bootstraps: int, rng: np.random.Generator) -> Resamples:
+        """Draw the clones."""
+        drawn = rng.multinomial(votes.n_clones, np.full(votes.n_clones, 1 / votes.n_clones), size=n_bootstraps)
+        return cls(votes, np.concatenate([np.ones((1, votes.n_clones)), drawn]))
+
+    def sums(self, values: FloatArray) -> FloatArray:
+        """Return weighted sums over the cells of columns of values, ``[n_resamples, n_columns]``."""
+        votes = self.votes
+        weighted = values * votes.weight[:, None]
+        of_clones = [np.bincount(votes.clone, column, minlength=votes.n_clones) for column in weighted.T]
+        return np.asarray(self.drawn @ np.stack(of_clones, axis=1))
+
+    def weights(self) -> Iterator[FloatArray]:
+        """Yield weights of the cells, in blocks of resamples."""
+        n_rows = max(1, BLOCK // max(1, self.votes.weight.size))
+        for start in range(0, len(self.drawn), n_rows):
+            yield self.drawn[start : start + n_rows, self.votes.clone] * self.votes.weight
 
 
-def score_table(
-    sisters: Sisters, votes: Votes, n_bootstraps: int, level: float, random_state: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def score_table(sisters: Sisters, resamples: Resamples, level: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the scores of each source with intervals, and the gains over the first source."""
     found: dict[tuple[str, str, str], FloatArray] = {}
     for source, fates in sisters.fates.items():
-        rng = np.random.default_rng(random_state)  # the same resamples for each source
-        parts = [_scores(fates, votes, weights, sisters.names) for weights in resamples(votes, n_bootstraps, rng)]
-        for key in parts[0]:
-            found[source, *key] = np.concatenate([part[key] for part in parts])
+        for key, values in _scores(fates, resamples, sisters.names).items():
+            found[source, *key] = values
     rows = [_row(dict(zip(("source", "fate", "score"), key, strict=True)), v, level) for key, v in found.items()]
     first = next(iter(sisters.fates))
     gains = [
@@ -103,32 +116,30 @@ def _row(head: dict[str, Any], values: FloatArray, level: float) -> dict[str, An
     return {**head, "value": float(values[0]), "low": float(ends[0]), "high": float(ends[1])}
 
 
-def _scores(
-    fates: FloatArray, votes: Votes, weights: FloatArray, names: list[str]
-) -> dict[tuple[str, str], FloatArray]:
-    """Return every score of each row of weights."""
-    found: dict[tuple[str, str], FloatArray] = {}
-    total = weights.sum(axis=1)
-    prevalence = weights @ votes.share / total[:, None]
-    told = weights @ (votes.share * np.log(np.maximum(fates, SMALLEST))).sum(axis=1) / total
-    base = (prevalence * np.log(np.maximum(prevalence, SMALLEST))).sum(axis=1)
-    ranks, slopes = [], []
+def _scores(fates: FloatArray, resamples: Resamples, names: list[str]) -> dict[tuple[str, str], FloatArray]:
+    """Return every score of each resample."""
+    share, found = resamples.votes.share, {}
+    told = (share * np.log(np.maximum(fates, SMALLEST))).sum(axis=1)
+    sums = resamples.sums(np.column_stack([np.ones(told.size), told, share]))
+    total, prevalence = sums[:, 0], sums[:, 2:] / sums[:, :1]
+    aucs = _aucs(fates, resamples)
+    covariances, spreads, ranks = [], [], []
     for k, name in enumerate(names):
-        f, y = fates[:, k], votes.share[:, k]
-        found[name, "auc"] = _auc(f, y, weights)
-        covariance, spread, other = _moments(rankdata(f), rankdata(y), weights)
+        f, y = fates[:, k], share[:, k]
+        found[name, "auc"] = aucs[:, k]
+        covariance, spread, other = _moments(rankdata(f), rankdata(y), total, resamples)
         with np.errstate(invalid="ignore", divide="ignore"):
             found[name, "rank_correlation"] = covariance / np.sqrt(spread * other)
-            covariance, spread, _ = _moments(f, y, weights)
+            covariance, spread, _ = _moments(f, y, total, resamples)
             found[name, "slope"] = np.where(spread > 1e-12, covariance / spread, np.nan)
         ranks.append(found[name, "rank_correlation"])
-        slopes.append((covariance, spread))
+        covariances.append(covariance)
+        spreads.append(spread)
     # Over all fates: means by how frequent they are, and one line through all points.
-    aucs = np.stack([found[name, "auc"] for name in names], axis=1)
     found[ALL, "auc"] = _mean(aucs, prevalence)
     found[ALL, "rank_correlation"] = _mean(np.stack(ranks, axis=1), prevalence)
-    found[ALL, "slope"] = sum(c for c, _ in slopes) / np.maximum(sum(s for _, s in slopes), 1e-12)
-    found[ALL, "skill"] = told - base
+    found[ALL, "slope"] = np.sum(covariances, axis=0) / np.maximum(np.sum(spreads, axis=0), 1e-12)
+    found[ALL, "skill"] = sums[:, 1] / total - (prevalence * np.log(np.maximum(prevalence, SMALLEST))).sum(axis=1)
     return found
 
 
@@ -138,51 +149,56 @@ def _mean(values: FloatArray, weights: FloatArray) -> FloatArray:
         return np.asarray((np.nan_to_num(values) * known).sum(axis=1) / known.sum(axis=1))
 
 
-def _auc(f: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """Return the chance that of two sisters' cells the one whose sister has the fate has the higher probability."""
-    order = np.argsort(f, kind="stable")
-    starts = np.flatnonzero(np.diff(f[order], prepend=-1.0))
-    ordered = weights[:, order]
-    positive = np.add.reduceat(ordered * y[order], starts, axis=1)
-    negative = np.add.reduceat(ordered * (1 - y[order]), starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1)))
+def _aucs(fates: FloatArray, resamples: Resamples) -> FloatArray:
+    """Return for each resample and fate the chance that of two sisters' cells the right one has more of the fate.
+
+    One of the two sisters has the fate, and the other has not.
+    """
+    share = resamples.votes.share
+    orders = [np.argsort(column, kind="stable") for column in fates.T]
+    starts = [np.flatnonzero(np.diff(f[order], prepend=-1.0)) for f, order in zip(fates.T, orders, strict=True)]
+    found = []
+    for weights in resamples.weights():
+        block = np.empty((len(weights), fates.shape[1]))
+        for k, (order, start) in enumerate(zip(orders, starts, strict=True)):
+            ordered = weights[:, order]
+            positive = ordered * share[order, k]
+            negative = ordered - positive
+            if start.size < order.size:  # ties
+                positive, negative = (np.add.reduceat(part, start, axis=1) for part in (positive, negative))
+            below = np.cumsum(negative, axis=1)
+            area = np.einsum("ij,ij->i", positive, below) - np.einsum("ij,ij->i", positive, negative) / 2
+            with np.errstate(invalid="ignore", divide="ignore"):
+                block[:, k] = area / (positive.sum(axis=1) * below[:, -1])
+        found.append(block)
+    return np.concatenate(found)
 
 
-def _moments(f: FloatArray, y: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _moments(
+    f: FloatArray, y: FloatArray, total: FloatArray, resamples: Resamples
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the weighted covariance and both variances."""
-    total = weights.sum(axis=1)
-    mean_f, mean_y = weights @ f / total, weights @ y / total
-    return (
-        weights @ (f * y) / total - mean_f * mean_y,
-        np.maximum(weights @ (f * f) / total - mean_f**2, 0),
-        np.maximum(weights @ (y * y) / total - mean_y**2, 0),
-    )
+    f, y = f - f.mean(), y - y.mean()
+    mean_f, mean_y, fy, ff, yy = (resamples.sums(np.column_stack([f, y, f * y, f * f, y * y])) / total[:, None]).T
+    return fy - mean_f * mean_y, np.maximum(ff - mean_f**2, 0), np.maximum(yy - mean_y**2, 0)
 
 
-def curve_table(
-    sisters: Sisters, votes: Votes, n_bins: int, n_bootstraps: int, level: float, random_state: int
-) -> pd.DataFrame:
+def curve_table(sisters: Sisters, resamples: Resamples, n_bins: int, level: float) -> pd.DataFrame:
     """Return what sisters became where a fate was given a probability, by bins of equal width."""
-    rows = []
+    rows, votes = [], resamples.votes
     for source, fates in sisters.fates.items():
         for k, fate in enumerate(sisters.names):
             bins = np.minimum((fates[:, k] * n_bins).astype(np.int64), n_bins - 1)
             member = np.eye(n_bins)[bins]
-            parts = []
-            for weights in resamples(votes, n_bootstraps, np.random.default_rng(random_state)):
-                held = weights @ member
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    parts.append((weights * votes.share[:, k]) @ member / held)
-            observed = np.concatenate(parts)
-            held = votes.weight @ member
-            for b in np.flatnonzero(held > 0):
+            held, hits = resamples.sums(member), resamples.sums(member * votes.share[:, k : k + 1])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                observed = hits / held
+            for b in np.flatnonzero(held[0] > 0):
                 here = bins == b
                 head = {
                     "source": source,
                     "fate": fate,
-                    "predicted": float(votes.weight[here] @ fates[here, k] / held[b]),
+                    "predicted": float(votes.weight[here] @ fates[here, k] / held[0, b]),
                     "n_cells": int(here.sum()),
                     "n_clones": int(np.unique(votes.clone[here]).size),
                 }
@@ -228,8 +244,9 @@ def _overlaps(counts: FloatArray, weights: FloatArray) -> FloatArray:
     n_fates = counts.shape[1]
     found = np.empty((weights.shape[0], n_fates, n_fates))
     with np.errstate(invalid="ignore", divide="ignore"):
-        for row, (weight, sums) in enumerate(zip(weights, total, strict=True)):
-            share = counts / sums
-            for i in range(n_fates):
-                found[row, i] = weight @ np.minimum(share[:, i : i + 1], share)
+        for i, j in zip(*np.triu_indices(n_fates), strict=True):
+            # Only clones that have both fates count.
+            both = np.flatnonzero((counts[:, i] > 0) & (counts[:, j] > 0))
+            one, other = (counts[both, k] / total[:, k : k + 1] for k in (i, j))
+            found[:, i, j] = found[:, j, i] = (weights[:, both] * np.minimum(one, other)).sum(axis=1)
     return found

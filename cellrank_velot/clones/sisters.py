@@ -71,15 +71,11 @@ class Sisters:
 
     def summed(self, of_groups: FloatArray) -> FloatArray:
         """Sum over the groups of each unit."""
-        total = np.zeros((self.clone.size, len(self.names)))
-        np.add.at(total, self.group_unit, of_groups)
-        return total
+        return _sums(self.group_unit, of_groups, self.clone.size)
 
     def mean(self, of_cells: FloatArray) -> FloatArray:
         """Average over the early cells of each unit, ``[n_units, n_fates]``."""
-        total = np.zeros((self.clone.size, of_cells.shape[1]))
-        np.add.at(total, self.unit, of_cells)
-        return total / self.unit_size[:, None]
+        return _sums(self.unit, of_cells, self.clone.size) / self.unit_size[:, None]
 
     def of_clones(self, clones: NDArray[np.bool_]) -> Sisters:
         """Return the part of these clones; the mask is over all clones."""
@@ -100,6 +96,11 @@ class Sisters:
             group_counts=self.group_counts[groups],
             fates={name: values[cells] for name, values in self.fates.items()},
         )
+
+
+def _sums(of: IntArray, values: FloatArray, n: int) -> FloatArray:
+    """Sum rows by the number that each has."""
+    return np.stack([np.bincount(of, column, minlength=n) for column in values.T], axis=1)
 
 
 @dataclass(frozen=True, eq=False)

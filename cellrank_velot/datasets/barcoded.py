@@ -159,7 +159,7 @@ def barcoded_lineages(
     spawned = np.random.SeedSequence(random_state).spawn(3)
     process_rng, sample_rng, truth_rng = map(np.random.default_rng, spawned)
     alive = _founders(n_clones, n_fates, bias, hidden, process_rng)
-    growth = _DIVISION[1] + growth_contrast * (0.5 - np.linspace(0, 1, n_fates))
+    growth: FloatArray = _DIVISION[1] + growth_contrast * (0.5 - np.arange(n_fates) / (n_fates - 1))
     samples, now = [], 0.0
     for number, (time, size) in enumerate(zip(at, wanted, strict=True)):
         alive = _grow(alive, time - now, growth, process_rng)
