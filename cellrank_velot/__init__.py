@@ -5,8 +5,8 @@ Examples start from here:
 >>> import cellrank as cr
 >>> import numpy as np
 >>> import pandas as pd
->>> from cellrank_velot import OTVelocityKernel, clones, datasets, direction, dynamics
->>> from cellrank_velot import metrics, pl, pp
+>>> from cellrank_velot import OTVelocityKernel, clones, compare_conditions, datasets
+>>> from cellrank_velot import direction, dynamics, metrics, pl, pp
 >>> adata = datasets.bifurcation(n_cells=300)
 >>> vk = OTVelocityKernel(adata).compute_transition_matrix()
 >>> vk = vk.compute_uncertainty(n_members=2)
@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cellrank_velot import clones, datasets, direction, dynamics, estimators, metrics
 from cellrank_velot import plotting as pl
 from cellrank_velot import preprocessing as pp
-from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel
+from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel, compare_conditions
 from cellrank_velot.search import gridsearch
 from cellrank_velot.storage import read_trajectories, write_h5ad, write_zarr
 
@@ -31,6 +31,7 @@ __all__ = [
     "OTVelocityKernel",
     "__version__",
     "clones",
+    "compare_conditions",
     "datasets",
     "direction",
     "dynamics",

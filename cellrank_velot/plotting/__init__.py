@@ -7,6 +7,7 @@ cells. Plots read an AnnData and change nothing in it.
 
 from cellrank_velot.plotting.clones import clone_calibration, clone_overlap, clone_scores
 from cellrank_velot.plotting.clusters import spatial_clusters
+from cellrank_velot.plotting.conditions import condition_fates, condition_trends, condition_velocity
 from cellrank_velot.plotting.descent import fate_bars, fate_heatmap, fate_summary
 from cellrank_velot.plotting.estimates import confidence, embedding, time_check, uncertainty
 from cellrank_velot.plotting.fates import fate_map, macrostates, terminal_states
@@ -30,6 +31,9 @@ __all__ = [
     "clone_calibration",
     "clone_overlap",
     "clone_scores",
+    "condition_fates",
+    "condition_trends",
+    "condition_velocity",
     "confidence",
     "embedding",
     "fate_bars",
