@@ -134,7 +134,7 @@ def barcoded_lineages(
     --------
     >>> adata = datasets.barcoded_lineages(n_cells=200)
     >>> adata.obsm["X_clone"].shape, adata.obs["clusters"].cat.categories.tolist()
-    ((600, 50), ['Progenitor', 'Fate A', 'Fate B', 'Fate C'])
+    ((600, 66), ['Progenitor', 'Fate A', 'Fate B', 'Fate C'])
     >>> bool(np.allclose(adata.obsm["true_fates"].sum(axis=1), 1))
     True
     """
