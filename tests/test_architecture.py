@@ -10,7 +10,7 @@ MOST_ROOMS, MOST_FLOORS = 28, 12
 # From the ground up: a room imports only rooms that stand before it here.
 ORDER = (
     "_utils", "graph", "cells", "transport", "timeseries", "transitions", "fates", "field", "dynamics", "perturbation",
-    "landscape", "regulation", "embedding", "direction", "conditions", "preprocessing", "datasets", "metrics",
+    "landscape", "regulation", "embedding", "direction", "conditions", "preprocessing", "datasets", "metrics", "clones",
     "storage", "plotting", "estimators", "kernel", "search", "job",
 )  # fmt: skip
 # Rooms of numbers alone: arrays in and out.

@@ -1,5 +1,6 @@
-"""Data sets: simulated circuits with known velocity or of two conditions, a process with growth, and the pancreas."""
+"""Data sets: simulated circuits with known velocity, of conditions, with growth or with barcodes; and the pancreas."""
 
+from cellrank_velot.datasets.barcoded import barcoded_lineages
 from cellrank_velot.datasets.birth_death import birth_death, process_of
 from cellrank_velot.datasets.branching import BirthDeath
 from cellrank_velot.datasets.real import pancreas
@@ -8,6 +9,7 @@ from cellrank_velot.datasets.simulated import bifurcation, convergence, gaussian
 
 __all__ = [
     "BirthDeath",
+    "barcoded_lineages",
     "bifurcation",
     "birth_death",
     "convergence",
