@@ -444,9 +444,11 @@ def test_pictures(replicated):
 
 
 # ---------------------------------------------------------------------------------------------------- simulated cells
-def test_simulated_conditions_have_the_shift_that_was_asked_for():
+def test_simulated_conditions_have_the_shift_that_was_asked_for(tmp_path):
     adata = datasets.two_conditions(100, (3, 4), shift=0.3, sample_sd=0.0, preprocess=False)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
     known = adata.uns["two_conditions"]["samples"]
+    pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "cells.h5ad").uns["two_conditions"]["samples"], known)
     assert known["true_share"].round(6).unique().tolist() == [0.5, 0.8]
     assert known["cells"].nunique() > 4
     assert (adata.obs["sample"].value_counts().loc[known.index] == known["cells"]).all()
