@@ -391,7 +391,8 @@ def test_the_regularisation_is_that_by_which_sisters_part(few_values, monkeypatc
 
 def test_a_kernel_takes_the_regularisation_from_clones(few_values, lineages: AnnData):
     series = lineages[(lineages.obs["day"] < 6) & (np.arange(lineages.n_obs) % 3 > 0)].copy()
-    series.obsp["connectivities"] = kneighbors_graph(series.obsm["X_pca"], 15, mode="connectivity", include_self=False)
+    graph = kneighbors_graph(series.obsm["X_pca"], 15, mode="connectivity", include_self=False)
+    series.obsp["connectivities"] = sp.csr_matrix((graph + graph.T) / 2)
     series.uns["neighbors"] = {"connectivities_key": "connectivities", "params": {"use_rep": "X_pca"}}
     kernel = OTVelocityKernel(series, time_key="day", time_kind="experimental")
     with pytest.raises(ValueError, match="`clone_key` with `epsilon='clones'` only"):
@@ -405,6 +406,9 @@ def test_a_kernel_takes_the_regularisation_from_clones(few_values, lineages: Ann
     said = kernel.settings["velocity"]
     assert (said["epsilon"], said["clone_key"]) == (kernel.couplings.epsilon, "clone_id") == (expected, "clone_id")
     assert 0.05 < expected < 0.5
+    judged = kernel.judge_by_clones("true_fates_seen", **QUICK)
+    assert judged.sources == ["fates", "ConnectivityKernel", "PseudotimeKernel"]
+    assert (judged.gains.query("fate == 'all' and score == 'skill'")["value"] < 0).all()
     again = kernel.copy().compute_velocity(**kernel._arguments("velocity"), show_progress_bar=False)
     np.testing.assert_array_equal(again.couplings.start, kernel.couplings.start)
 

@@ -16,6 +16,7 @@ from cellrank_velot._utils.validation import check_choice, check_known, first_na
 from cellrank_velot.cells import find_clone_key, read_clones
 from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.kernel._atomic import all_or_nothing
+from cellrank_velot.kernel.clones import Clones
 from cellrank_velot.kernel.diagnostics import States
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
@@ -55,6 +56,7 @@ class OTTimeSeriesKernel(
     Regulations,
     Resting,
     Trends,
+    Clones,
     SeriesPlots,
 ):
     """Kernel for real time points, such as days: cells are transported from each to the next, and may grow and die.
@@ -257,7 +259,7 @@ class OTTimeSeriesKernel(
         """
         codes = self._clones(epsilon, clone_key)
         options = PopulationOptions(
-            epsilon=CouplingOptions.epsilon if codes is not None else epsilon,
+            epsilon=CouplingOptions.epsilon if isinstance(epsilon, str) else epsilon,
             clone_key=None if codes is None else find_clone_key(self.adata, clone_key),
             tau=tau,
             n_passes=n_passes,
