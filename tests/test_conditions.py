@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from cellrank_velot import OTVelocityKernel, compare_conditions, datasets, pl
+from cellrank_velot import OTTimeSeriesKernel, OTVelocityKernel, compare_conditions, datasets, pl
 from cellrank_velot.conditions import ComparisonOptions, Design, MeasuredCells, commitment, compare
 from cellrank_velot.conditions.inference import SCALES, TestOptions, adjusted, differences
 from cellrank_velot.conditions.measures import rotations
@@ -233,7 +233,7 @@ def test_a_difference_in_velocity_is_found_by_the_fields_of_the_samples():
 def test_samples_hold_the_level_where_cells_do_not():
     """Without a difference, tests of cells are wrong for most measures; those of samples in one of twenty."""
     p, of_cells = [], []
-    for seed in range(60):
+    for seed in range(40):
         cells, design = planted(shift=0.0, n=3, n_cells=150, seed=seed, sd=0.4)
         found = compare(replace(cells, expression=None), design)
         p.append(row(found.shares, measure="lineage share", lineage="A")["p"])
@@ -261,6 +261,16 @@ def test_the_smallest_p_that_the_design_can_give_is_said():
     assert "whose smallest p-value is 0.1" in repr(found)
     assert found.table["p"].min() >= 0.1
     assert "permutation of the samples&#x27; labels" in found._repr_html_()
+
+
+def test_what_is_missing_of_lineages_is_said():
+    cells, design = planted(n=2)
+    one = replace(cells, fates=np.ones((cells.time.size, 1)), lineages=["A"])
+    assert "There is one lineage" in repr(compare(one, design))
+    undecided = np.where((design.sample == 0)[:, None], 0.5, cells.fates)
+    found = compare(replace(cells, fates=undecided), design)
+    assert "Fewer than 10 committed cells, hence no shares of lineages: s0." in repr(found)
+    assert row(found.shares, measure="lineage share", lineage="A")["n_reference"] == 1
 
 
 def test_each_time_point_is_compared_by_itself():
@@ -365,6 +375,22 @@ def test_each_sample_may_have_a_field(replicated):
     plt.close("all")
 
 
+def test_a_series_is_compared_at_each_of_its_time_points(replicated):
+    adata = replicated.adata
+    rng = np.random.default_rng(0)
+    drug = rng.random(adata.n_obs) < 0.2 + 0.6 * replicated.fates["left"]  # more of those that go to the left
+    adata.obs["drug"] = np.where(drug, "yes", "no")
+    adata.obs["dish"] = adata.obs["drug"] + rng.integers(2, size=adata.n_obs).astype(str)
+    sk = OTTimeSeriesKernel(adata, time_key="stage").compute_velocity(show_progress_bar=False)
+    sk.fit_field(hidden=(8,), n_steps=5, show_progress_bar=False)
+    found = compare_conditions(sk, "drug", "dish", fates=replicated.fates, min_cells=5)
+    assert set(found.velocity["time"]) == {"0", "1", "2", "3"}
+    late = row(found.shares, measure="lineage share", lineage="left", time="3")
+    assert late["difference"] == pytest.approx(0.6, abs=0.2)
+    with pytest.raises(ValueError, match="a pseudotime for `separate_fields`, found time points"):
+        compare_conditions(sk, "drug", "dish", fates=replicated.fates, separate_fields=True)
+
+
 def test_inputs_at_fault_are_named_before_work_begins(replicated, monkeypatch):
     monkeypatch.setattr(OTVelocityKernel, "velocity", property(lambda self: pytest.fail("work began")))
     vk, fates = replicated.kernel, replicated.fates
@@ -385,6 +411,10 @@ def test_inputs_at_fault_are_named_before_work_begins(replicated, monkeypatch):
     refused(ValueError, "`level` to be in", level=1.0)
     refused(ValueError, "`n_permutations` to be at least", n_permutations=10)
     refused(TypeError, "`separate_fields` to be `True` or `False`", separate_fields="no")
+    with pytest.raises(RuntimeError, match="a forward kernel"):
+        compare_conditions(~vk, "condition", "sample", fates=fates)
+    with pytest.raises(RuntimeError, match="fit_field"):
+        compare_conditions(OTVelocityKernel(replicated.adata), "condition", "sample", fates=fates)
     with pytest.raises(TypeError, match="a kernel of this package, found `AnnData`"):
         compare_conditions(replicated.adata, "condition", "sample")
 
@@ -414,9 +444,11 @@ def test_pictures(replicated):
 
 
 # ---------------------------------------------------------------------------------------------------- simulated cells
-def test_simulated_conditions_have_the_shift_that_was_asked_for():
+def test_simulated_conditions_have_the_shift_that_was_asked_for(tmp_path):
     adata = datasets.two_conditions(100, (3, 4), shift=0.3, sample_sd=0.0, preprocess=False)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
     known = adata.uns["two_conditions"]["samples"]
+    pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "cells.h5ad").uns["two_conditions"]["samples"], known)
     assert known["true_share"].round(6).unique().tolist() == [0.5, 0.8]
     assert known["cells"].nunique() > 4
     assert (adata.obs["sample"].value_counts().loc[known.index] == known["cells"]).all()

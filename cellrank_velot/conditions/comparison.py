@@ -189,6 +189,7 @@ class ConditionComparison:
         sentences = [f"Samples: {', '.join(sizes)}{pairs}; {cells.min()} to {cells.max()} cells each."]
         for number, name in enumerate(self.conditions[1:], 1):
             sentences.append(self._on_tests(number, name))
+        sentences += self._on_lineages()
         for name in self.conditions[1:]:
             rows = self.found[self.found["condition"] == name]
             if rows.empty and self.table.loc[self.table["condition"] == name, "p"].notna().any():
@@ -198,6 +199,16 @@ class ConditionComparison:
                 more = f"; and {len(rows) - 5} more" if len(rows) > 5 else ""
                 sentences.append(f"{name} differs from {self.reference} in {most}{more}.")
         return sentences
+
+    def _on_lineages(self) -> list[str]:
+        """Return what is missing of the shares of lineages, and why."""
+        if not (self.samples["measure"] == "fate").any():
+            return ["There is one lineage, or no cells with fates: no shares of lineages, and no mean fates."]
+        having = self.samples.loc[self.samples["measure"] == "lineage share", "sample"]
+        without = [str(name) for name in self.design.samples if name not in set(having)]
+        few = f"{', '.join(without[:5])}{', ...' if len(without) > 5 else ''}"
+        text = f"Fewer than {self.options.min_cells} committed cells, hence no shares of lineages: {few}."
+        return [text] if without else []
 
     def _on_tests(self, number: int, name: str) -> str:
         """Return what the numbers of samples allow."""

@@ -106,14 +106,14 @@ class Design(Stage):
                 f"Expected at most one sample of each condition for each pair of `adata.obs[{pair.name!r}]`, found two "
                 f"for {twice!r}. Join them into one sample."
             )
-        samples = rows["sample"].to_numpy(dtype=np.str_)
-        pairs = sorted(rows["pair"].unique()) if pair is not None else []
+        samples = [str(name) for name in rows["sample"]]
+        pairs = sorted(map(str, rows["pair"].unique())) if pair is not None else []
         return cls(
-            sample=pd.Categorical(table["sample"], categories=samples).codes.astype(np.int64),
-            samples=samples,
+            sample=_codes(table["sample"], samples),
+            samples=np.array(samples, dtype=np.str_),
             condition=rows["condition"].map(order).to_numpy(dtype=np.int64),
             conditions=np.array(names, dtype=np.str_),
-            pair=pd.Categorical(rows["pair"], categories=pairs).codes.astype(np.int64),
+            pair=_codes(rows["pair"], pairs),
             pairs=np.array(pairs, dtype=np.str_),
         )
 
@@ -164,6 +164,11 @@ _SPLIT = (
     " A sample is one donor under one condition: join both columns to one, and pass the donor as `pair_key` where both "
     "sides have the same donors."
 )
+
+
+def _codes(values: pd.Series, names: list[str]) -> NDArray[np.int64]:
+    """Return the place of each value among the names, -1 where it is none of them."""
+    return np.asarray(pd.Index(names, dtype=object).get_indexer(values.astype(object)), dtype=np.int64)
 
 
 def _check_complete(values: pd.Series) -> None:

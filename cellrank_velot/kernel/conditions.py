@@ -118,7 +118,7 @@ def compare_conditions(
     KeyError
         If a column, the fates, the reference or a gene is missing.
     RuntimeError
-        If the field was not fitted.
+        If the field was not fitted, or the kernel is a backward one.
     TypeError
         If an option is not a number, or the kernel is none of this package.
     ValueError
@@ -145,9 +145,12 @@ def compare_conditions(
     options = ComparisonOptions(
         test=test, n_permutations=n_permutations, min_cells=min_cells, level=level, random_state=random_state
     )
+    if kernel.backward:
+        raise RuntimeError("Expected a forward kernel for fates, found a backward one.")
     separate = check_flag("separate_fields", separate_fields)
     if separate and kernel.cells.is_series:
         raise ValueError("Expected a pseudotime for `separate_fields`, found time points.")
+    kernel._needed("field", "fit_field")
     design = _read_design(kernel, condition_key, sample_key, pair_key, reference, min_cells)
     cells: dict[str, Any] = _read_cells(kernel, fates, cluster_key, genes, layer)
     run = Run(n_jobs=n_jobs, show_progress_bar=show_progress_bar)

@@ -210,6 +210,7 @@ def whole(n_runs: int) -> Iterator[dict[str, Any]]:
             adata = cv.datasets.two_conditions(250, 4, shift=shift, random_state=seed)
             vk, fates = fitted(adata)
             found = cv.compare_conditions(vk, "condition", "sample", fates=fates)
+            fields = cv.compare_conditions(vk, "condition", "sample", fates=fates, separate_fields=True, **QUIET)
             lineage = found.shares.query("measure == 'lineage share' and lineage == 'Fate A'").iloc[0]
             known = adata.uns["two_conditions"]["samples"].groupby("condition")["true_share"].mean()
             seen = found.samples.query("measure == 'lineage share' and lineage == 'Fate A'").set_index("sample")[
@@ -222,6 +223,7 @@ def whole(n_runs: int) -> Iterator[dict[str, Any]]:
                 "found": f"{lineage['difference']:+.3f}",
                 "interval": f"{lineage['low']:+.2f} to {lineage['high']:+.2f}",
                 "p": f"{lineage['p']:.3f}",
+                "speeds and rotations at p 0.05, separate fields": f"{(fields.velocity['p'] <= ALPHA).sum()} of 8",
                 "share of samples, mean error": f"{(seen - true.loc[seen.index]).abs().mean():.3f}",
             }
 
