@@ -8,7 +8,7 @@ from typing import Any
 
 import cellrank_velot as cv
 
-MODULES = ("pl", "pp", "metrics", "datasets", "direction", "dynamics", "estimators")
+MODULES = ("pl", "pp", "metrics", "datasets", "direction", "dynamics", "estimators", "clones")
 
 
 def ours(value: Any) -> bool:

@@ -10,13 +10,13 @@ MOST_ROOMS, MOST_FLOORS = 28, 12
 # From the ground up: a room imports only rooms that stand before it here.
 ORDER = (
     "_utils", "graph", "cells", "transport", "timeseries", "transitions", "fates", "field", "dynamics", "perturbation",
-    "landscape", "regulation", "embedding", "direction", "preprocessing", "datasets", "metrics", "storage", "plotting",
-    "estimators", "kernel", "search", "job",
+    "landscape", "regulation", "embedding", "direction", "conditions", "preprocessing", "datasets", "metrics", "clones",
+    "storage", "plotting", "estimators", "kernel", "search", "job",
 )  # fmt: skip
 # Rooms of numbers alone: arrays in and out.
 WITHOUT_ANNDATA = (
     "_utils", "graph", "transport", "timeseries", "transitions", "fates", "field", "dynamics", "perturbation",
-    "landscape", "regulation", "embedding", "direction",
+    "landscape", "regulation", "embedding", "direction", "conditions",
 )  # fmt: skip
 WITH_CELLRANK = {"datasets", "estimators", "job", "kernel"}
 

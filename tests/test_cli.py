@@ -336,6 +336,27 @@ def test_time_points_are_followed_to_descendants_and_ancestors(raw):
     assert "E10" in (out / "run.log").read_text()
 
 
+def test_conditions_are_compared_over_samples(raw, monkeypatch):
+    monkeypatch.setattr(outputs, "_write_figures", draw_all)
+    adata = read_h5ad(raw)
+    sample = np.arange(adata.n_obs) % 6
+    adata.obs["mouse"] = [f"m{number}" for number in sample]
+    adata.obs["drug"] = np.where(sample < 3, "none", "much")
+    adata.write_h5ad(raw)
+    keys = ["--condition-key", "drug", "--sample-key", "mouse", "--reference", "none"]
+    assert run(raw, *keys, "--terminal-states", "Fate A,Fate B") == cli.OK
+    out = raw.parent / "out"
+    found, samples = (pd.read_csv(out / f"condition_{name}.csv") for name in ("differences", "samples"))
+    assert set(found["reference"]) == {"none"}
+    assert {"lineage share", "cluster share", "fate", "speed", "rise"} <= set(found["measure"])
+    assert set(samples["sample"]) == set(adata.obs["mouse"])
+    drawn = {path.stem for path in (out / "figures").glob("condition_*.png")}
+    assert drawn == {f"condition_{name}" for name in ("fates", "clusters", "velocity", "trends")}
+    report = (out / "report.html").read_text()
+    assert "Differences between conditions" in report
+    assert "3 samples against 3" in report
+
+
 def test_a_root_is_refused_with_time_points(raw, capsys):
     assert run(raw, "--time-kind", "experimental", "--root-cluster", "Progenitor") == cli.BAD_INPUT
     assert "the first time point is the start" in capsys.readouterr().err
@@ -371,6 +392,10 @@ def hole_in_clusters(adata):
     adata.obs["clusters"] = adata.obs["clusters"].where(adata.obs["clusters"] != "Fate A").astype("category")
 
 
+def one_batch(adata):
+    adata.obs["batch"] = "one"
+
+
 BAD = {
     "time missing": ([], drop_time, r"Expected one of \['pseudotime'.*--root-cluster"),
     "time unknown": (["--time-key", "age"], None, r"adata\.obs\['age'\].*dpt_pseudotime"),
@@ -386,6 +411,13 @@ BAD = {
     "basis missing": ([], drop_basis, r"Expected genes or a basis"),
     "embedding unknown": (["--embedding", "tsne"], None, r"adata\.obsm\['tsne'\]"),
     "pseudotime unknown": (["--pseudotime", "x"], None, r"`--pseudotime` to be one of \['consensus', 'geodesic'"),
+    "condition without samples": (["--condition-key", "clusters"], None, "`--condition-key` and `--sample-key` toget"),
+    "condition unknown": (["--condition-key", "drug", "--sample-key", "clusters"], None, r"adata\.obs\['drug'\]"),
+    "condition of samples": (
+        ["--condition-key", "clusters", "--sample-key", "batch"],
+        one_batch,
+        "in more than one cond",
+    ),
     "weight": (["--weight", "1.5"], None, r"`--weight` to be in \(0, 1\], found `1.5`"),
     "one state": (["--n-states", "1"], None, "`--n-states` to be at least `2`"),
     "no steps": (["--n-steps", "0"], None, "`--n-steps` to be at least `1`"),

@@ -16,9 +16,13 @@ genes
     ``find_genes(adata, genes)`` (where), ``gene_names(adata, genes)``, ``read_loadings(adata, basis, genes)`` (some),
     ``read_gene_loadings(adata, basis, genes)`` (names and loadings, in the order asked for), ``read_pca(adata,
     n_dims)`` (all), ``read_expression(adata, layer)`` (counts, where there are)
+clones, fates
+    ``read_clones(adata, clone_key)`` (number of each cell's clone, and the names of the clones), ``read_fates(adata,
+    fates)`` (a table, of whatever gives fate probabilities)
 """
 
 from cellrank_velot.cells.basis import basis_name, find_basis, read_basis, read_embedding, read_plane
+from cellrank_velot.cells.clones import CLONE_KEYS, find_clone_key, read_clones, read_fates
 from cellrank_velot.cells.clusters import check_clusters, find_cluster_key, read_clusters, read_colors
 from cellrank_velot.cells.genes import (
     by_symbol,
@@ -45,6 +49,7 @@ from cellrank_velot.cells.time import TIME_KEYS, TimeKind, find_time_key, read_r
 from cellrank_velot.cells.time_points import check_snapshots, next_time
 
 __all__ = [
+    "CLONE_KEYS",
     "TIME_KEYS",
     "CellSelector",
     "CellStates",
@@ -59,6 +64,7 @@ __all__ = [
     "check_graph",
     "check_snapshots",
     "find_basis",
+    "find_clone_key",
     "find_cluster_key",
     "find_genes",
     "find_graph",
@@ -67,10 +73,12 @@ __all__ = [
     "next_time",
     "read_basis",
     "read_cells",
+    "read_clones",
     "read_clusters",
     "read_colors",
     "read_embedding",
     "read_expression",
+    "read_fates",
     "read_gene_loadings",
     "read_loadings",
     "read_pca",

@@ -20,13 +20,13 @@ from cellrank_velot.datasets.circuit import (
 )
 from cellrank_velot.preprocessing import prepare
 
-__all__ = ["bifurcation", "convergence", "gaussian_blob", "tree"]
+__all__ = ["PROCESS_SD", "bifurcation", "convergence", "gaussian_blob", "to_anndata", "tree"]
 
 # Colours of Okabe & Ito (2008), distinct for the common kinds of colour blindness; grey is that of transitions.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _TRANSITION, _TRANSITION_COLOR = "Transition", "#999999"
 
-_PROCESS_SD = 0.02  # per square root of unit time, where 0 is off and 1 is on
+PROCESS_SD = 0.02  # per square root of unit time, where 0 is off and 1 is on
 _MEASUREMENT_SD = 0.06  # in units of log expression
 _N_PCS = 20
 
@@ -235,12 +235,12 @@ def _dataset(
     time = cell_rng.uniform(0.0, circuit.duration, size=n_cells)
     root = cell_rng.integers(len(circuit.starts), size=n_cells)
     start = np.stack([network.start(state) for state in circuit.starts])[root]
-    process_sd = _PROCESS_SD * network.noise
+    process_sd = PROCESS_SD * network.noise
     # The stationary spread of the process noise, so that the first cells vary like the later ones.
     start += process_sd / np.sqrt(2 * network.rate) * cell_rng.standard_normal(start.shape)
     state = integrate(network, start, time, process_sd=noise * process_sd, rng=noise_rng)
 
-    adata = _to_anndata(circuit, network, state, time)
+    adata = to_anndata(circuit, network, state, time)
     measured = adata.layers["true_expression"] + noise * _MEASUREMENT_SD * noise_rng.standard_normal(state.shape)
     adata.X = np.maximum(measured, 0.0)
     if preprocess:
@@ -258,7 +258,7 @@ def _dataset(
     return adata
 
 
-def _to_anndata(circuit: Circuit, network: Network, state: FloatArray, time: FloatArray) -> AnnData:
+def to_anndata(circuit: Circuit, network: Network, state: FloatArray, time: FloatArray) -> AnnData:
     """Return all that is known of the cells before they are measured."""
     numbers = {name: getattr(network, name) for name in ("bias", "rate", "base", "amplitude")}
     var = pd.DataFrame({"role": pd.Categorical(network.roles)} | numbers, index=list(network.names))

@@ -41,12 +41,13 @@ def velocity_on_grid(
     n_grid: int = 50,
     smooth: float = 1.0,
     min_density: float = 0.02,
+    corners: FloatArray | None = None,
 ) -> VelocityGrid:
     """Average the velocities of cells, shape ``[n_cells, 2]``, around each point of a grid of ``n_grid`` by ``n_grid``.
 
     Weights are Gaussian. Their standard deviation is ``smooth`` spacings of the grid, or the distance between cells
     where that is longer. A point has no velocity where the density of cells is below ``min_density`` times its 95th
-    percentile over the points near cells. Cells with NaN are left out.
+    percentile over the points near cells. Cells with NaN are left out. The grid spans the cells, or two ``corners``.
     """
     check_integer("n_grid", n_grid, low=2)
     check_number("smooth", smooth, low=0, open_low=True)
@@ -55,8 +56,9 @@ def velocity_on_grid(
     if not known.any():
         raise ValueError("Expected cells with a velocity, found none.")
     x, v = embedding[known], velocity[known]
-    margin = 0.02 * np.ptp(x, axis=0) + 1e-9
-    axes = np.linspace(x.min(axis=0) - margin, x.max(axis=0) + margin, n_grid)
+    low, high = (x.min(axis=0), x.max(axis=0)) if corners is None else corners
+    margin = 0.02 * (high - low) + 1e-9
+    axes = np.linspace(low - margin, high + margin, n_grid)
     points = np.stack(np.meshgrid(axes[:, 0], axes[:, 1]), axis=-1).reshape(-1, 2)
 
     # The two axes may have different units, so distances are in spacings of the grid.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +24,14 @@ from cellrank_velot.transport.estimate import estimate_velocity
 from cellrank_velot.transport.problem import TransportOptions
 from cellrank_velot.transport.windows import WindowOptions, Windows, build_windows
 
-__all__ = ["Steps", "Uncertainty", "UncertaintyOptions", "compute_uncertainty", "half_velocities"]
+__all__ = [
+    "Steps",
+    "Uncertainty",
+    "UncertaintyOptions",
+    "compute_uncertainty",
+    "half_velocities",
+    "part_velocities",
+]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -110,18 +117,18 @@ class Steps(Options):
     velocity: TransportOptions = TransportOptions()
     field: FieldOptions = FieldOptions()
 
-    def of_half(self, windows: Windows, *, cluster: bool) -> Steps:
-        """Return those for half the cells: as many clusters, by KMeans if ``cluster``, and windows of half the size."""
+    def of_part(self, windows: Windows, share: float = 0.5, *, cluster: bool) -> Steps:
+        """Return those for a share of the cells: as many clusters, by KMeans if ``cluster``, and smaller windows."""
         whole = self.windows
-        smallest = max(2, whole.min_window_size // 2)
-        half = replace(
+        smallest = max(2, int(whole.min_window_size * share))
+        part = replace(
             whole,
             n_clusters=int(np.unique(windows.cluster).size) if cluster else None,
             time_lag=windows.time_lag if np.isfinite(windows.time_lag) else None,
             min_window_size=smallest,
-            window_size=None if whole.window_size is None else max(smallest, whole.window_size // 2),
+            window_size=None if whole.window_size is None else max(smallest, int(whole.window_size * share)),
         )
-        return replace(self, windows=half)
+        return replace(self, windows=part)
 
 
 def compute_uncertainty(
@@ -174,10 +181,44 @@ def half_velocities(
     halves = [
         np.sort(part) for _ in range(options.n_members // 2) for part in np.array_split(rng.permutation(len(x)), 2)
     ]
-    tasks = [(half, (options.random_state + number) % 2**32) for number, half in enumerate(halves)]
-    shared = (x, time, graph, labels, components, steps.of_half(windows, cluster=labels is None), run.device)
-    bar: dict[str, Any] = {"desc": "halves of the cells", "show_progress_bar": run.show_progress_bar}
+    return part_velocities(
+        *(x, time, graph, windows, halves, options.random_state),
+        steps=steps,
+        labels=labels,
+        components=components,
+        run=run,
+        called="halves of the cells",
+    )
+
+
+def part_velocities(
+    x: NDArray[np.float64],
+    time: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    windows: Windows,
+    parts: Sequence[NDArray[np.int64]],
+    random_state: int = 0,
+    *,
+    steps: Steps = Steps(),
+    labels: NDArray[np.int64] | None = None,
+    components: NDArray[np.int64] | None = None,
+    run: Run = Run(),
+    called: str = "parts of the cells",
+) -> Generator[NDArray[np.float64], None, None]:
+    """Return the velocities of all cells from the field of each part of them, given by numbers, one at a time."""
+    cluster = labels is None
+    tasks = [
+        (part, (random_state + number) % 2**32, steps.of_part(windows, _share(part.size, len(x)), cluster=cluster))
+        for number, part in enumerate(parts)
+    ]
+    shared = (x, time, graph, labels, components, run.device, called)
+    bar: dict[str, Any] = {"desc": called, "show_progress_bar": run.show_progress_bar}
     return parallel.run(_member, tasks, shared, n_jobs=run.n_jobs, **bar)
+
+
+def _share(n: int, n_cells: int) -> float:
+    """Return the share of the cells in a part; both halves of an odd number are halves."""
+    return 0.5 if abs(2 * n - n_cells) <= 1 else n / n_cells
 
 
 def _member(
@@ -186,12 +227,13 @@ def _member(
     graph: sp.csr_matrix,
     labels: NDArray[np.int64] | None,
     components: NDArray[np.int64] | None,
-    steps: Steps,
     device: str,
+    called: str,
     half: NDArray[np.int64],
     seed: int,
+    steps: Steps,
 ) -> NDArray[np.float64]:
-    """Return the velocity of all cells from the field of half of them."""
+    """Return the velocity of all cells from the field of some of them."""
     part, at, edges = x[half], time[half], sp.csr_matrix(graph[half][:, half])
     codes, pieces = (None if values is None else values[half] for values in (labels, components))
     try:
@@ -204,8 +246,7 @@ def _member(
         field = fit_field(part, at, *values, fitting, Run(device=device), smoothed=cells)
     except ValueError as error:
         raise ValueError(
-            f"Expected enough cells for an uncertainty, which takes fields of half of them, found that `{half.size}` "
-            f"do not do: {error}"
+            f"Expected enough cells for fields of {called}, found that `{half.size}` do not do: {error}"
         ) from error
     return field(x, time)
 

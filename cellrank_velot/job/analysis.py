@@ -10,6 +10,7 @@ from cellrank_velot.direction import DirectionTest, TimeCheck
 from cellrank_velot.estimators import GPCCA
 from cellrank_velot.fates import TerminalStates
 from cellrank_velot.job import steps
+from cellrank_velot.job.conditions import comparison_of
 from cellrank_velot.job.log import attempt
 from cellrank_velot.job.options import EndsBy, JobOptions, JobResult
 from cellrank_velot.job.series import follow
@@ -68,7 +69,14 @@ def analyse(kernel: OTVelocityKernel, options: JobOptions) -> JobResult:
         if fates is None:
             return result
         drivers = attempt(missing, "No driver genes", steps.compute_drivers, estimator, fates)
-        return replace(result, fates=fates, drivers=drivers)
+        result = replace(result, fates=fates, drivers=drivers)
+        if options.condition_key is None:
+            return result
+        given = kernel, fates, drivers, options
+        comparison = attempt(missing, "No comparison of conditions", comparison_of, *given)
+        for sentence in [] if comparison is None else comparison.summary():
+            logger.info("%s", sentence)
+        return replace(result, comparison=comparison)
 
 
 def _make_estimator(kernel: OTVelocityKernel, options: JobOptions) -> GPCCA:

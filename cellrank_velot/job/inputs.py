@@ -22,6 +22,7 @@ from cellrank_velot.cells import (
     read_time,
     warn_about_graph,
 )
+from cellrank_velot.job.conditions import check_conditions
 from cellrank_velot.job.options import JobOptions
 from cellrank_velot.kernel import OTTimeSeriesKernel, OTVelocityKernel
 from cellrank_velot.plotting._draw.colors import palette
@@ -49,6 +50,7 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     _make_names_unique(adata)
     _mend(adata)
     options = replace(options, cluster_key=_find_clusters(adata, options))
+    check_conditions(adata, options)
     time_key = _find_time(adata, options)
     basis = _find_basis(adata, options)
     if options.embedding not in ("umap", "X_umap"):

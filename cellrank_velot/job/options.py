@@ -14,6 +14,7 @@ from cellrank.estimators import GPCCA
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_choice, check_integer, check_number
 from cellrank_velot.cells import TimeKind
+from cellrank_velot.conditions import ConditionComparison
 from cellrank_velot.direction import DirectionTest, TimeCheck
 from cellrank_velot.dynamics import ProcessFates
 from cellrank_velot.kernel import OTVelocityKernel
@@ -28,6 +29,7 @@ IN_A_SHELL = {
     "`OTVelocityKernel(adata, time_key=..., time_kind='experimental')`": "`--time-kind experimental`",
     "`normalize=False`": "`--normalize no`",
     "`normalize=True`": "`--normalize yes`",
+    "Leave them out, or lower `min_cells`.": "Leave them out.",
     "`.to_frame()` of the result lists what was considered; name states yourself: "
     "`g.set_terminal_states({'Beta': [...]})`": "The report lists what was considered. Name the clusters where it ends "
     "with `--terminal-states`",
@@ -88,6 +90,11 @@ class JobOptions(Options):
         "scale counts and take logarithms, if a PCA has to be computed: auto, yes or no (auto)",
         check=partial(check_choice, choices=Normalize),
     )
+    condition_key: str | None = _argument(
+        None, "column of obs with the condition of each cell, to compare conditions", metavar="KEY"
+    )
+    sample_key: str | None = _argument(None, "column of obs with the sample: the animal, the donor", metavar="KEY")
+    reference: str | None = _argument(None, "condition that others are compared with (the first)", metavar="NAME")
     n_pcs: int = _argument(30, "components of a PCA that has to be computed (30)", int, check=_whole(2))
     n_neighbors: int = _argument(30, "neighbours of a graph that has to be computed (30)", int, check=_whole(2))
     n_states: int | None = _argument(
@@ -113,6 +120,13 @@ class JobOptions(Options):
                 check(option.name, getattr(self, option.name))
         if self.root_cluster is not None and self.root_cell is not None:
             raise ValueError("Expected `root_cluster` or `root_cell`, found both.")
+        if (self.condition_key is None) != (self.sample_key is None):
+            raise ValueError(
+                "Expected `condition_key` and `sample_key` together, found one of them: conditions are compared over "
+                "samples."
+            )
+        if self.reference is not None and self.condition_key is None:
+            raise ValueError("Expected `reference` with `condition_key`, found it alone.")
         if self.is_series and (self.root_cluster or self.root_cell):
             raise ValueError("Expected no root with `time_kind` `experimental`: the first time point is the start.")
 
@@ -166,6 +180,7 @@ class JobResult:
     ends_by: EndsBy | None = None  # what the terminal states come from
     direction: DirectionTest | None = None  # whether there is a direction at all
     time_check: TimeCheck | None = None  # whether time rises with the distance from its own root
+    comparison: ConditionComparison | None = None  # of conditions with replicates
     series: SeriesResult | None = None  # of real time points: descendants, ancestors and flows
     missing: list[str] = field(default_factory=list)  # what could not be made, and why
 

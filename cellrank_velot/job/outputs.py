@@ -15,6 +15,7 @@ import pandas as pd
 from cellrank_velot import plotting
 from cellrank_velot._utils.files import replacing
 from cellrank_velot.cells import read_clusters, read_root, read_time
+from cellrank_velot.job.conditions import comparison_figures, comparison_table, comparison_tables
 from cellrank_velot.job.log import attempt
 from cellrank_velot.job.options import EndsBy, JobResult
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, write_report
@@ -34,6 +35,8 @@ TABLES = (
     "descendants.csv",
     "ancestors.csv",
     "cluster_flows.csv",
+    "condition_differences.csv",
+    "condition_samples.csv",
 )
 FIGURES = (
     "velocity_stream",
@@ -49,6 +52,10 @@ FIGURES = (
     "descendants",
     "ancestors",
     "landscape",
+    "condition_fates",
+    "condition_clusters",
+    "condition_velocity",
+    "condition_trends",
 )
 ENDS_BY: dict[EndsBy | None, str] = {
     "names": "They are those that were named.",
@@ -100,6 +107,8 @@ def _write_tables(result: JobResult, folder: Path) -> list[Path]:
         paths.append(_write_csv(result.drivers, folder / "drivers.csv"))
     if result.series is not None:
         paths += [_write_csv(table, folder / name) for name, table in result.series.tables()]
+    if result.comparison is not None:
+        paths += [_write_csv(table, folder / name) for name, table in comparison_tables(result.comparison)]
     return paths
 
 
@@ -165,6 +174,9 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
     if result.fates is not None:
         caption = "Probability of each cell to end in each terminal state."
         draw("fate_map", plotting.fate_map, estimator, basis, title="Fate map", caption=caption, wide=True)
+    if result.comparison is not None:
+        for name, plot, title, caption in comparison_figures(kernel, result.comparison, basis):
+            draw(name, plot, title=title, caption=caption, wide=True)
     if result.has_macrostates:
         caption = "Regions in which cells stay long; the cells most typical of each are coloured."
         caption += "" if result.ends_by == "macrostates" else " The terminal states do not depend on them."
@@ -241,6 +253,7 @@ def _parameters(result: JobResult) -> dict[str, dict[str, object]]:
             "basis": options.basis,
             "embedding": options.embedding,
             "clusters": options.cluster_key or "none",
+            **({"condition": options.condition_key, "sample": options.sample_key} if options.condition_key else {}),
             "components (if computed)": options.n_pcs,
             "neighbours (if computed)": options.n_neighbors,
         },
@@ -297,7 +310,7 @@ def _summary(result: JobResult) -> list[str]:
 
 def _verdicts(result: JobResult) -> list[str]:
     """Return what tests say of the direction, of the time, and of single velocities."""
-    sentences = []
+    sentences = [] if result.comparison is None else result.comparison.summary()
     if result.direction is not None:
         sentences.append(result.direction.summary())
     if result.time_check is not None:
@@ -313,6 +326,8 @@ def _verdicts(result: JobResult) -> list[str]:
 
 def _tables(result: JobResult) -> list[Table]:
     tables = [] if result.series is None else series_tables(result.series)
+    if result.comparison is not None:
+        tables.append(comparison_table(result.comparison))
     if result.candidates is not None and len(result.candidates):
         tables.append(_end_table(result.candidates))
     if result.fates is not None and result.options.cluster_key is not None:

@@ -5,7 +5,8 @@ is in parts: ``transitions`` makes the matrix, ``saving`` keeps it in AnnData, `
 suggests states, ``dynamics`` has trajectories and flow, and so on; ``populations`` is for real time points alone.
 """
 
+from cellrank_velot.kernel.conditions import compare_conditions
 from cellrank_velot.kernel.pseudotime import OTVelocityKernel
 from cellrank_velot.kernel.time_points import OTTimeSeriesKernel
 
-__all__ = ["OTTimeSeriesKernel", "OTVelocityKernel"]
+__all__ = ["OTTimeSeriesKernel", "OTVelocityKernel", "compare_conditions"]

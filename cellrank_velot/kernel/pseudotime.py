@@ -20,6 +20,7 @@ from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.field.uncertainty import Steps, UncertaintyOptions, compute_uncertainty, half_velocities
 from cellrank_velot.graph import smooth_cells
 from cellrank_velot.kernel._atomic import all_or_nothing
+from cellrank_velot.kernel.clones import Clones
 from cellrank_velot.kernel.diagnostics import DirectionTests, States
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
@@ -52,6 +53,7 @@ class OTVelocityKernel(
     Regulations,
     Resting,
     Trends,
+    Clones,
     Plots,
 ):
     """Kernel which computes a transition matrix based on optimal-transport velocity.

@@ -5,7 +5,9 @@ A file holds the plots of one subject; none has the name of a plot, which would 
 cells. Plots read an AnnData and change nothing in it.
 """
 
+from cellrank_velot.plotting.clones import clone_calibration, clone_overlap, clone_scores
 from cellrank_velot.plotting.clusters import spatial_clusters
+from cellrank_velot.plotting.conditions import condition_fates, condition_trends, condition_velocity
 from cellrank_velot.plotting.descent import fate_bars, fate_heatmap, fate_summary
 from cellrank_velot.plotting.estimates import confidence, embedding, time_check, uncertainty
 from cellrank_velot.plotting.fates import fate_map, macrostates, terminal_states
@@ -26,6 +28,12 @@ from cellrank_velot.plotting.trends import gene_trends, trend_heatmap
 from cellrank_velot.plotting.velocity import velocity_comparison, velocity_grid, velocity_quiver, velocity_stream
 
 __all__ = [
+    "clone_calibration",
+    "clone_overlap",
+    "clone_scores",
+    "condition_fates",
+    "condition_trends",
+    "condition_velocity",
     "confidence",
     "dose_response",
     "embedding",

@@ -22,7 +22,16 @@ from cellrank_velot.plotting._draw.embedding import LegendLoc, place_of
 from cellrank_velot.plotting._draw.figure import FigureOptions, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of, estimate_of, graph_of, transitions_of, weights_of
 
-__all__ = ["velocity_comparison", "velocity_grid", "velocity_quiver", "velocity_stream"]
+__all__ = [
+    "Method",
+    "draw_streams",
+    "projected",
+    "velocity_comparison",
+    "velocity_grid",
+    "velocity_quiver",
+    "velocity_stream",
+    "where_placed",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -119,11 +128,11 @@ def velocity_stream(
     adata = adata_of(data)
     color, place = usual_color(adata, color), place_of(legend, legend_loc)
     x, name = read_embedding(adata, basis)
-    velocity = _projected(data, x, method, weighting, key)
+    velocity = projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     with drawing(figure, panel_size=PANEL) as canvas:
         draw_cells_below(canvas.ax, x, name, adata, color, legend=place, size=size, alpha=alpha)
-        _draw_streams(canvas.ax, grid, density=density, **(stream_kwargs or {}))
+        draw_streams(canvas.ax, grid, density=density, **(stream_kwargs or {}))
     return canvas.result
 
 
@@ -203,7 +212,7 @@ def velocity_grid(
     adata = adata_of(data)
     color, place = usual_color(adata, color), place_of(legend, legend_loc)
     x, name = read_embedding(adata, basis)
-    velocity = _projected(data, x, method, weighting, key)
+    velocity = projected(data, x, method, weighting, key)
     grid = velocity_on_grid(x, velocity, n_grid=n_grid, smooth=smooth, min_density=min_density)
     points, arrows, _ = grid_arrows(grid, arrow_length, normalize=normalize)
     with drawing(figure, panel_size=PANEL) as canvas:
@@ -283,7 +292,7 @@ def velocity_quiver(
     adata = adata_of(data)
     color, place = usual_color(adata, color), place_of(legend, legend_loc)
     x, name = read_embedding(adata, basis)
-    velocity = _projected(data, x, method, weighting, key)
+    velocity = projected(data, x, method, weighting, key)
     cells = _spread(x, velocity, n_arrows)
     arrows = arrows_of(velocity[cells], arrow_length * _spacing(x, n_arrows), normalize=normalize)
     with drawing(figure, panel_size=PANEL) as canvas:
@@ -375,7 +384,7 @@ def velocity_comparison(
 
 
 # -------------------------------------------------------------------------------------------------------- what is drawn
-def _projected(
+def projected(
     data: AnnData | HasAnnData, x: FloatArray, method: Method, weighting: Weighting, key: str | None
 ) -> FloatArray:
     """Return the velocity of each cell in the embedding, as asked, shape ``[n_cells, 2]``."""
@@ -388,13 +397,13 @@ def _projected(
     confidence = estimate_of(data, "confidence") if weighting == "confidence" else None
     transitions, graph = transitions_of(data, key), weights_of(data, key)
 
-    def projected(placed: NDArray[np.bool_]) -> FloatArray:
+    def inside_of(placed: NDArray[np.bool_]) -> FloatArray:
         inside = transitions if placed.all() else normalized(sp.csr_matrix(transitions)[placed][:, placed], "l1")
         sure = None if confidence is None else confidence[placed]
         weights = None if graph is None else sp.csr_matrix(graph)[placed][:, placed]
         return project_by_transitions(inside, x[placed], graph=weights, weighting=weighting, confidence=sure)
 
-    return _where_placed(x, projected)
+    return where_placed(x, inside_of)
 
 
 def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> FloatArray:
@@ -402,18 +411,18 @@ def _by_linear_map(data: Any, x: FloatArray, key: str | None, estimate: str) -> 
     velocity = estimate_of(data, estimate)
     basis, graph, backward = graph_of(data, key)
     velocity = -velocity if backward else velocity
-    return _where_placed(
+    return where_placed(
         x, lambda placed: project_by_linear_map(basis[placed], velocity[placed], x[placed], graph[placed][:, placed])
     )
 
 
-def _where_placed(x: FloatArray, projected: Callable[[NDArray[np.bool_]], FloatArray]) -> FloatArray:
+def where_placed(x: FloatArray, project: Callable[[NDArray[np.bool_]], FloatArray]) -> FloatArray:
     """Return what is computed among the cells that have a place in the embedding, and NaN for the others."""
     placed = np.asarray(np.isfinite(x).all(axis=1))
     if not placed.any():
         raise ValueError("Expected cells with a place in the embedding, found none.")
     result = np.full(x.shape, np.nan)
-    result[placed] = projected(placed)
+    result[placed] = project(placed)
     return result
 
 
@@ -443,7 +452,7 @@ def _spacing(x: FloatArray, n_cells: int) -> FloatArray:
     return np.ptp(x[np.isfinite(x).all(axis=1)], axis=0) / max(np.sqrt(min(n_cells, len(x))), 2.0)
 
 
-def _draw_streams(ax: Axes, grid: VelocityGrid, **kwargs: Any) -> None:
+def draw_streams(ax: Axes, grid: VelocityGrid, **kwargs: Any) -> None:
     """Draw streamlines, thicker where the velocity is larger."""
     speed = grid.speed
     finite = speed[np.isfinite(speed)]

@@ -198,6 +198,13 @@ ROWS = (
         ("test_direction.py::test_a_course_in_counts_is_found",), lambda found: found.none_has("permut", "shuffl"),
     ),
     Row(
+        "conditions with replicates", "fates, shares, velocities and genes, over samples", "no", "no", "no",
+        "not documented",
+        ("test_conditions.py::test_a_planted_shift_is_found_where_it_is",
+         "test_conditions.py::test_samples_hold_the_level_where_cells_do_not"),
+        lambda found: found.none_has("conditions", "replicate"),
+    ),
+    Row(
         "results survive h5ad", "yes, the field too", "yes", "yes", "no, as long as the network is in `uns`",
         "no, a checkpoint", ("test_kernel_contract.py::test_adata_brings_everything_back",),
         lambda found: is_written(found, found.adata) and not is_written(found, found.velot),

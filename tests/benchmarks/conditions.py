@@ -1,0 +1,319 @@
+"""False positives and power of the comparison of conditions; writes the tables of docs/conditions.md.
+
+One field and one set of fates are computed for a large simulated pool of cells, whose fates are known. Sets of samples
+are drawn from the pool: each sample has its own chance of fate A, number of cells, lateness and levels of genes. So the
+sets share one field, and do not show how fields vary; some runs from the counts to the comparison are below them.
+``python tests/benchmarks/conditions.py``, ten minutes of one core; ``--sets 20`` for a first look.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from common import DATA, quiet, table
+from scipy.special import expit, logit
+from scipy.stats import chi2_contingency, mannwhitneyu, ttest_ind
+
+import cellrank_velot as cv
+from cellrank_velot.conditions import ConditionComparison, Design, MeasuredCells, commitment, compare
+
+PAGE = Path(__file__).parents[2] / "docs" / "conditions.md"
+MARK = "<!-- figures -->"
+QUIET = {"show_progress_bar": False}
+ALPHA = 0.05
+CHOSEN = 0.5  # commitment from which on a test of cells takes a cell for one on a lineage
+MEASURES = ("lineage share", "cluster share", "fate", "speed", "rotation", "expression", "rise")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Cells to draw from, and where each of them ends."""
+
+    cells: dict[str, Any]
+    fate: np.ndarray
+    late: np.ndarray
+    role: np.ndarray
+
+
+def fitted(adata: Any) -> tuple[Any, pd.DataFrame]:
+    """Return the kernel and the fates of the cells."""
+    vk = cv.OTVelocityKernel(adata).compute_windows().compute_velocity(**QUIET).fit_field(n_steps=200, **QUIET)
+    vk.compute_transition_matrix(**QUIET)
+    last = adata.obs.sort_values("consensus_pseudotime", ascending=False)
+    ends = {name: list(last.index[last["clusters"] == name][:30]) for name in ("Fate A", "Fate B")}
+    estimator = cv.estimators.GPCCA(vk)
+    estimator.set_terminal_states(ends)
+    estimator.compute_fate_probabilities()
+    return vk, pd.DataFrame(np.asarray(estimator.fate_probabilities.X), adata.obs_names, list(ends))
+
+
+def pool(n_cells: int) -> Pool:
+    """Simulate the pool, without any difference between samples, and compute its field and fates."""
+    quantities = {"shift": 0.0, "sample_sd": 0.0, "gene_sd": 0.0, "response": 0.0}
+    adata = cv.datasets.two_conditions(n_cells // 10, 5, **quantities, random_state=7)
+    vk, fates = fitted(adata)
+    cells = {
+        "fates": fates[["Fate A", "Fate B"]].to_numpy(),
+        "lineages": ["Fate A", "Fate B"],
+        "cluster": adata.obs["clusters"].cat.codes.to_numpy().astype(np.int64),
+        "clusters": [str(name) for name in adata.obs["clusters"].cat.categories],
+        "time": np.asarray(vk.cells.time),
+        "velocity": vk.velocity,
+        "expression": np.asarray(adata.X, dtype=np.float64),
+        "genes": [str(name) for name in adata.var_names],
+    }
+    time = adata.obs["true_time"].to_numpy()
+    return Pool(
+        cells, (adata.obs["true_fate"] == "Fate B").to_numpy().astype(int), time / time.max(), adata.var["role"]
+    )
+
+
+def draw(
+    source: Pool, n: int, n_cells: int, rng: np.random.Generator, *, shift: float, sample_sd: float, response: float
+) -> tuple[MeasuredCells, Design]:
+    """Draw samples of cells of both conditions, no cell twice."""
+    condition = np.repeat([0, 1], n)
+    chance = expit(logit(np.array([0.5, 0.5 + shift])[condition]) + sample_sd * rng.standard_normal(2 * n))
+    sizes = np.round(n_cells * np.exp(0.35 * rng.standard_normal(2 * n))).astype(int)
+    late = np.exp(0.2 * rng.standard_normal(2 * n))
+    free = np.ones(source.fate.size, dtype=bool)
+    chosen = []
+    for size, share, tilt in zip(sizes, chance, late, strict=True):
+        first = rng.binomial(size, share)
+        rows = []
+        for fate, number in enumerate((first, size - first)):
+            has = np.flatnonzero(free & (source.fate == fate))
+            t = np.clip(source.late[has], 0.01, 0.99)
+            if has.size < number:
+                raise ValueError("Expected a larger pool: its cells of one fate are used up.")
+            weight = t ** (tilt - 1) * (1 - t) ** (1 / tilt - 1)
+            rows.append(rng.choice(has, number, replace=False, p=weight / weight.sum()))
+            free[rows[-1]] = False
+        chosen.append(np.concatenate(rows))
+    sample = np.repeat(np.arange(2 * n), [rows.size for rows in chosen])
+    rows = np.concatenate(chosen)
+    cells = {name: values[rows] if isinstance(values, np.ndarray) else values for name, values in source.cells.items()}
+    level = 0.1 * rng.standard_normal((2 * n, len(cells["genes"])))
+    responds = np.flatnonzero(source.role == "unrelated")[:5]
+    level[np.ix_(condition == 1, responds)] += response
+    cells["expression"] = cells["expression"] + level[sample]
+    names = np.array(["control", "treated"])[condition]
+    design = Design.of(
+        pd.Series(pd.Categorical(names[sample]), name="condition"),
+        pd.Series(pd.Categorical(sample.astype(str)), name="sample"),
+    )
+    return MeasuredCells(**cells), design
+
+
+def of_cells(cells: MeasuredCells, design: Design) -> dict[str, list[float]]:
+    """Return p-values of tests that take each cell for a replicate."""
+    treated = design.cells_of(1)
+    chosen = commitment(cells.fates, cells.time) > CHOSEN
+    lineage = mannwhitneyu(cells.fates[chosen & treated, 0], cells.fates[chosen & ~treated, 0]).pvalue
+    shares, speed = [], []
+    length = np.linalg.norm(cells.velocity, axis=1)
+    for number in range(len(cells.clusters)):
+        inside = cells.cluster == number
+        shares.append(chi2_contingency(pd.crosstab(treated, inside)).pvalue)
+        speed.append(mannwhitneyu(length[treated & inside], length[~treated & inside]).pvalue)
+    on = chosen & (cells.fates[:, 0] > 0.5)
+    genes = ttest_ind(cells.expression[on & treated], cells.expression[on & ~treated]).pvalue
+    return {"lineage share": [lineage], "cluster share": shares, "speed": speed, "expression": list(genes)}
+
+
+def tested(found: ConditionComparison) -> pd.DataFrame:
+    """Return the rows that are tests of their own: of two lineages, the first."""
+    rows = found.table[found.table["p"].notna()]
+    mirrored = rows["measure"].isin(["fate", "lineage share"]) & (rows["lineage"] == "Fate B")
+    return rows[~mirrored]
+
+
+def null(source: Pool, n_sets: int, sample_sd: float) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return false positives of each measure, and how often anything at all is found, without a difference."""
+    positive: dict[str, list[float]] = {name: [] for name in MEASURES}
+    any_found: dict[str, list[bool]] = {name: [] for name in MEASURES}
+    cellwise: dict[str, list[float]] = {}
+    anything: list[tuple[bool, bool]] = []
+    for seed in range(n_sets):
+        rng = np.random.default_rng([1, seed])
+        cells, design = draw(source, 3, 400, rng, shift=0.0, sample_sd=sample_sd, response=0.0)
+        rows = tested(compare(cells, design))
+        for name, part in rows.groupby("measure"):
+            positive[name] += list(part["p"] <= ALPHA)
+            any_found[name].append(bool((part["q"] <= ALPHA).any()))
+        anything.append((bool((rows["q"] <= ALPHA).any()), bool((rows["q_all"] <= ALPHA).any())))
+        for name, p in of_cells(cells, design).items():
+            cellwise.setdefault(name, []).extend(np.array(p) <= ALPHA)
+    rows = [
+        {
+            "measure": name,
+            "tests": len(positive[name]) // n_sets,
+            "p at most 0.05, samples": f"{np.mean(positive[name]):.3f}",
+            "sets with anything at q 0.05": f"{np.mean(any_found[name]):.3f}",
+            "p at most 0.05, cells taken for replicates": f"{np.mean(cellwise[name]):.2f}" if name in cellwise else "",
+        }
+        for name in MEASURES
+    ]
+    return pd.DataFrame(rows), np.mean(anything, axis=0)
+
+
+def power(source: Pool, n_sets: int) -> pd.DataFrame:
+    """Return how often a shift of 0.15 in a fate is found, and what genes that respond are found beside others."""
+    rows = []
+    unrelated = np.array(source.cells["genes"])[source.role == "unrelated"]
+    for n, sample_sd, n_cells in (
+        (4, 0.1, 600), (4, 0.2, 600), (4, 0.3, 600), (4, 0.2, 200), (3, 0.2, 600), (6, 0.2, 400), (6, 0.3, 400),
+    ):  # fmt: skip
+        hits, inside, wide, false, right, difference = [], [], [], [], [], []
+        for seed in range(n_sets):
+            rng = np.random.default_rng([2, n, int(10 * sample_sd), n_cells, seed])
+            cells, design = draw(source, n, n_cells, rng, shift=0.15, sample_sd=sample_sd, response=0.5)
+            table_ = compare(cells, design).table
+            of = table_[(table_["measure"] == "lineage share") & (table_["lineage"] == "Fate A")].iloc[0]
+            hits.append(of["q"] <= ALPHA)
+            inside.append(of["low"] <= 0.15 <= of["high"])
+            wide.append(of["high"] - of["low"])
+            difference.append(of["difference"])
+            genes = table_[
+                (table_["measure"] == "expression") & table_["gene"].isin(unrelated) & (table_["q"] <= ALPHA)
+            ]
+            wrong = ~genes["gene"].isin(unrelated[:5])
+            false.append(wrong.mean() if len(genes) else 0.0)
+            right.append(genes.loc[~wrong, "gene"].nunique() / 5)
+        rows.append(
+            {
+                "samples a side": n,
+                "cells of a sample": n_cells,
+                "spread of samples, log odds": sample_sd,
+                "power": f"{np.mean(hits):.2f}",
+                "mean difference": f"{np.mean(difference):.3f}",
+                "interval holds 0.15": f"{np.mean(inside):.2f}",
+                "its width": f"{np.median(wide):.2f}",
+                "responding genes found": f"{np.mean(right):.2f}",
+                "false among genes found": f"{np.mean(false):.3f}",
+            }
+        )
+        print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def whole(n_runs: int) -> Iterator[dict[str, Any]]:
+    """Yield what is found from the counts on, each time with cells and a field of its own."""
+    for shift in (0.0, 0.15, 0.3):
+        for seed in range(n_runs):
+            adata = cv.datasets.two_conditions(250, 4, shift=shift, random_state=seed)
+            vk, fates = fitted(adata)
+            found = cv.compare_conditions(vk, "condition", "sample", fates=fates)
+            fields = cv.compare_conditions(vk, "condition", "sample", fates=fates, separate_fields=True, **QUIET)
+            lineage = found.shares.query("measure == 'lineage share' and lineage == 'Fate A'").iloc[0]
+            known = adata.uns["two_conditions"]["samples"].groupby("condition")["true_share"].mean()
+            seen = found.samples.query("measure == 'lineage share' and lineage == 'Fate A'").set_index("sample")[
+                "value"
+            ]
+            true = adata.uns["two_conditions"]["samples"]["true_share"]
+            yield {
+                "planted": shift,
+                "of these samples": f"{known['treated'] - known['control']:+.3f}",
+                "found": f"{lineage['difference']:+.3f}",
+                "interval": f"{lineage['low']:+.2f} to {lineage['high']:+.2f}",
+                "p": f"{lineage['p']:.3f}",
+                "speeds and rotations at p 0.05, separate fields": f"{(fields.velocity['p'] <= ALPHA).sum()} of 8",
+                "share of samples, mean error": f"{(seen - true.loc[seen.index]).abs().mean():.3f}",
+            }
+
+
+def series(n: int = 4, n_cells: int = 80) -> pd.DataFrame:
+    """Return what is found at each time point of the shared branching series, from which samples are drawn.
+
+    All of its cells are controls. Under the treatment, 0.15 more are drawn from those of the rare fate.
+    """
+    toy = pd.read_csv(DATA / "series" / "toy_branching_2d.csv")
+    rng, condition = np.random.default_rng(0), np.repeat([0, 1], n)
+    share = float((toy.loc[toy["time"] == toy["time"].max(), "fate_label"] == "rare").mean())
+    chance = expit(logit(np.array([share, share + 0.15])[condition]) + 0.2 * rng.standard_normal(2 * n))
+    parts = []
+    for sample, at in enumerate(chance):
+        for _, part in toy.groupby("time"):
+            rare = (part["fate_label"] == "rare").to_numpy()
+            number = rng.binomial(n_cells, at) if rare.any() else 0
+            rows = rng.choice(np.flatnonzero(~rare), n_cells - number, replace=False)
+            rows = np.concatenate([rows, rng.choice(np.flatnonzero(rare), number)]) if number else rows
+            name = "treated" if condition[sample] else "control"
+            parts.append(part.iloc[rows].assign(sample=f"s{sample}", condition=name))
+    drawn = pd.concat(parts, ignore_index=True)
+    adata = ad.AnnData(obs=drawn[["time", "condition", "sample", "fate_label"]].set_index(drawn.index.astype(str)))
+    adata.obsm["X_pca"] = drawn[["state_1", "state_2"]].to_numpy()
+    sc.pp.neighbors(adata, n_neighbors=20, use_rep="X_pca")
+    sk = cv.OTTimeSeriesKernel(adata, time_key="time").compute_velocity(**QUIET).fit_field(n_steps=500, **QUIET)
+    last = adata.obs["time"] == adata.obs["time"].max()
+    names = ["major", "rare"]
+    fates = sk.fate_probabilities(np.flatnonzero(~last), cluster_key="fate_label", n_particles=10).table[names]
+    ends = pd.get_dummies(adata.obs.loc[last, "fate_label"])[names].astype(float)
+    options = {"fates": pd.concat([fates, ends]), "cluster_key": "fate_label"}
+    shares = cv.compare_conditions(sk, "condition", "sample", **options).shares
+    rows = shares[(shares["measure"] == "lineage share") & (shares["lineage"] == "rare")]
+    rare = (drawn["fate_label"] == "rare").groupby([drawn["time"], drawn["condition"]]).mean().unstack()
+    return pd.DataFrame(
+        {
+            "time": row["time"],
+            "drawn": f"{rare['treated'][float(row['time'])] - rare['control'][float(row['time'])]:+.3f}",
+            "found": f"{row['difference']:+.3f}",
+            "interval": f"{row['low']:+.2f} to {row['high']:+.2f}",
+            "q": f"{row['q']:.3f}",
+        }
+        for _, row in rows.iterrows()
+    )
+
+
+def main() -> None:
+    """Measure, and write the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sets", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--pool", type=int, default=10_000)
+    arguments = parser.parse_args()
+    quiet()
+    source = pool(arguments.pool)
+    print("pool", source.fate.size, flush=True)
+    parts = []
+    for sample_sd in (0.2, 0.5):
+        found, anything = null(source, arguments.sets, sample_sd)
+        parts.append(
+            f"**No difference**, {arguments.sets} sets, three samples a side, spread of the samples {sample_sd} on the "
+            f"scale of log odds:\n\n{table(found)}\nSets with anything at q 0.05 in any of the seven measures: "
+            f"{anything[0]:.3f}; at q_all 0.05: {anything[1]:.3f}."
+        )
+        print(parts[-1], flush=True)
+    parts.append(
+        f"**A shift of 0.15 in a fate**, and five genes of 60 that respond, {arguments.sets // 2} sets a row:\n\n"
+        f"{table(power(source, arguments.sets // 2))}"
+    )
+    print(parts[-1], flush=True)
+    runs = pd.DataFrame(whole(arguments.runs))
+    parts.append(
+        f"**From the counts on**, four samples a side of about 250 cells, a field for each set:\n\n{table(runs)}"
+    )
+    print(parts[-1], flush=True)
+    head = (
+        "**Time points**: shares of the rare fate in the shared branching series, four samples a side, 80 cells of "
+        "each at each time point. Until 0.25 no cell has chosen, and at 0.5 both branches still lie close together:"
+    )
+    parts.append(f"{head}\n\n{table(series())}")
+    print(parts[-1], flush=True)
+    text = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
+    command = "Written by `python tests/benchmarks/conditions.py`."
+    PAGE.write_text(
+        f"{text}{MARK}\n\n## Figures\n\n{command}\n\n" + "\n\n".join(parts).rstrip() + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
