@@ -547,7 +547,7 @@ def _warn_where_alike(table: pd.DataFrame, basis: str) -> None:
     if apart < ALIKE and fates.mean(axis=0).max() < 1 - ALIKE:
         logger.warning(
             "All %d groups have nearly the same descendants or ancestors: cells of different groups lie at the same "
-            "places of `%s`. A basis of more dimensions may tell them apart, or one with their places in the tissue beside: "
+            "places of `%s`. A basis of more dimensions may tell them apart, or one with places in the tissue: "
             "`adata.obsm['X_joint'] = numpy.hstack([adata.obsm['%s'], scale * adata.obsm['spatial']])`",
             *(len(fates), basis, basis),
         )
