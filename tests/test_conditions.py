@@ -227,6 +227,9 @@ def test_a_planted_shift_is_found_where_it_is():
         np.testing.assert_allclose(part["q"], stats.false_discovery_control(part["p"]), err_msg=name)
     shares = found.shares[found.shares["measure"] == "lineage share"]
     assert shares[["q", "q_all"]].nunique().tolist() == [1, 1]
+    two_of_three = replace(cells, fates=0.8 * cells.fates)  # no mirrors, so that both count
+    alike = compare(two_of_three, design).fates
+    np.testing.assert_allclose(alike["q"], stats.false_discovery_control(alike["p"]))
     assert any("stim differs from ctrl in" in line for line in found.summary())
 
 

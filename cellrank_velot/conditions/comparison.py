@@ -24,6 +24,8 @@ FloatArray = NDArray[np.float64]
 
 # A finding is what remains below it after the correction for many tests.
 FOUND = 0.05
+# How far fates of two lineages may be from one in sum, and still be mirrors of each other.
+WHOLE = 1e-3
 # The tables, and the measures in each.
 TABLES = {
     "fates": ("fate",),
@@ -339,7 +341,8 @@ def _measured(
     number = measures.counts(sample, group, n, k)
     of_cluster = _of(time, cluster=cells.clusters)
     if len(cells.lineages) > 1:
-        mirrored = len(cells.lineages) == 2
+        known = measures.has_fates(cells.fates)
+        mirrored = len(cells.lineages) == 2 and np.allclose(cells.fates[known].sum(axis=1), 1, atol=WHOLE)
         means = measures.mean_fates(sample, group, fates, n, k, min_cells)
         both = _of(time, cluster=np.repeat(cells.clusters, len(cells.lineages)), lineage=[*cells.lineages] * k)
         of_both = np.repeat(number, len(cells.lineages), axis=1)

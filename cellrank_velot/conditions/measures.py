@@ -12,6 +12,7 @@ __all__ = [
     "cluster_shares",
     "commitment",
     "counts",
+    "has_fates",
     "lineage_shares",
     "mean_fates",
     "rotations",
