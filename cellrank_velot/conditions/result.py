@@ -22,6 +22,8 @@ FloatArray = NDArray[np.float64]
 
 # A finding is what remains below it after the correction for many tests.
 FOUND = 0.05
+# The measure that says whether fates change.
+FIRST = "lineage share"
 # The tables, and the measures in each.
 TABLES = {
     "fates": ("fate",),
@@ -140,9 +142,19 @@ class ConditionComparison:
 
     @property
     def found(self) -> pd.DataFrame:
-        """The rows whose adjusted p-value is at most 0.05, the smallest first."""
-        rows = self.table[self.table["q"] <= FOUND]
-        return _without_empty(rows.sort_values(["q", "p"], kind="stable"))
+        """What holds at 5 %, the smallest p-values first: shares of lineages by ``q``, all else by ``q_all``.
+
+        Whether fates change is the first question. What is looked at besides must hold among all measures.
+        """
+        rows = self.table[self._holds]
+        first = rows["measure"] != FIRST
+        order = np.lexsort((rows["p"], first))
+        return _without_empty(rows.iloc[order])
+
+    @property
+    def _holds(self) -> pd.Series:
+        q = self.table["q"].where(self.table["measure"] == FIRST, self.table["q_all"])
+        return q <= FOUND
 
     def to_frame(self) -> pd.DataFrame:
         """Return all differences as one table; ``to_frame().to_csv(path)`` writes it."""
@@ -206,7 +218,7 @@ class ConditionComparison:
         return {
             "samples": ", ".join(f"{name} {size}" for name, size in sizes.items()),
             "tests": int(self.table["p"].notna().sum()),
-            "found": int((self.table["q"] <= FOUND).sum()),
+            "found": int(self._holds.sum()),
         }
 
     def __repr__(self) -> str:
@@ -230,4 +242,5 @@ def _said(row: pd.Series) -> str:
     of = [str(row[name]) for name in ("gene", "lineage", "cluster") if str(row.get(name, "")) not in ("", "nan")]
     when = f" at {row['time']}" if str(row.get("time", "")) not in ("", "nan") else ""
     interval = "" if np.isnan(row["low"]) else f" ({row['low']:+.2g} to {row['high']:+.2g})"
-    return f"{row['measure']} of {', '.join(of)}{when}: {row['difference']:+.2g}{interval}, q {row['q']:.2g}"
+    q = row["q"] if row["measure"] == FIRST else row["q_all"]
+    return f"{row['measure']} of {', '.join(of)}{when}: {row['difference']:+.2g}{interval}, q {q:.2g}"
