@@ -419,6 +419,44 @@ def overview() -> None:
     matplotlib.pyplot.close(figure)
 
 
+def barcodes() -> None:
+    """Draw what clones say of fates, from simulated cells with barcodes."""
+    adata = cv.datasets.barcoded_lineages()
+    kernel = cv.OTVelocityKernel(adata, time_key="pseudotime", cluster_key="clusters").compute_transition_matrix(
+        **QUIET
+    )
+    last = adata.obs["day"] == adata.obs["day"].max()
+    found = cv.estimators.GPCCA(0.8 * kernel + 0.2 * cr.kernels.ConnectivityKernel(adata).compute_transition_matrix())
+    names = [name for name in adata.obs["clusters"].cat.categories if name != "Progenitor"]
+    found.set_terminal_states({n: adata.obs_names[last & (adata.obs["clusters"] == n)].tolist() for n in names})
+    found.compute_fate_probabilities()
+    judged = kernel.judge_by_clones({"cellrank_velot": found}, "X_clone")
+    draw(
+        "clone_scores",
+        "Judged by clones",
+        "How far fates agree with what sisters became, beside CellRank's kernels without a velocity, with intervals "
+        "over clones: `pl.clone_scores(vk.judge_by_clones(estimator))`.",
+        cv.pl.clone_scores,
+        judged,
+    )
+    draw(
+        "clone_overlap",
+        "Clones of two fates",
+        "How far the clones of two fates are the same ones, and how far they would be if the fates were right: "
+        "`pl.clone_overlap(vk.judge_by_clones(estimator))`.",
+        cv.pl.clone_overlap,
+        judged,
+    )
+    draw(
+        "clone_calibration",
+        "Calibration by clones",
+        "What held-out sisters became where a fate was given some probability, before and after the other sisters were "
+        "taken as evidence: `pl.clone_calibration(clones.update_by_clones(adata, estimator))`.",
+        cv.pl.clone_calibration,
+        cv.clones.update_by_clones(adata, found, split_key="well"),
+    )
+
+
 def main() -> None:
     """Draw all and write the page."""
     logging.getLogger("cellrank_velot").setLevel(logging.ERROR)
@@ -435,6 +473,7 @@ def main() -> None:
     resting()
     series()
     conditions()
+    barcodes()
     sections = [
         f"## {heading}\n\n{caption}\n\n![{heading}](figures/gallery/{file})\n"
         for file, (heading, caption) in CAPTIONS.items()

@@ -166,6 +166,7 @@ def test_settings_say_what_was_done(kernel):
             "epsilon": 0.05,
             "growth_key": None,
             "mass": "given",
+            "clone_key": None,
             "tol": 1e-6,
             "max_iter": 500,
             "random_state": 0,

@@ -14,7 +14,7 @@ from cellrank_velot._utils.device import resolve_device, single_thread
 from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
 from cellrank_velot._utils.stage import Stage
-from cellrank_velot._utils.validation import check_integer, check_seed
+from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.dynamics.region import Region
 
 __all__ = ["ProcessField", "ProcessPaths", "SimulationOptions", "count_lost", "simulate_process"]
@@ -66,7 +66,8 @@ class SimulationOptions(Options):
     Attributes
     ----------
     noise
-        Whether to follow the process. Otherwise particles follow the velocity, which moves the population alike.
+        Whether to follow the process, or a factor on the diffusion of its field. With 0 particles follow the velocity,
+        which moves the population alike.
     n_steps
         Number of steps.
     n_saved
@@ -80,13 +81,15 @@ class SimulationOptions(Options):
     100
     """
 
-    noise: bool = True
+    noise: bool | float = True
     n_steps: int = 100
     n_saved: int = 1
     random_state: int = 0
 
     def __post_init__(self) -> None:
         """Check them."""
+        if not isinstance(self.noise, bool | np.bool_):
+            check_number("noise", self.noise, low=0)
         check_integer("n_steps", self.n_steps, low=1)
         check_integer("n_saved", self.n_saved, low=1)
         check_seed(self.random_state)
@@ -208,7 +211,7 @@ def simulate_process(
     where, n_steps = resolve_device(run.device), options.n_steps
     generator = torch.Generator(where).manual_seed(int(np.random.default_rng(options.random_state).integers(2**31)))
     heads = field.heads_on(where)
-    sigma = field.diffusion if options.noise else 0.0
+    sigma = field.diffusion * float(options.noise)
     position = torch.tensor(x, dtype=torch.float64, device=where)
     clock = torch.tensor(times, device=where)
     clocks = _clocks(field, times, until, n_steps)

@@ -34,6 +34,8 @@ logger = logging.getLogger("cellrank_velot")
 
 # Share of the particles outside of the data from which on it is said.
 MANY_LOST = 0.02
+# Diffusion of fates and ancestors over that of the field: see the page on time series.
+FATE_NOISE = 2.0
 # Cells whose fates are simulated at most, where a group is asked for: more say the same.
 MAX_STARTS = 2000
 
@@ -65,7 +67,7 @@ class Populations(BaseVelocityKernel):
         *,
         method: Literal["paths", "field"] = "paths",
         straight: bool = False,
-        noise: bool = SimulationOptions.noise,
+        noise: bool | float = SimulationOptions.noise,
         n_steps: int = SimulationOptions.n_steps,
         random_state: int = SimulationOptions.random_state,
         device: str = "auto",
@@ -138,7 +140,7 @@ class Populations(BaseVelocityKernel):
         cluster_key: str | None = None,
         n_particles: int = 1000,
         n_saved: int = 50,
-        noise: bool = SimulationOptions.noise,
+        noise: bool | float = SimulationOptions.noise,
         n_steps: int = SimulationOptions.n_steps,
         random_state: int = SimulationOptions.random_state,
         device: str = "auto",
@@ -212,7 +214,7 @@ class Populations(BaseVelocityKernel):
         n_particles: int = 20,
         weighted: bool = True,
         n_neighbors: int = 15,
-        noise: bool = SimulationOptions.noise,
+        noise: bool | float = FATE_NOISE,
         n_steps: int = SimulationOptions.n_steps,
         random_state: int = SimulationOptions.random_state,
         device: str = "auto",
@@ -243,7 +245,9 @@ class Populations(BaseVelocityKernel):
         n_neighbors
             Number of cells nearest to the end of a particle, among those of that time point, whose clusters it shares.
         noise
-            Whether particles diffuse. Otherwise they follow the velocity, which moves the population alike.
+            Factor on the diffusion of the field: how much cells of one place differ in their ways. By default more than
+            the couplings have: clones, where they are known, go apart by more. The population moves alike with any, and
+            with 0, or ``False``, particles follow the velocity alone.
         n_steps
             Number of steps.
         random_state
@@ -302,7 +306,7 @@ class Populations(BaseVelocityKernel):
         until: float | None = None,
         n_particles: int = 20,
         n_neighbors: int = 15,
-        noise: bool = SimulationOptions.noise,
+        noise: bool | float = FATE_NOISE,
         n_steps: int = SimulationOptions.n_steps,
         random_state: int = SimulationOptions.random_state,
         device: str = "auto",
@@ -330,7 +334,9 @@ class Populations(BaseVelocityKernel):
         n_neighbors
             Number of cells nearest to the end of a particle, among those of that time point, whose clusters it shares.
         noise
-            Whether particles diffuse. Otherwise they follow the velocity back, which moves the population alike.
+            Factor on the diffusion of the field: how much cells of one place differ in their ways. By default more than
+            the couplings have: clones, where they are known, go apart by more. The population moves alike with any, and
+            with 0, or ``False``, particles follow the velocity alone.
         n_steps
             Number of steps.
         random_state

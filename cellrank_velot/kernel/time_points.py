@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -12,17 +13,19 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_choice, check_known, first_names
+from cellrank_velot.cells import find_clone_key, read_clones
 from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.kernel._atomic import all_or_nothing
+from cellrank_velot.kernel.clones import Clones
 from cellrank_velot.kernel.diagnostics import States
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
-from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import SeriesPlots
 from cellrank_velot.kernel.populations import Populations
 from cellrank_velot.kernel.regulation import Regulations
 from cellrank_velot.kernel.resting import Resting
 from cellrank_velot.kernel.saving import Saving
+from cellrank_velot.kernel.screening import Screens
 from cellrank_velot.kernel.transitions import TransitionMatrix
 from cellrank_velot.kernel.trends import Trends
 from cellrank_velot.storage.saved import STEPS
@@ -31,6 +34,7 @@ from cellrank_velot.timeseries import (
     PopulationOptions,
     SnapshotOptions,
     build_snapshots,
+    choose_epsilon,
     couple_snapshots,
 )
 
@@ -47,11 +51,12 @@ class OTTimeSeriesKernel(
     Populations,
     States,
     Dynamics,
-    Perturbations,
+    Screens,
     Landscapes,
     Regulations,
     Resting,
     Trends,
+    Clones,
     SeriesPlots,
 ):
     """Kernel for real time points, such as days: cells are transported from each to the next, and may grow and die.
@@ -162,8 +167,9 @@ class OTTimeSeriesKernel(
     @all_or_nothing()
     def compute_velocity(
         self,
-        epsilon: float = CouplingOptions.epsilon,
+        epsilon: float | Literal["clones"] = CouplingOptions.epsilon,
         *,
+        clone_key: str | None = None,
         tau: float | Sequence[float] = CouplingOptions.tau,
         growth_key: str | None = None,
         mass: Mass | None = None,
@@ -186,7 +192,11 @@ class OTTimeSeriesKernel(
         ----------
         epsilon
             Entropic regularisation, as a share of the mean squared distance between the cells of two time points, above
-            0.
+            0: how much cells of one place differ in their ways. ``"clones"`` takes the one, from 0.0125 to 0.8, whose
+            couplings give the places of sisters at the next time point the highest likelihood.
+        clone_key
+            With ``"clones"``, the key in ``adata.obs`` of a column with gaps, or in ``adata.obsm`` of a matrix of cells
+            by barcodes, with or without ``X_``; ``"X_clone"``, ``"clone_id"`` or the like where not given.
         tau
             How strictly the masses of the cells are kept, in ``(0, 1]``; two values are for source and target. 1 keeps
             them exactly, and there is no growth. Leaving them costs :math:`\epsilon \tau / (1 - \tau)`: with 0.9, cells
@@ -226,11 +236,12 @@ class OTTimeSeriesKernel(
         Raises
         ------
         KeyError
-            If ``growth_key`` is not in ``adata.obs``.
+            If ``growth_key`` is not in ``adata.obs``, or there are no clones.
         TypeError
             If a parameter is of the wrong type.
         ValueError
-            If a parameter is out of range, or ``mass`` is not positive or not given for each time point.
+            If a parameter is out of range, ``mass`` is not positive or not given for each time point, or there are too
+            few clones with cells at two consecutive time points.
 
         Examples
         --------
@@ -238,9 +249,18 @@ class OTTimeSeriesKernel(
 
         >>> bool(sk.compute_velocity(mass={0: 1.0, 1: 1.4, 2: 2.0, 3: 3.0}).growth.mean() > 0)
         True
+
+        Barcodes say how much cells of one place differ in their ways:
+
+        >>> bk = OTVelocityKernel(barcoded, time_key="day", time_kind="experimental")
+        >>> bk = bk.compute_velocity(epsilon="clones", clone_key="X_clone")
+        >>> 0.05 < bk.settings["velocity"]["epsilon"] < 0.5
+        True
         """
+        codes = self._clones(epsilon, clone_key)
         options = PopulationOptions(
-            epsilon=epsilon,
+            epsilon=CouplingOptions.epsilon if isinstance(epsilon, str) else epsilon,
+            clone_key=None if codes is None else find_clone_key(self.adata, clone_key),
             tau=tau,
             n_passes=n_passes,
             n_draws=n_draws,
@@ -254,6 +274,10 @@ class OTTimeSeriesKernel(
         prior, masses = self._prior_growth(growth_key), self._mass(mass)
         windows = (self if self.windows is not None else self.compute_windows()).windows
         assert windows is not None
+        if codes is not None:
+            choice = choose_epsilon(self.cells.x, self.cells.time, codes, options, prior=prior, run=run)
+            options = replace(options, epsilon=choice.best)
+            logger.info("Chose `epsilon=%.3g` by %d clones", choice.best, choice.n_clones)
         couplings, transport = couple_snapshots(
             self.cells.x, self.cells.time, windows, options, prior=prior, mass=masses, run=run
         )
@@ -341,6 +365,15 @@ class OTTimeSeriesKernel(
     def _compute_velocity(self, run: Run) -> Self:
         return self.compute_velocity(device=run.device, show_progress_bar=run.show_progress_bar)
 
+    def _clones(self, epsilon: Any, clone_key: str | None) -> NDArray[np.int64] | None:
+        """Return the clone of each cell where the regularisation is to be chosen by them."""
+        if isinstance(epsilon, str):
+            check_choice("epsilon", epsilon, ["clones"])
+            return read_clones(self.adata, clone_key)[0]
+        if clone_key is not None:
+            raise ValueError(f"Expected `clone_key` with `epsilon='clones'` only, found it with `epsilon={epsilon!r}`.")
+        return None
+
     def _prior_growth(self, growth_key: str | None) -> NDArray[np.float64] | None:
         """Return the growth rates that are expected, shape ``[n_cells]``."""
         if growth_key is None:
@@ -362,6 +395,7 @@ class OTTimeSeriesKernel(
 
     def _arguments(self, step: str) -> dict[str, Any]:
         arguments = super()._arguments(step)
+        arguments.pop("clone_key", None)  # what was chosen by clones is `epsilon`
         if arguments.get("mass") == "given":
             couplings = self._needed("couplings", "compute_velocity")
             arguments["mass"] = dict(zip(couplings.times.tolist(), couplings.mass.tolist(), strict=True))

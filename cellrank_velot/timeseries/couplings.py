@@ -201,10 +201,11 @@ class CouplingOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationOptions(CouplingOptions):
-    """The same, with where the kernel has growth and mass from; masses that were handed to it are ``"given"``."""
+    """The same, with where the kernel has growth, mass and clones from; masses handed to it are ``"given"``."""
 
     growth_key: str | None = None
     mass: str | None = None
+    clone_key: str | None = None
 
 
 def couple_snapshots(

@@ -21,6 +21,7 @@ from joblib import Parallel, delayed
 
 from cellrank_velot import OTVelocityKernel, clones, datasets
 from cellrank_velot.fates import absorption_probabilities
+from cellrank_velot.field import ProcessOptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "clones.md"
 MARK = "<!-- figures -->\n"
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
     seeds, sets = (SEEDS[:1], list(SETS)[:2]) if options.quick else (SEEDS, list(SETS))
-    n_cells, n_steps = (300, 500) if options.quick else (600, 2000)
+    n_cells, n_steps = (300, 500) if options.quick else (450, ProcessOptions.n_steps)
     pool = Parallel(options.jobs, verbose=5)
     found = pool(delayed(run)(name, seed, n_cells, n_steps) for name in sets for seed in seeds)
     rows = pd.DataFrame([row for part in found for row in part])
