@@ -367,8 +367,8 @@ def genes(kernel: cv.OTVelocityKernel) -> None:
     draw(
         "screen",
         "All genes changed, one by one",
-        "Genes whose change shifts the fates of the pre-endocrine cells most; markers are among them, as the field knows "
-        'no cause: `pl.screen(vk, vk.screen(source_cluster="Pre-endocrine"))`.',
+        "Genes whose change shifts the fates of the pre-endocrine cells most; markers are among them, as the field "
+        'knows no cause: `pl.screen(vk, vk.screen(source_cluster="Pre-endocrine"))`.',
         cv.pl.screen,
         kernel,
         screened,
@@ -380,7 +380,8 @@ def genes(kernel: cv.OTVelocityKernel) -> None:
     draw(
         "dose_response",
         "A series of doses",
-        'Fates of the same particles with less and more of a gene: `pl.dose_response(vk, vk.dose_response("Iapp", ...))`.',
+        "Fates of the same particles with less and more of a gene: "
+        '`pl.dose_response(vk, vk.dose_response("Iapp", ...))`.',
         cv.pl.dose_response,
         kernel,
         doses,
