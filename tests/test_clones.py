@@ -227,6 +227,21 @@ def test_no_late_cell_is_judged_and_no_earlier_cell_judges(lineages: AnnData):
     assert (both.n_cells, both.n_sisters) == (first.n_cells, first.n_sisters)
 
 
+def test_time_points_are_found_or_done_without(adata: AnnData):
+    other = adata.copy()
+    other.obs["age"] = np.where(np.arange(other.n_obs) % 2, "young", "old")  # no time, and no reason to stop
+    other.obs["time_info"] = [f"day {day}" for day in other.obs["day"]]
+    del other.obs["day"]
+    named = clones.judge_by_clones(other, "fates", **QUICK)
+    del other.obs["time_info"]
+    without = clones.judge_by_clones(other, "fates", **QUICK)
+    expected = clones.judge_by_clones(adata, "fates", **QUICK).table
+    pd.testing.assert_frame_equal(named.table, expected)
+    pd.testing.assert_frame_equal(without.table, expected)
+    with pytest.raises(TypeError, match="age"):
+        clones.judge_by_clones(other, "fates", time_key="age")
+
+
 def test_overlap_of_clones_is_what_right_fates_expect(adata: AnnData):
     judged = clones.judge_by_clones(adata, {"truth": "truth", "state": "fates"}, **QUICK)
     table = judged.overlap.set_index("source")
