@@ -421,11 +421,13 @@ def test_a_kernel_takes_the_regularisation_from_clones(few_values, lineages: Ann
     said = kernel.settings["velocity"]
     assert (said["epsilon"], said["clone_key"]) == (kernel.couplings.epsilon, "clone_id") == (expected, "clone_id")
     assert 0.05 < expected < 0.5
+    assert (kernel._noise(None), kernel._noise(0.5)) == (1.0, 0.5)
     judged = kernel.judge_by_clones("true_fates_seen", **QUICK)
     assert judged.sources == ["fates", "ConnectivityKernel", "PseudotimeKernel"]
     assert (judged.gains.query("fate == 'all' and score == 'skill'")["value"] < 0).all()
     again = kernel.copy().compute_velocity(**kernel._arguments("velocity"), show_progress_bar=False)
     np.testing.assert_array_equal(again.couplings.start, kernel.couplings.start)
+    assert again._noise(None) == 2.0
 
 
 # ------------------------------------------------------------------------------------------------------ data, pictures
