@@ -15,7 +15,7 @@ from scipy import stats
 from cellrank_velot import OTTimeSeriesKernel, OTVelocityKernel, compare_conditions, datasets, pl
 from cellrank_velot.conditions import ComparisonOptions, Design, MeasuredCells, commitment, compare
 from cellrank_velot.conditions.inference import SCALES, TestOptions, adjusted, differences
-from cellrank_velot.conditions.measures import rotations
+from cellrank_velot.conditions.measures import lineage_shares, rotations
 
 FIRST, LAST = np.arange(3), np.arange(3, 6)
 
@@ -127,12 +127,27 @@ def test_samples_without_a_value_do_not_count():
 
 def test_commitment_is_from_the_start_to_one_fate_rare_or_not():
     start = np.array([0.02, 0.98])
-    fates = np.array([start] * 20 + [[1, 0], [0, 1], [0.9, 0.1], [np.nan, np.nan]])
-    time = np.concatenate([np.linspace(0, 0.1, 20), [1.0] * 4])
-    found = commitment(fates, time)
-    np.testing.assert_allclose(found[:22], [0.0] * 20 + [1, 1], atol=1e-9)
-    assert 0.8 < found[22] < 1
-    assert found[23] == 0
+    fates = np.array([start] * 20 + [[1, 0], [0, 1], [0.51, 0.49], [0.01, 0.99], [np.nan, np.nan]])
+    found = commitment(fates, np.concatenate([np.linspace(0, 0.1, 20), [1.0] * 5]))
+    np.testing.assert_allclose(found, [0.0] * 20 + [1, 1, 0.5, 0.5, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize("chance", [0.03, 0.3, 0.9])
+@pytest.mark.parametrize("flux", [0.1, 0.5])
+def test_lineage_shares_are_the_chances_of_the_sample(chance: float, flux: float):
+    """Also of cells that lean to a fate only, of rare fates, and where the chain is off in its chances at the start."""
+    rng = np.random.default_rng(0)
+    is_a, sure = rng.random(20_000) < chance, rng.uniform(size=20_000)
+    seen = rng.normal(4 * sure**2 * np.where(is_a, 1, -1), 2 * sure)
+    odds = 2 * seen + np.log(flux / (1 - flux))  # two Gaussians: 2 m x / sd^2
+    fates = np.column_stack([1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(odds))])
+    start = np.array([flux, 1 - flux])
+    one = np.zeros(is_a.size, dtype=np.int64)
+    shares, number = lineage_shares(one, fates, start, sure, 1, 10)
+    assert shares[0, 0] == pytest.approx(chance, abs=0.02)
+    assert shares.sum() == pytest.approx(1)
+    assert number[0] == pytest.approx(sure.sum())
+    assert np.isnan(lineage_shares(one[:9], fates[:9], start, np.ones(9), 1, 10)[0]).all()
 
 
 def test_rotation_is_the_angle_between_conditions_and_blind_to_them():

@@ -12,6 +12,7 @@ from scipy.stats import ortho_group
 
 from cellrank_velot.timeseries.bridges import Bridges, limited_slope
 from cellrank_velot.timeseries.couplings import CouplingOptions, SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.interpolation import interpolate_paths
 from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
 GROWTH = np.log([1.5, 0.5]) / 2
@@ -430,3 +431,49 @@ def test_mass_of_bridges_is_that_of_their_pairs(real):
 def test_one_tau_in_an_array_is_a_number():
     assert CouplingOptions(tau=np.array(0.8)) == CouplingOptions(tau=0.8)
     assert CouplingOptions(tau=np.array([0.9, 0.8])) == CouplingOptions(tau=[0.9, 0.8])
+
+
+# ------------------------------------------------------------------------------------------- populations that go round
+def going_round(angle: float, n_times: int = 6, n_cells: int = 30, n_dims: int = 5, width: float = 0.1, growth=1.0):
+    """Return snapshots of a cloud on a circle in some plane, and where it is at any time."""
+    rng = np.random.default_rng(0)
+    plane = np.linalg.qr(rng.normal(size=(n_dims, 2)))[0].T
+    cloud = width * rng.normal(size=(n_cells, n_dims))
+
+    def at(time):
+        radius = 3 * growth**time
+        return cloud + radius * np.array([np.cos(angle * time), np.sin(angle * time)]) @ plane + 2.0
+
+    times = np.arange(n_times, dtype=float)
+    return np.concatenate([at(t) for t in times]), np.repeat(times, n_cells), at
+
+
+@pytest.mark.parametrize(("angle", "growth"), [(1.2, 1.0), (2.7, 1.0), (-2.0, 0.95)])
+def test_a_population_that_goes_round_does_so_between_its_time_points(angle, growth):
+    x, time, at = going_round(angle, growth=growth)
+    couplings = couple(x, time)[0]
+    bridges = Bridges(couplings, x)
+    assert bridges.turn is not None
+    for moment in (0.5, 2.3, 4.9):
+        found = interpolate_paths(couplings, x, moment)
+        assert np.linalg.norm(found.mean - at(moment).mean(axis=0)) < 0.05
+        straight = interpolate_paths(couplings, x, moment, straight=True)
+        assert np.linalg.norm(straight.mean - at(moment).mean(axis=0)) > 0.1
+    share, step = 0.4, 1e-5
+    (before, _), (after, _) = move(bridges, share - step), move(bridges, share + step)
+    np.testing.assert_allclose(move(bridges, share)[1], (after - before) / (2 * step), atol=1e-5)
+    for share, cells in ((0.0, couplings.source), (1.0, couplings.target)):
+        np.testing.assert_allclose(move(bridges, share)[0], x[cells], atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["few times", "wide", "one way", "half a turn", "uneven"])
+def test_what_does_not_go_round_has_no_turn(case):
+    x, time, _ = going_round(np.pi if case == "half a turn" else 1.2, 4 if case == "few times" else 6)
+    if case == "wide":
+        x = going_round(1.2, width=3.0)[0]
+    if case == "one way":
+        x[:, 0] += 20 * time
+        x[:, 1:] = 0.01 * x[:, 1:]
+    if case == "uneven":
+        time = time**1.1
+    assert Bridges(couple(x, time)[0], x).turn is None

@@ -56,6 +56,19 @@ def test_each_arm_is_an_end_and_the_stem_is_none(lengths, seed):
     assert matches(ends_of(x, time, velocity), arm) == list(range(1, len(lengths) + 1))
 
 
+def test_where_the_first_cells_are_everywhere_the_flow_says_which_cells_stand_for_an_end():
+    x, time, arm, velocity = star(lengths=(1.0, 1.0))
+    labels = np.array(["stem", "left", "right"])[arm]
+    roots = np.random.default_rng(0).choice(len(x), 60, replace=False)  # as the first day of a series
+    graph = neighbors(x)
+    given = (x, graph, time, smooth_cells(x, time, graph, 2), velocity, labels, roots, EndOptions(max_through=1.0))
+    by_depth, by_flow = (find_ends(*given, by_flow=flow) for flow in (False, True))
+    assert {"left", "right"} <= set(by_flow.names)
+    for name in ("left", "right"):
+        first, other = (time[found.cells[found.names.index(name)][:15]].mean() for found in (by_flow, by_depth))
+        assert first > 1.85 > other
+
+
 def test_a_small_end_that_time_and_flow_miss_is_found_by_its_name():
     x, time, arm, velocity = star(lengths=(1.0, 1.0, 0.15))
     small = arm == 3

@@ -42,6 +42,7 @@ from cellrank_velot.cells.select import (
     cells_in_cluster,
     cells_in_time,
     rows_of_state,
+    rows_of_states,
     select_cells,
 )
 from cellrank_velot.cells.time import TIME_KEYS, TimeKind, find_time_key, read_root, read_roots, read_time
@@ -87,6 +88,7 @@ __all__ = [
     "read_time",
     "readable",
     "rows_of_state",
+    "rows_of_states",
     "select_cells",
     "warn_about_graph",
 ]

@@ -21,6 +21,7 @@ __all__ = [
     "cells_in_cluster",
     "cells_in_time",
     "rows_of_state",
+    "rows_of_states",
     "select_cells",
 ]
 
@@ -132,3 +133,11 @@ def rows_of_state(adata: AnnData, state: str, cells: Sequence[str]) -> NDArray[n
             f"Expected cells of the data in state {state!r}, found {missing.size} that it lacks, as {missing[0]!r}."
         )
     return np.asarray(rows, dtype=np.int64)
+
+
+def rows_of_states(adata: AnnData, states: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of the cells of each state, which must be there."""
+    if not isinstance(states, Mapping) or not states:
+        found = "none" if isinstance(states, Mapping) else f"`{type(states).__name__}`"
+        raise ValueError(f"Expected cells of at least one state, as {{'Beta': [...]}}, found {found}.")
+    return {str(name): rows_of_state(adata, str(name), cells) for name, cells in states.items()}

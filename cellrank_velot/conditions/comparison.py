@@ -148,7 +148,7 @@ class ConditionComparison:
 
     @property
     def shares(self) -> pd.DataFrame:
-        """Share of the committed cells on each lineage, and of all cells in each cluster."""
+        """Share of the cells that go to each lineage, and of those in each cluster."""
         return self._part("shares")
 
     @property
@@ -267,6 +267,7 @@ def compare(
 ) -> ConditionComparison:
     """Measure each sample, and compare the conditions with the reference; at each time point of a series by itself."""
     chosen = measures.commitment(cells.fates, cells.time)
+    start = measures.start_fates(cells.fates, cells.time)
     trends = None
     if cells.points is None and cells.expression is not None:
         names = ([str(name) for name in design.samples], cells.lineages, cells.genes)
@@ -275,7 +276,7 @@ def compare(
     for point in [None] if cells.points is None else cells.points:
         here = np.ones(cells.time.size, dtype=bool) if point is None else cells.time == point
         blocks += _measured(
-            cells, design, chosen, here, options.min_cells, trends, "" if point is None else f"{point:g}"
+            cells, design, start, chosen, here, options.min_cells, trends, "" if point is None else f"{point:g}"
         )
     blocks = _joined(blocks)
     tables = [
@@ -324,6 +325,7 @@ class _Block:
 def _measured(
     cells: MeasuredCells,
     design: Design,
+    start: FloatArray,
     chosen: FloatArray,
     here: NDArray[np.bool_],
     min_cells: int,
@@ -342,7 +344,7 @@ def _measured(
         both = _of(time, cluster=np.repeat(cells.clusters, len(cells.lineages)), lineage=[*cells.lineages] * k)
         of_both = np.repeat(number, len(cells.lineages), axis=1)
         yield _Block("fate", means.reshape(n, -1), both, "share", of_both, mirrored)
-        shares, committed = measures.lineage_shares(sample, fates, chosen[here], n, min_cells)
+        shares, committed = measures.lineage_shares(sample, fates, start, chosen[here], n, min_cells)
         yield _Block("lineage share", shares, _of(time, lineage=cells.lineages), "share", committed[:, None], mirrored)
     if k > 1:
         shares = measures.cluster_shares(sample, group, n, k)

@@ -8,31 +8,58 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.stage import TINY
 
-__all__ = ["cluster_shares", "commitment", "counts", "lineage_shares", "mean_fates", "rotations", "velocities"]
+__all__ = [
+    "cluster_shares",
+    "commitment",
+    "counts",
+    "lineage_shares",
+    "mean_fates",
+    "rotations",
+    "start_fates",
+    "velocities",
+]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 # The earliest cells, as a share of all, whose mean fates are those before any choice.
 EARLY = 0.1
+# A chance at the start that stands for none: what is never reached from there has no likelihood.
+RARE = 1e-3
+MOST_ROUNDS, TOLERANCE = 2000, 1e-7
 
 
 def commitment(fates: FloatArray, time: FloatArray) -> FloatArray:
     r"""Return how far each cell has chosen among its fates, from 0 to 1, shape ``[n_cells]``.
 
-    It is :math:`1 - H(p) / H(p, p_0)`, one minus the entropy of the fates :math:`p` of the cell over their cross
-    entropy with the mean fates :math:`p_0` of the earliest cells. A cell whose fates are those of the start has 0, and
-    one that is sure of a fate has 1, be the fate frequent or rare. Cells without fates have 0.
+    It is the largest :math:`(p_a - s_a) / (1 - s_a)` over the fates :math:`a`, where :math:`s` are the mean fates of
+    the earliest cells: the share of the way from there to being sure. Cells without fates have 0.
+
+    Parameters
+    ----------
+    fates
+        Fates of the cells, shape ``[n_cells, n_lineages]``, NaN for none.
+    time
+        Time of the cells, shape ``[n_cells]``.
     """
-    known = np.isfinite(fates).all(axis=1) & (np.nan_to_num(fates).sum(axis=1) > 0)
-    early = known & (time <= np.nanquantile(time[known], EARLY)) if known.any() else known
-    p = np.where(known[:, None], fates, 1 / fates.shape[1])
-    p = p / p.sum(axis=1, keepdims=True)
-    start = np.maximum(p[early].mean(axis=0) if early.any() else np.full(fates.shape[1], 1 / fates.shape[1]), TINY)
-    entropy = -(p * np.log(np.maximum(p, TINY))).sum(axis=1)
-    cross = -(p * np.log(start)).sum(axis=1)
-    chosen = 1 - np.divide(entropy, cross, out=np.ones_like(entropy), where=cross > TINY)
-    return np.where(known, np.clip(chosen, 0, 1), 0.0)
+    start = start_fates(fates, time)
+    way = (fates - start) / np.maximum(1 - start, TINY)
+    return np.where(has_fates(fates), np.clip(np.nan_to_num(way).max(axis=1), 0, 1), 0.0)
+
+
+def start_fates(fates: FloatArray, time: FloatArray) -> FloatArray:
+    """Return the mean fates of the earliest cells, shape ``[n_lineages]``, none of them zero."""
+    known = has_fates(fates)
+    if not known.any():
+        return np.full(fates.shape[1], 1 / fates.shape[1])
+    early = known & (time <= np.quantile(time[known], EARLY))
+    start = np.maximum(fates[early].mean(axis=0), RARE)
+    return np.asarray(start / start.sum())
+
+
+def has_fates(fates: FloatArray) -> NDArray[np.bool_]:
+    """Return which cells have fates, shape ``[n_cells]``."""
+    return np.asarray(np.isfinite(fates).all(axis=1) & (np.nan_to_num(fates).sum(axis=1) > 0))
 
 
 def counts(
@@ -52,25 +79,41 @@ def cluster_shares(sample: IntArray, group: IntArray, n_samples: int, n_groups: 
 
 
 def lineage_shares(
-    sample: IntArray, fates: FloatArray, chosen: FloatArray, n_samples: int, min_cells: int
+    sample: IntArray, fates: FloatArray, start: FloatArray, chosen: FloatArray, n_samples: int, min_cells: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the share of the committed cells of each sample on each lineage, and their number ``[n_samples]``.
+    r"""Return the chance of each lineage in each sample, and the number of its committed cells ``[n_samples]``.
 
-    A cell counts by its commitment, and for each lineage by its fate. Samples with too few committed cells have NaN.
+    One chain gave the fates :math:`p_i` of all cells, with the chances :math:`s` at its start. In a sample with other
+    chances :math:`x`, a cell stands where it stands with a likelihood in proportion to :math:`\sum_a x_a p_{ia} / s_a`.
+    The chances are those of maximum likelihood, found by expectation and maximisation :cite:`saerens:02`. Cells whose
+    fates are those of the start tell nothing. Samples with too few committed cells have NaN.
     """
-    weighted = np.nan_to_num(fates) * chosen[:, None]
-    of_sample = _indicator(sample, n_samples)
-    sums, number = np.asarray(of_sample @ weighted), np.asarray(of_sample @ chosen)
-    shares = _divided(sums, sums.sum(axis=1, keepdims=True))
-    shares[number < min_cells] = np.nan
+    number: FloatArray = np.bincount(sample, chosen, minlength=n_samples).astype(np.float64)
+    shares = np.full((n_samples, fates.shape[1]), np.nan)
+    known = has_fates(fates)
+    for one in np.flatnonzero(number >= min_cells):
+        shares[one] = _most_likely(fates[known & (sample == one)] / start, start)
     return shares, number
+
+
+def _most_likely(ratios: FloatArray, start: FloatArray) -> FloatArray:
+    """Return the chances that make cells with these ratios of likelihoods most likely."""
+    chances = start
+    for _ in range(MOST_ROUNDS):
+        parts = chances * ratios
+        parts = parts / np.maximum(parts.sum(axis=1, keepdims=True), TINY)
+        found = parts.mean(axis=0)
+        change, chances = np.abs(found - chances).max(), found
+        if change < TOLERANCE:
+            break
+    return np.asarray(chances)
 
 
 def mean_fates(
     sample: IntArray, group: IntArray, fates: FloatArray, n_samples: int, n_groups: int, min_cells: int
 ) -> FloatArray:
     """Return the mean fates of the cells of each sample in each group, shape ``[n_samples, n_groups, n_lineages]``."""
-    known = np.isfinite(fates).all(axis=1) & (np.nan_to_num(fates).sum(axis=1) > 0)
+    known = has_fates(fates)
     return _means(sample, np.where(known, group, -1), np.nan_to_num(fates), n_samples, n_groups, min_cells)
 
 
@@ -124,10 +167,6 @@ def _means(
     means = _divided(np.asarray(where @ values), number[:, None])
     means[number < min_cells] = np.nan
     return means.reshape(n_samples, n_groups, values.shape[1])
-
-
-def _indicator(sample: IntArray, n_samples: int) -> sp.csr_matrix:
-    return sp.csr_matrix((np.ones(sample.size), (sample, np.arange(sample.size))), shape=(n_samples, sample.size))
 
 
 def _divided(values: FloatArray, by: FloatArray) -> FloatArray:

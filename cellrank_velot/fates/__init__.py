@@ -4,6 +4,7 @@ In go a transition matrix, the neighbour graph and a time. Out come the names of
 that CellRank's estimators take. From fates come the trends of genes along lineages.
 """
 
+from cellrank_velot.fates.absorption import expected_visits
 from cellrank_velot.fates.ends import EndOptions, Ends, TerminalStates, find_ends, terminal_states
 from cellrank_velot.fates.intervals import IntervalOptions, absorption_probabilities, fate_intervals
 from cellrank_velot.fates.stability import with_stability
@@ -20,6 +21,7 @@ __all__ = [
     "TerminalStates",
     "TrendOptions",
     "absorption_probabilities",
+    "expected_visits",
     "fate_intervals",
     "find_ends",
     "fit_trends",

@@ -24,7 +24,7 @@ from cellrank_velot._utils.jit import compiled, read_only
 from cellrank_velot._utils.lazy import pyamg
 from cellrank_velot._utils.slices import Slices, count_threads
 
-__all__ = ["Solution", "Transient", "reaching"]
+__all__ = ["Solution", "Transient", "expected_visits", "reaching"]
 
 logger = logging.getLogger("cellrank_velot")
 
@@ -61,6 +61,30 @@ def reaching(matrix: sp.csr_matrix, ends: NDArray[np.int64]) -> NDArray[np.bool_
     found = np.zeros(n_cells + 1, dtype=bool)
     found[breadth_first_order(graph, n_cells, directed=True, return_predecessors=False)] = True
     return found[:n_cells]
+
+
+def expected_visits(matrix: sp.csr_matrix, ends: NDArray[np.int64], start: Array) -> Array:
+    r"""Return how often each cell is visited, before an end is, by walks that start as ``start [n_cells]`` says.
+
+    They solve :math:`(I - Q)^T n = s`. As shares of the visits :math:`v` of walks from all cells, this is a chain that
+    runs back, :math:`q'_{ij} = q_{ji} v_j / v_i`, which leaves where the walks set out. No visits of the ends, nor of
+    cells without a way to one, are counted.
+    """
+    visits = np.zeros(matrix.shape[0])
+    free = reaching(matrix, ends)
+    free[ends] = False
+    rows = np.flatnonzero(free)
+    if not rows.size or not start[rows].any():
+        return visits
+    q = sp.csr_matrix(matrix[rows][:, rows])
+    scale = _visits(q)
+    back = sp.csr_matrix(sp.diags(1 / scale) @ q.T @ sp.diags(scale))
+    leave = 1 - np.asarray(back.sum(axis=1)).ravel()
+    found = Transient(back, leave).solve(start[rows] / scale)
+    if not found.converged:
+        logger.warning("Visits of cells are known to %.1g only", found.error)
+    visits[rows] = np.maximum(found.x[:, 0] * scale, 0)
+    return visits
 
 
 class Transient:

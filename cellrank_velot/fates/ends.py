@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.shown import as_line, as_table
 from cellrank_velot._utils.validation import check_integer, check_number
 from cellrank_velot.graph.geodesic import N_SMOOTHING, earliest_cells, geodesic_distances, near_graph
+from cellrank_velot.graph.order import MemoryOrder
 from cellrank_velot.graph.smoothing import SmoothedCells, smoothed
 from cellrank_velot.transitions import TransitionOptions, compute_transitions
 
@@ -26,6 +27,8 @@ logger = logging.getLogger("cellrank_velot")
 
 # Steps of the flow after which one asks who is still there, and the scale of its softmax.
 N_STEPS, SOFTMAX_SCALE = 8, 2.0
+# Steps after which the flow has collected.
+N_COLLECTING = 300
 # A group lies on the way to a cell if the way around it is longer by more than this share.
 DETOUR = 1.02
 # Cells that stand for an end: as many as CellRank takes, at most half of the end, but not fewer than a few.
@@ -230,6 +233,8 @@ def find_ends(
     labels: ArrayLike | None = None,
     roots: NDArray[np.int64] | None = None,
     options: EndOptions = EndOptions(),
+    *,
+    by_flow: bool = False,
 ) -> Ends:
     """Find the ends of a process: groups of cells that no way leads through, late, and that the flow does not leave.
 
@@ -248,7 +253,40 @@ def find_ends(
     A group that nothing is reached through is an end where the flow stays or hardly leaves. A cluster that was named
     is one without that, as some other sign made somebody tell it apart. A group that a little is reached through is an
     end where the flow stays. Groups on one branch are one end.
+
+    The cells of an end come in order, those that are farthest from the root first. With ``by_flow`` these are those in
+    which the flow collects: where cells of the first time point are everywhere, as in a series, distance says little.
     """
+    order = MemoryOrder.of(graph)
+    found = _found(
+        order.values(x),
+        order.graph(graph),
+        order.values(time),
+        SmoothedCells(order.values(cells.x), order.values(cells.time), order.graph(cells.graph)),
+        order.values(velocity),
+        None if labels is None else order.values(np.asarray(labels).astype(str)),
+        None if roots is None else order.places[roots],
+        order.values(_partition(cells.x, options)),
+        options,
+        by_flow,
+    )
+    candidates = tuple(replace(of, cells=order.cells[of.cells]) for of in found.candidates)
+    return replace(found, candidates=candidates, cells=tuple(order.cells[cells] for cells in found.cells))
+
+
+def _found(
+    x: NDArray[np.float64],
+    graph: sp.csr_matrix,
+    time: NDArray[np.float64],
+    cells: SmoothedCells,
+    velocity: NDArray[np.float64],
+    names: NDArray[np.str_] | None,
+    roots: NDArray[np.int64] | None,
+    partition: NDArray[np.int64],
+    options: EndOptions,
+    by_flow: bool,
+) -> Ends:
+    """Find the ends, in whatever order the cells are."""
     n_cells = len(x)
     lengths = near_graph(smoothed(x, graph, N_SMOOTHING), graph)
     if roots is None:
@@ -258,8 +296,7 @@ def find_ends(
     walk = compute_transitions(cells.x, np.zeros_like(velocity), cells.graph).matrix
     ranks = np.searchsorted(np.sort(time), time) / n_cells
 
-    groups = [("shape", "", group) for group in _groups(_partition(cells.x, options))]
-    names = None if labels is None else np.asarray(labels).astype(str)
+    groups = [("shape", "", group) for group in _groups(partition)]
     if names is not None:
         groups += [("cluster", name, group) for name, group in _named(names)]
     groups = [of for of in groups if of[2].size >= MIN_CELLS and not np.isin(roots, of[2]).all()]
@@ -267,16 +304,17 @@ def find_ends(
     for column, (_, _, group) in enumerate(groups):
         inside[group, column] = 1 / group.size
     stay = _share_that_stays(flow, inside) / np.maximum(_share_that_stays(walk, inside), 1e-12)
+    outward = _collected(flow) if by_flow else depth
     found = []
     for (source, name, group), stays in zip(groups, stay, strict=True):
         through = _reached_through(group, lengths, roots, depth)
         at = float(ranks[group].mean())
         verdict = _verdict(source, through, float(stays), at, options)
         called = name or ("" if names is None else _commonest(names[group]))
-        outward = group[np.argsort(-depth[group], kind="stable")]
-        found.append(Candidate(called, source, outward, through, float(stays), at, verdict))
+        first = group[np.argsort(-outward[group], kind="stable")]
+        found.append(Candidate(called, source, first, through, float(stays), at, verdict))
     joined = _joined([of for of in found if of.is_end], lengths, depth)
-    ordered = [(name, cells_[np.argsort(-depth[cells_], kind="stable")]) for name, cells_ in joined]
+    ordered = [(name, cells_[np.argsort(-outward[cells_], kind="stable")]) for name, cells_ in joined]
     return Ends(tuple(found), tuple(n for n, _ in ordered), tuple(c for _, c in ordered), n_cells)
 
 
@@ -355,6 +393,14 @@ def _share_that_stays(matrix: sp.csr_matrix, inside: NDArray[np.float64]) -> NDA
     for _ in range(N_STEPS):
         at = come @ at
     return np.asarray((at * (inside > 0)).sum(axis=0))
+
+
+def _collected(matrix: sp.csr_matrix) -> NDArray[np.float64]:
+    """Return how many cells are at each after many steps, one having set out from each."""
+    come, at = sp.csr_matrix(matrix.T), np.ones(matrix.shape[0])
+    for _ in range(N_COLLECTING):
+        at = come @ at
+    return np.asarray(at)
 
 
 def _verdict(source: str, through: float, stay: float, time: float, options: EndOptions) -> str:

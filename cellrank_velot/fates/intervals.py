@@ -49,9 +49,10 @@ def absorption_probabilities(matrix: sp.csr_matrix, states: Sequence[NDArray[np.
     free = np.flatnonzero(~ends & reaching(matrix, np.flatnonzero(ends)))
     if free.size:
         steps = np.asarray(matrix[free] @ fates)
-        # What leads to cells without a way to any state is lost.
-        leave = 1 - np.asarray(matrix[free][:, free].sum(axis=1)).ravel()
-        fates[free] = Transient(matrix[free][:, free], np.maximum(leave, 0)).solve(steps).x
+        # What leads to cells without a way to any state is lost. One less the rest would lose a small chance to leave.
+        others = np.ones(matrix.shape[0])
+        others[free] = 0.0
+        fates[free] = Transient(matrix[free][:, free], np.asarray(matrix[free] @ others)).solve(steps).x
     return np.clip(fates, 0.0, 1.0)
 
 

@@ -32,6 +32,9 @@ N_SMOOTHING, N_NEAREST = 3, 15
 # of the graph that has a root; number of times that the time is smoothed before it is compared with that around.
 FIRST, EARLY, MIN_PART, N_TIME_STEPS = 0.01, 0.1, 10, 4
 
+# Edges whose lengths are found at a time.
+BLOCK_EDGES = 32_768
+
 
 def near_graph(x: NDArray[np.float64], graph: sp.csr_matrix, n_neighbors: int = N_NEAREST) -> sp.csr_matrix:
     """Return the graph of the cells that are nearest in ``x``, whose weights are distances.
@@ -42,11 +45,11 @@ def near_graph(x: NDArray[np.float64], graph: sp.csr_matrix, n_neighbors: int = 
     n_cells, graph = len(x), sp.csr_matrix(graph, copy=True)
     graph.eliminate_zeros()
     chosen = sp.coo_matrix(nearest_cells(x, graph, n_neighbors))
-    lengths = np.linalg.norm(x[chosen.row] - x[chosen.col], axis=1)
+    lengths = _lengths(x, chosen)
     near = _symmetric(chosen.row, chosen.col, lengths, n_cells)
     if connected_components(near)[0] > connected_components(graph)[0]:
         edges = sp.coo_matrix(graph)
-        lengths = np.linalg.norm(x[edges.row] - x[edges.col], axis=1)
+        lengths = _lengths(x, edges)
         tree = sp.coo_matrix(minimum_spanning_tree(_symmetric(edges.row, edges.col, lengths, n_cells)))
         near = near.maximum(_symmetric(tree.row, tree.col, tree.data, n_cells))
     return near
@@ -90,6 +93,16 @@ def never_falling(values: NDArray[np.float64], before: NDArray[np.int64]) -> NDA
         if (further == before).all():
             return values
         before = further
+
+
+def _lengths(x: NDArray[np.float64], edges: sp.coo_matrix) -> NDArray[np.float64]:
+    """Return the length of each edge, a block at a time: all ends at once would not fit in the cache."""
+    lengths = np.empty(edges.nnz)
+    for start in range(0, edges.nnz, BLOCK_EDGES):
+        part = slice(start, start + BLOCK_EDGES)
+        steps = x[edges.row[part]] - x[edges.col[part]]
+        lengths[part] = np.sqrt(np.einsum("ij,ij->i", steps, steps))
+    return lengths
 
 
 def _symmetric(

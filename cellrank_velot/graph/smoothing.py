@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.parallel import blocks, run
 from cellrank_velot._utils.shown import as_line
 from cellrank_velot.graph.compiled import nearest_around
+from cellrank_velot.graph.order import MemoryOrder
 from cellrank_velot.graph.residuals import means_over
 
 __all__ = ["SmoothedCells", "means_over", "nearest_cells", "smooth_cells", "smoothed"]
@@ -77,9 +78,12 @@ def smooth_cells(
     if not graph.data.all():  # an edge of weight zero is none
         graph = graph.copy()
         graph.eliminate_zeros()
-    smooth = smoothed(x, graph, n_steps, n_jobs=n_jobs)
+    order = MemoryOrder.of(graph)
+    graph = order.graph(graph)
+    smooth = smoothed(order.values(x), graph, n_steps, n_jobs=n_jobs)
     near = _nearest(smooth, graph, n_jobs)
-    return SmoothedCells(smooth, _on_scale(smoothed(time, near, TIME_STEPS, n_jobs=n_jobs), time), near)
+    smooth_time = order.back(smoothed(order.values(time), near, TIME_STEPS, n_jobs=n_jobs))
+    return SmoothedCells(order.back(smooth), _on_scale(smooth_time, time), order.graph_back(near))
 
 
 def smoothed(

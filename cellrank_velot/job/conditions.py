@@ -69,7 +69,7 @@ def comparison_figures(
             "condition_fates",
             partial(plotting.condition_fates, comparison),
             "Fates under each condition",
-            f"Share of the committed cells on each lineage. {points}",
+            f"Share of the cells of each sample that go to each lineage. {points}",
         )
     if 0 < (measures == "cluster share").sum() <= MOST_ROWS:
         yield (

@@ -453,7 +453,9 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         asked = (*self._labels_and_roots(cluster_key), replace(options, n_halves=None))
         if self._ends is None or self._ends[0] is not source or not _same(self._ends[1], asked):
             x, graph, time, cells, velocity, labels, roots = self._asked_of_ends(cluster_key, smooth)
-            self._ends = source, asked, find_ends(x, graph, time, cells, velocity, labels, roots, options)
+            by_flow = self.cells.is_series
+            found = find_ends(x, graph, time, cells, velocity, labels, roots, options, by_flow=by_flow)
+            self._ends = source, asked, found
         return self._ends[2]
 
     def _asked_of_ends(self, cluster_key: str | None, smooth: bool = True) -> tuple[Any, ...]:

@@ -51,8 +51,9 @@ def compare_conditions(
     """Compare conditions: fates, shares of cells, velocities and genes, with the sample as the unit.
 
     One field and one set of ends serve all cells. So fates mean the same under all conditions, and a condition changes
-    where its cells are. A shift of a decision shows in the share of the *committed* cells on each lineage. Mean fates
-    of a cluster say whether its cells stand nearer to one end.
+    where its cells are. A shift of a decision shows in the *lineage share* of each sample: the chances of the fates for
+    which its cells stand most likely where they stand :cite:`saerens:02`. Mean fates of a cluster say whether its cells
+    stand nearer to one end.
 
     Each sample is summed up in one number for each measure. Differences, intervals and tests are over samples: cells of
     one sample are no replicates of each other. Shares are compared as the arc sine of their root, speeds as logarithms.

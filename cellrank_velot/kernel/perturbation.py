@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Run
-from cellrank_velot._utils.validation import check_known
+from cellrank_velot._utils.validation import check_known, check_number
 from cellrank_velot.cells import CellSelector, Interval, by_symbol, read_clusters, read_loadings, read_pca, select_cells
 from cellrank_velot.dynamics import FlowOptions, SimulationOptions, TimeFrom, labels_near, simulate_process
 from cellrank_velot.dynamics.region import Region
@@ -22,6 +23,7 @@ from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.kernel.dynamics import clusters_for, first_tenth, starts_for
 from cellrank_velot.perturbation import (
+    DoseResponse,
     Effect,
     Fates,
     FateShift,
@@ -30,6 +32,7 @@ from cellrank_velot.perturbation import (
     PerturbedField,
     ShiftOptions,
     Variants,
+    compute_dose_response,
     compute_fate_shift,
     compute_perturbation,
     draw_matched,
@@ -255,12 +258,7 @@ class Perturbations(BaseVelocityKernel):
             n_neighbors=n_neighbors,
         )
         run = Run(device=device, show_progress_bar=show_progress_bar)
-        clusters, key = clusters_for(self, cluster_key, source_cluster, terminal_clusters)
-        if clusters is None:
-            raise KeyError("Expected the `cluster_key` of the clusters that are fates, found none.")
-        if start_ixs is None and source_cluster is None and source_time is None:
-            source_time = first_tenth(self.cells)
-        starts = starts_for(self, start_ixs, key, source_cluster, source_time)
+        clusters, starts = self._starting_groups(start_ixs, source_cluster, terminal_clusters, source_time, cluster_key)
         groups = None if group_key is None else self._groups(group_key, starts)
         perturbation = self._perturbation(perturbation)
         null, drawn = self._null(perturbation, null_genes, options)
@@ -270,6 +268,105 @@ class Perturbations(BaseVelocityKernel):
         )
         _report(shift)
         return shift
+
+    @all_or_nothing()
+    def dose_response(
+        self,
+        genes: str | Sequence[str],
+        factors: Sequence[float] = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
+        cells: CellSelector | None = None,
+        start_ixs: CellSelector | None = None,
+        source_cluster: str | Sequence[str] | None = None,
+        terminal_clusters: str | Sequence[str] | None = None,
+        *,
+        source_time: Interval | None = None,
+        cluster_key: str | None = None,
+        n_particles: int = ShiftOptions.n_particles,
+        level: float = ShiftOptions.level,
+        random_state: int = ShiftOptions.random_state,
+        layer: str | None = None,
+        gene_scale: str | None = None,
+        device: str = "auto",
+        show_progress_bar: bool = True,
+        **flow: Any,
+    ) -> DoseResponse:
+        """Scale genes by a series of factors, and follow the same particles at each dose.
+
+        A factor multiplies the expression of the genes, all of them together, in the units of ``layer``: 0 is a
+        knock-out. Whether a shift is more than that of other genes is for :meth:`fate_shift` to say.
+
+        Parameters
+        ----------
+        genes
+            Gene, or several that are scaled together, by name or symbol.
+        factors
+            Factors, 0 or above; 1 is no change.
+        cells
+            Cells in which genes are scaled, as in :meth:`perturb`; all where not given.
+        start_ixs
+            Cells that particles start from, as in :meth:`fate_shift`.
+        source_cluster
+            Cluster, or several, that the starts are in; any where not given.
+        terminal_clusters
+            Fates; all clusters where not given.
+        source_time
+            From which time to which time the starts are, of the kernel's time; ``None`` for no bound.
+        cluster_key
+            Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
+        n_particles
+            Number of particles at each dose.
+        level
+            Level of the intervals.
+        random_state
+            Seed of starts and noise.
+        layer
+            Layer of the expression, ``adata.X`` where not given, as in :meth:`perturb`.
+        gene_scale
+            Column of ``adata.var`` that the PCA's values were divided by; genes were not scaled where not given.
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
+        **flow
+            How particles move in pseudotime, as in :meth:`fate_shift`: ``step_size``, ``diffusion`` and the like.
+
+        Returns
+        -------
+        The shares; ``to_frame()`` is a table, ``pl.dose_response`` a picture.
+
+        Raises
+        ------
+        KeyError
+            If a gene, cell, column or cluster is unknown.
+        TypeError
+            If an option of the flow is unknown.
+        ValueError
+            If there are no factors or one below 0, no cell meets all conditions, or an option is out of range.
+
+        Examples
+        --------
+        >>> fates = ["Fate A", "Fate B"]
+        >>> doses = vk.dose_response(
+        ...     "FateA", [0, 1, 3], terminal_clusters=fates, n_particles=40, step_size=0.03
+        ... )
+        >>> bool(
+        ...     doses.shares[0, 0] <= doses.shares[2, 0]
+        ... )  # the more of it, the more come to fate A
+        True
+        """
+        options = ShiftOptions(n_particles=n_particles, n_null=0, level=level, random_state=random_state)
+        unknown = [name for name in flow if name not in {part.name for part in fields(FlowOptions)}]
+        if unknown:
+            raise TypeError(f"Expected options of the flow as in `fate_shift`, found `{unknown[0]}`.")
+        doses = np.array([check_number("factors", factor, low=0) for factor in factors])
+        if not doses.size:
+            raise ValueError("Expected at least one factor, found none.")
+        run = Run(device=device, show_progress_bar=show_progress_bar)
+        clusters, starts = self._starting_groups(start_ixs, source_cluster, terminal_clusters, source_time, cluster_key)
+        names = [genes] if isinstance(genes, str) else list(genes)
+        taken = self.perturb(dict.fromkeys(names, 0.0), cells, layer=layer, gene_scale=gene_scale)
+        fates, lineages = self._fates(clusters, terminal_clusters, FlowOptions(**flow), run)
+        return compute_dose_response(taken, doses, fates, starts, lineages, options)
 
     @all_or_nothing()
     def perturbed_kernel(
@@ -321,6 +418,22 @@ class Perturbations(BaseVelocityKernel):
         return found
 
     # -------------------------------------------------------------------------------------------------- private
+    def _starting_groups(
+        self,
+        start_ixs: CellSelector | None,
+        source_cluster: str | Sequence[str] | None,
+        terminal_clusters: str | Sequence[str] | None,
+        source_time: Interval | None,
+        cluster_key: str | None,
+    ) -> tuple[pd.Series, NDArray[np.bool_]]:
+        """Return the clusters and which cells particles start from."""
+        clusters, key = clusters_for(self, cluster_key, source_cluster, terminal_clusters)
+        if clusters is None:
+            raise KeyError("Expected the `cluster_key` of the clusters that are fates, found none.")
+        if start_ixs is None and source_cluster is None and source_time is None:
+            source_time = first_tenth(self.cells)
+        return clusters, starts_for(self, start_ixs, key, source_cluster, source_time)
+
     def _fates(
         self, clusters: pd.Series, terminal_clusters: str | Sequence[str] | None, options: FlowOptions, run: Run
     ) -> tuple[Fates, list[str]]:

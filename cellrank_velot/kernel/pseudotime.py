@@ -14,7 +14,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
-from cellrank_velot.cells import TimeKind, read_clusters, rows_of_state
+from cellrank_velot.cells import TimeKind, read_clusters, rows_of_states
 from cellrank_velot.fates import IntervalOptions, fate_intervals
 from cellrank_velot.field import FieldOptions, fit_field
 from cellrank_velot.field.uncertainty import Steps, UncertaintyOptions, compute_uncertainty, half_velocities
@@ -24,11 +24,11 @@ from cellrank_velot.kernel.clones import Clones
 from cellrank_velot.kernel.diagnostics import DirectionTests, States
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
-from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import Plots
 from cellrank_velot.kernel.regulation import Regulations
 from cellrank_velot.kernel.resting import Resting
 from cellrank_velot.kernel.saving import Saving
+from cellrank_velot.kernel.screening import Screens
 from cellrank_velot.kernel.time_points import OTTimeSeriesKernel
 from cellrank_velot.kernel.transitions import TransitionMatrix
 from cellrank_velot.kernel.trends import Trends
@@ -48,7 +48,7 @@ class OTVelocityKernel(
     DirectionTests,
     States,
     Dynamics,
-    Perturbations,
+    Screens,
     Landscapes,
     Regulations,
     Resting,
@@ -602,7 +602,7 @@ class OTVelocityKernel(
         halves = UncertaintyOptions(n_members=n_members, random_state=random_state)
         if self.backward:
             raise RuntimeError("Expected a forward kernel for fates, found a backward one.")
-        rows = self._rows_of_states(states)
+        rows = rows_of_states(self.adata, states)
         labels = np.full(self.adata.n_obs, "all")
         if cluster_key is not None:
             labels = read_clusters(self.adata, cluster_key).astype(str).to_numpy()
@@ -636,13 +636,6 @@ class OTVelocityKernel(
             )
             mixed = (weight * member + (1 - weight) * walk for member in members)
             return fate_intervals(weight * matrix + (1 - weight) * walk, mixed, rows, labels, options)
-
-    def _rows_of_states(self, states: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.int64]]:
-        """Return the rows of the cells of each state, which must be there."""
-        if not isinstance(states, Mapping) or not states:
-            found = "none" if isinstance(states, Mapping) else f"`{type(states).__name__}`"
-            raise ValueError(f"Expected cells of at least one state, as {{'Beta': [...]}}, found {found}.")
-        return {str(name): rows_of_state(self.adata, str(name), cells) for name, cells in states.items()}
 
     def _steps(self) -> Steps:
         """Return the options of the steps to the field, as they were run."""

@@ -20,12 +20,12 @@ from cellrank_velot.kernel.clones import Clones
 from cellrank_velot.kernel.diagnostics import States
 from cellrank_velot.kernel.dynamics import Dynamics
 from cellrank_velot.kernel.landscape import Landscapes
-from cellrank_velot.kernel.perturbation import Perturbations
 from cellrank_velot.kernel.plots import SeriesPlots
 from cellrank_velot.kernel.populations import Populations
 from cellrank_velot.kernel.regulation import Regulations
 from cellrank_velot.kernel.resting import Resting
 from cellrank_velot.kernel.saving import Saving
+from cellrank_velot.kernel.screening import Screens
 from cellrank_velot.kernel.transitions import TransitionMatrix
 from cellrank_velot.kernel.trends import Trends
 from cellrank_velot.storage.saved import STEPS
@@ -51,7 +51,7 @@ class OTTimeSeriesKernel(
     Populations,
     States,
     Dynamics,
-    Perturbations,
+    Screens,
     Landscapes,
     Regulations,
     Resting,

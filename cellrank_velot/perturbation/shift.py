@@ -15,7 +15,7 @@ from cellrank_velot._utils.validation import check_integer, check_number, check_
 from cellrank_velot.perturbation.changes import Perturbation
 from cellrank_velot.perturbation.flow import Fates, Variants
 
-__all__ = ["FateShift", "ShiftOptions", "compute_fate_shift"]
+__all__ = ["FateShift", "ShiftOptions", "compute_fate_shift", "shares_of", "standard_error"]
 
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
@@ -229,8 +229,8 @@ def compute_fate_shift(
     codes, weights = fates(variants, np.concatenate(start_ix).astype(np.int64), seed)
     codes = codes.reshape(len(variants), names.size, n_particles)
     weights = np.ones(codes.shape) if weights is None else weights.reshape(codes.shape)
-    shares = np.stack([_shares(codes, weights, number) for number in range(len(lineages))], axis=2)
-    half = norm.ppf((1 + level) / 2) * _standard_error(codes[:2], weights[:2], shares[:2], len(lineages))
+    shares = np.stack([shares_of(codes, weights, number) for number in range(len(lineages))], axis=2)
+    half = norm.ppf((1 + level) / 2) * standard_error(codes[:2], weights[:2], shares[:2], len(lineages))
     delta = shares[1] - shares[0]
     return FateShift(
         name=perturbation.name,
@@ -259,13 +259,13 @@ def _with_controls(perturbation: Perturbation, null: Variants | None) -> Variant
     return Variants(amounts, directions, perturbation.effect)
 
 
-def _shares(codes: IndexArray, weights: FloatArray, number: int) -> FloatArray:
+def shares_of(codes: IndexArray, weights: FloatArray, number: int) -> FloatArray:
     """Return the share of a fate among the particles with a fate, shape ``[n_variants, n_groups]``."""
     total = (weights * (codes >= 0)).sum(axis=2)
     return np.divide((weights * (codes == number)).sum(axis=2), total, out=np.full_like(total, np.nan), where=total > 0)
 
 
-def _standard_error(codes: IndexArray, weights: FloatArray, shares: FloatArray, n_lineages: int) -> FloatArray:
+def standard_error(codes: IndexArray, weights: FloatArray, shares: FloatArray, n_lineages: int) -> FloatArray:
     r"""Return the standard error of the difference of paired shares, shape ``[n_groups, n_lineages]``.
 
     Each particle counts by what it adds to the difference, to first order,

@@ -17,7 +17,7 @@ from cellrank_velot.plotting.landscape import landscape_animation, potential_lan
 from cellrank_velot.plotting.lines import trajectories
 from cellrank_velot.plotting.pairs import window_transport, windows
 from cellrank_velot.plotting.particles import flow, flow_animation
-from cellrank_velot.plotting.perturbation import fate_shift, perturbation_arrows
+from cellrank_velot.plotting.perturbation import dose_response, fate_shift, perturbation_arrows, screen
 from cellrank_velot.plotting.process import fate_cells, process_paths
 from cellrank_velot.plotting.regulation import regulation_heatmap, regulation_network
 from cellrank_velot.plotting.resting import fixed_points, least_action_path
@@ -35,6 +35,7 @@ __all__ = [
     "condition_trends",
     "condition_velocity",
     "confidence",
+    "dose_response",
     "embedding",
     "fate_bars",
     "fate_cells",
@@ -59,6 +60,7 @@ __all__ = [
     "regulation_heatmap",
     "regulation_network",
     "sankey",
+    "screen",
     "spatial_clusters",
     "terminal_states",
     "time_check",

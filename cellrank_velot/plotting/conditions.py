@@ -33,7 +33,7 @@ FloatArray = NDArray[np.float64]
 Of = Literal["lineages", "clusters", "fates", "speed", "rotation"]
 
 MEASURES: dict[str, tuple[str, str]] = {
-    "lineages": ("lineage share", "Share of committed cells"),
+    "lineages": ("lineage share", "Share of the lineage"),
     "clusters": ("cluster share", "Share of cells"),
     "fates": ("fate", "Mean fate probability"),
     "speed": ("speed", "Speed"),
@@ -62,7 +62,7 @@ def condition_fates(
     comparison
         What :func:`cellrank_velot.compare_conditions` returned.
     of
-        What is drawn: ``"lineages"``, the shares of committed cells; ``"clusters"``, the shares of all cells;
+        What is drawn: ``"lineages"``, the shares of lineages; ``"clusters"``, the shares of all cells;
         ``"fates"``, the mean fates of each cluster; ``"speed"`` or ``"rotation"`` of the velocity.
     rows
         Lineages or clusters to draw; of fates the clusters. All where not given.

@@ -11,17 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cellrank_velot._utils.validation import check_choice, check_known, check_number
+from cellrank_velot._utils.validation import check_choice, check_integer, check_known, check_number
 from cellrank_velot.cells import read_embedding
 from cellrank_velot.embedding import project_by_linear_map, velocity_on_grid
-from cellrank_velot.perturbation import FateShift, Perturbation, PerturbedField
+from cellrank_velot.perturbation import DoseResponse, FateShift, Perturbation, PerturbedField, Screen
 from cellrank_velot.plotting._draw.arrows import draw_arrows, draw_cells_below, grid_arrows, usual_color
 from cellrank_velot.plotting._draw.colors import INK
 from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, field_of, kernel_of
 
-__all__ = ["fate_shift", "perturbation_arrows"]
+__all__ = ["dose_response", "fate_shift", "perturbation_arrows", "screen"]
 
 FloatArray = NDArray[np.float64]
 
@@ -31,6 +31,8 @@ Quantity = Literal["displacement", "response"]
 NULL_BAND, NULL_DOT = "#E3E6EA", "#9AA1A9"
 # Arrows shorter than this share of a long one would be dots.
 SHORTEST = 0.04
+# One for each change of a screen.
+MARKERS = "v^osD"
 
 
 @draws
@@ -199,6 +201,157 @@ def perturbation_arrows(
     return canvas.result
 
 
+@draws
+def dose_response(
+    data: AnnData | HasAnnData,
+    doses: DoseResponse,
+    *,
+    lineages: str | Sequence[str] | None = None,
+    cluster_key: str | None = None,
+    legend: bool = True,
+    **figure: Unpack[FigureOptions],
+) -> Axes | None:
+    """Draw the share of each fate over the doses, with its interval.
+
+    Doses stand side by side, evenly. A line marks no change.
+
+    Parameters
+    ----------
+    data
+        A kernel or an AnnData, for the colours of the fates.
+    doses
+        Result of :meth:`cellrank_velot.OTVelocityKernel.dose_response`.
+    lineages
+        Fates to draw; all where not given.
+    cluster_key
+        Column of ``adata.obs`` whose colours the fates have; that of the kernel, or ``"clusters"``, where not given.
+    legend
+        Whether to name the fates.
+
+    Returns
+    -------
+    The Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If a fate is unknown.
+    TypeError
+        If ``doses`` is of another type.
+
+    Examples
+    --------
+    >>> doses = vk.dose_response("FateA", [0, 1, 2], n_particles=20, step_size=0.03)
+    >>> ax = pl.dose_response(vk, doses, lineages=["Fate A", "Fate B"], show=False)
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['0', '1', '2']
+    """
+    if not isinstance(doses, DoseResponse):
+        raise TypeError(f"Expected `doses` to be a `DoseResponse`, found `{type(doses).__name__}`.")
+    known = [str(name) for name in doses.lineages]
+    chosen = known if lineages is None else [lineages] if isinstance(lineages, str) else list(lineages)
+    for name in chosen:
+        check_known("lineages", name, known)
+    colors = colors_by_name(data, known, cluster_key, "lineages", strict=False)
+    order = np.argsort(doses.factors, kind="stable")
+    factors, places = doses.factors[order], np.arange(order.size)
+    with drawing(figure, panel_size=(4.2, 3.2), title=", ".join(doses.genes)) as canvas:
+        ax = canvas.ax
+        if (factors == 1).any():
+            ax.axvline(int(np.argmax(factors == 1)), color="#555555", linewidth=0.8, zorder=0)
+        for name in chosen:
+            at = known.index(name)
+            low, high = doses.low[order, at], doses.high[order, at]
+            ax.fill_between(places, low, high, color=colors[name], alpha=0.15, linewidth=0)
+            ax.plot(places, doses.shares[order, at], color=colors[name], marker="o", label=name)
+        ax.set(xlabel="Expression, times", ylabel="Share of the particles", xticks=places, ylim=(0, None))
+        ax.set_xticklabels([f"{factor:g}" for factor in factors])
+        if legend:
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return canvas.result
+
+
+@draws
+def screen(
+    data: AnnData | HasAnnData,
+    found: Screen,
+    *,
+    lineages: str | Sequence[str] | None = None,
+    n_genes: int = 12,
+    cluster_key: str | None = None,
+    alpha: float = 0.1,
+    n_columns: int = 3,
+    legend: bool = True,
+    **figure: Unpack[FigureOptions],
+) -> list[Axes] | None:
+    """Draw the genes of a screen that shift each fate most.
+
+    There is one panel for each fate, and one line for each gene, the largest shift first. Each change has its marker,
+    filled where the adjusted p-value is at most ``alpha``; genes without such a change come last. Where the shift was
+    computed without the approximation, it is drawn; a thin line leads to it from the first-order shift. The band holds
+    the middle 95 % of the genes of the screen.
+
+    Parameters
+    ----------
+    data
+        A kernel or an AnnData, for the colours of the fates.
+    found
+        Result of :meth:`cellrank_velot.OTVelocityKernel.screen`.
+    lineages
+        Fates to draw; all where not given.
+    n_genes
+        Number of genes in a panel, at most.
+    cluster_key
+        Column of ``adata.obs`` whose colours the fates have; that of the kernel, or ``"clusters"``, where not given.
+    alpha
+        Adjusted p-value, a false discovery rate, up to which a shift is marked, from 0 to 1.
+    n_columns
+        Number of panels in a row, at most.
+    legend
+        Whether to explain markers and band, below the panels.
+
+    Returns
+    -------
+    The list of Axes where ``show=False``, nothing otherwise.
+
+    Raises
+    ------
+    KeyError
+        If a fate is unknown.
+    TypeError
+        If ``found`` is of another type.
+    ValueError
+        If no gene of the screen changes, or an option is out of range.
+
+    Examples
+    --------
+    >>> found = vk.screen(n_exact=5, show_progress_bar=False)
+    >>> panels = pl.screen(vk, found, n_genes=5, show=False)
+    >>> panels[0].get_title(loc="left")
+    'Fate A'
+    """
+    if not isinstance(found, Screen):
+        raise TypeError(f"Expected `found` to be a `Screen`, found `{type(found).__name__}`.")
+    check_number("alpha", alpha, low=0, high=1)
+    check_integer("n_genes", n_genes, low=1)
+    if not np.isfinite(found.delta).any():
+        raise ValueError("Expected a screen in which some gene changes, found none.")
+    known = [str(name) for name in found.lineages]
+    chosen = known if lineages is None else [lineages] if isinstance(lineages, str) else list(lineages)
+    for name in chosen:
+        check_known("lineages", name, known)
+    colors = colors_by_name(data, known, cluster_key, "lineages", strict=False)
+    size = (3.6, 1.3 + 0.24 * min(n_genes, found.genes.size))
+    with drawing(figure, n_panels=len(chosen), n_columns=n_columns, panel_size=size, title="Screen") as canvas:
+        for panel, name in zip(canvas.panels, chosen, strict=True):
+            _draw_screen(panel, found, known.index(name), colors[name], n_genes, alpha)
+            panel.set_title(name, loc="left")
+            panel.set_xlabel("Change of the fate probability")
+        if legend:
+            _draw_screen_key(canvas, found, alpha)
+    return canvas.result
+
+
 # -------------------------------------------------------------------------------------------------------- what is drawn
 def _quantity(kernel: Any, perturbation: Perturbation, quantity: Quantity) -> FloatArray:
     """Return displacement or response of each cell in the basis, as means over the cells around."""
@@ -251,6 +404,46 @@ def _draw_key(canvas: Canvas, shift: FateShift, alpha: float) -> None:
             *handles,
             Line2D([], [], color=NULL_BAND, linewidth=7, label=f"{level} of {shift.n_null} other genes"),
         ]
+    if canvas.ours:
+        canvas.figure.legend(handles=handles, loc="outside lower left", ncols=2, handletextpad=0.5, fontsize=8.5)
+    else:
+        canvas.panels[-1].legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, -0.3), fontsize=8.5)
+
+
+def _draw_screen(ax: Axes, found: Screen, lineage: int, color: str, n_genes: int, alpha: float) -> None:
+    """Draw the genes that stand out most for one fate, the first above."""
+    delta, exact, adjusted = (values[:, :, lineage] for values in (found.delta, found.exact, found.p_adjusted))
+    marked = adjusted <= alpha
+    # A large shift that chance explains comes after a small one that it does not.
+    shift = np.nan_to_num(np.abs(delta))
+    genes = np.lexsort((-shift.max(axis=0), -np.where(marked, shift, 0).max(axis=0)))[:n_genes]
+    ax.axvspan(*np.nanquantile(delta, [0.025, 0.975]), color=NULL_BAND, linewidth=0, zorder=0)
+    ax.axvline(0, color="#555555", linewidth=0.8, zorder=1)
+    for at in range(found.changes.size):
+        for row, gene in enumerate(genes):
+            first, last = delta[at, gene], exact[at, gene]
+            to = first if np.isnan(last) else last
+            ax.plot([first, to], [row, row], color=color, linewidth=0.8, alpha=0.6, zorder=2)
+            face = color if marked[at, gene] else "white"
+            ax.scatter(to, row, s=34, marker=MARKERS[at % len(MARKERS)], facecolors=face, edgecolors=color, zorder=3)
+    ax.set(yticks=range(genes.size), yticklabels=list(found.genes[genes]), ylim=(genes.size - 0.5, -0.5))
+    reach = 1.06 * max(abs(value) for value in ax.get_xlim())
+    ax.set_xlim(-reach, reach)
+    ax.tick_params(axis="y", length=0)
+
+
+def _draw_screen_key(canvas: Canvas, found: Screen, alpha: float) -> None:
+    """Say what markers and band are, below."""
+    look: dict[str, Any] = {"linestyle": "", "markersize": 6, "markeredgecolor": INK}
+    handles = [
+        Line2D([], [], **look, marker=MARKERS[at % len(MARKERS)], markerfacecolor="white", label=str(name))
+        for at, name in enumerate(found.changes)
+    ]
+    handles += [
+        Line2D([], [], **look, marker="o", markerfacecolor=INK, label=f"adjusted p ≤ {alpha:g}"),
+        Line2D([], [], color=INK, linewidth=0.8, label="from the first-order shift to the exact one"),
+        Line2D([], [], color=NULL_BAND, linewidth=7, label="95 % of all genes"),
+    ]
     if canvas.ours:
         canvas.figure.legend(handles=handles, loc="outside lower left", ncols=2, handletextpad=0.5, fontsize=8.5)
     else:

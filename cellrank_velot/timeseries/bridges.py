@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.lazy import torch
 from cellrank_velot.timeseries.couplings import SnapshotCouplings
+from cellrank_velot.timeseries.cycle import CommonTurn
 
 __all__ = ["Bridges", "limited_slope"]
 
@@ -20,7 +21,8 @@ class Bridges:
 
     A pair moves along a cubic from its source to its target. At an inner time point its slope is that of
     :func:`limited_slope`, at the first and the last that of a parabola. With two time points, or if ``straight``, it
-    moves straight.
+    moves straight. Where the population goes round as a whole, see :class:`CommonTurn`, it moves straight and with the
+    turn.
     """
 
     def __init__(
@@ -44,12 +46,16 @@ class Bridges:
         self.length = torch.diff(self.times)
         intervals = np.repeat(np.arange(couplings.n_intervals), np.diff(couplings.offsets))
         self.interval = tensor(intervals)
+        self.turn = None if straight else _turn(couplings, x, device)
 
     def move(self, pairs: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return positions and velocities of pairs, ``[n, n_dims]``, at a share in ``[0, 1]`` of their interval."""
         here, there = self.x[self.source[pairs]], self.x[self.target[pairs]]
         dt = self.length[self.interval[pairs]].unsqueeze(1)
         secant = (there - here) / dt
+        if self.turn is not None:
+            lean, slope = self.turn.lean(self.interval[pairs], share)
+            return here + share.unsqueeze(1) * (there - here) + lean, secant + slope / dt
         start, end = self._slopes(pairs, secant)
         s = share.unsqueeze(1)
         # The cubic, written as what it adds to the straight line.
@@ -78,6 +84,21 @@ class Bridges:
             torch.where(first, _no_steeper(1.5 * secant - 0.5 * end, secant), start),
             torch.where(last, _no_steeper(1.5 * secant - 0.5 * start, secant), end),
         )
+
+
+def _turn(couplings: SnapshotCouplings, x: NDArray[np.float64], device: torch.device | str) -> CommonTurn | None:
+    """Return the turn of the population, if it has one, by the means of the time points."""
+    means, widths = [], []
+    for k in range(couplings.times.size):
+        part = couplings.pairs(min(k, couplings.n_intervals - 1))
+        last = k == couplings.n_intervals
+        cells, mass = (couplings.target, couplings.end) if last else (couplings.source, couplings.start)
+        weight = np.bincount(cells[part], mass[part], minlength=x.shape[0])
+        there = np.flatnonzero(weight)
+        share = weight[there] / weight[there].sum()
+        means.append(share @ x[there])
+        widths.append(np.sqrt(share @ np.square(x[there] - means[-1]).sum(axis=1)))
+    return CommonTurn.of(np.array(means), float(np.mean(widths)), couplings.times, device)
 
 
 def limited_slope(

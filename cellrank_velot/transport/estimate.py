@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.stage import TINY, frozen
+from cellrank_velot.graph.order import MemoryOrder
 from cellrank_velot.graph.residuals import means_over
 from cellrank_velot.graph.smoothing import SmoothedCells
 from cellrank_velot.transport.problem import TransportOptions
@@ -46,7 +47,7 @@ class Regression:
         return np.minimum(share**2, 1.0)
 
 
-def regress_on_time(cells: SmoothedCells, *, n_jobs: int | None = None) -> Regression:
+def regress_on_time(cells: SmoothedCells, order: MemoryOrder | None = None, *, n_jobs: int | None = None) -> Regression:
     r"""Regress position on time among the cells around each cell: :math:`v = \mathrm{cov}(x, t) / \mathrm{var}(t)`.
 
     A cell counts by the chance that a random walk of a few steps ends there: near cells count most, and the walk keeps
@@ -54,10 +55,12 @@ def regress_on_time(cells: SmoothedCells, *, n_jobs: int | None = None) -> Regre
     """
     x, time = cells.x - cells.x.mean(axis=0), cells.time - cells.time.mean()
     n_dims, t = x.shape[1], time[:, None]
-    walk = with_self(cells.graph)
-    values = np.hstack([x, t, x * t, np.einsum("ij,ij->i", x, x)[:, None], t * t])
+    order = MemoryOrder.of(cells.graph) if order is None else order
+    walk = with_self(order.graph(cells.graph))
+    values = order.values(np.hstack([x, t, x * t, np.einsum("ij,ij->i", x, x)[:, None], t * t]))
     for _ in range(REGRESSION_STEPS):
         values = means_over(walk, values, n_jobs=n_jobs)
+    values = order.back(values)
     mean_x, mean_t = values[:, :n_dims], values[:, n_dims : n_dims + 1]
     of_x = np.maximum(values[:, -2] - np.einsum("ij,ij->i", mean_x, mean_x), 0.0)
     of_x[of_x < np.finfo(np.float64).eps * float(x.var(axis=0).sum())] = 0.0
@@ -81,8 +84,9 @@ def estimate_velocity(
     transport = compute_velocity(cells.x, cells.time, windows, cells.graph, options, run)
     if not options.regression:
         return transport
-    found = regress_on_time(cells, n_jobs=run.n_jobs)
-    current, known = _averaged(transport, cells.graph, run.n_jobs)
+    order = MemoryOrder.of(cells.graph)
+    found = regress_on_time(cells, order, n_jobs=run.n_jobs)
+    current, known = _averaged(transport, cells.graph, order, run.n_jobs)
     product = np.einsum("ij,ij->i", current, found.velocity)
     length = np.linalg.norm(current, axis=1) * np.linalg.norm(found.velocity, axis=1)
     agreement = np.divide(product, length, out=np.zeros_like(product), where=length > TINY)
@@ -109,13 +113,14 @@ def with_self(graph: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def _averaged(
-    transport: TransportVelocity, graph: sp.csr_matrix, n_jobs: int | None
+    transport: TransportVelocity, graph: sp.csr_matrix, order: MemoryOrder, n_jobs: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return transport's velocity without the relaxation, averaged over the cells around, and where there is one."""
     has = transport.has_estimate.astype(np.float64)[:, None]
-    values = np.hstack([np.nan_to_num(transport.velocity - transport.relaxation) * has, has])
-    walk = with_self(graph)
+    values = order.values(np.hstack([np.nan_to_num(transport.velocity - transport.relaxation) * has, has]))
+    walk = with_self(order.graph(graph))
     for _ in range(TRANSPORT_STEPS):
         values = means_over(walk, values, n_jobs=n_jobs)
+    values = order.back(values)
     known = values[:, -1] > 0
     return values[:, :-1] / np.where(known, values[:, -1], 1.0)[:, None], known
