@@ -363,6 +363,28 @@ def genes(kernel: cv.OTVelocityKernel) -> None:
         found,
         kind="network",
     )
+    screened = kernel.screen(source_cluster="Pre-endocrine", cluster_key="clusters", **QUIET)
+    draw(
+        "screen",
+        "All genes changed, one by one",
+        "Genes whose change shifts the fates of the pre-endocrine cells most; markers are among them, as the field knows "
+        'no cause: `pl.screen(vk, vk.screen(source_cluster="Pre-endocrine"))`.',
+        cv.pl.screen,
+        kernel,
+        screened,
+        n_columns=2,
+    )
+    doses = kernel.dose_response(
+        "Iapp", source_cluster="Pre-endocrine", terminal_clusters=HORMONES, cluster_key="clusters", **QUIET
+    )
+    draw(
+        "dose_response",
+        "A series of doses",
+        'Fates of the same particles with less and more of a gene: `pl.dose_response(vk, vk.dose_response("Iapp", ...))`.',
+        cv.pl.dose_response,
+        kernel,
+        doses,
+    )
 
 
 def conditions() -> None:

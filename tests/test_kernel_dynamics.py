@@ -150,7 +150,7 @@ def test_fates_of_the_flow_agree_with_those_of_cellrank(seed):
     """
     import cellrank as cr
 
-    adata = datasets.bifurcation(random_state=seed)
+    adata = datasets.bifurcation(n_cells=1000, random_state=seed)
     kernel = OTVelocityKernel(adata).compute_transition_matrix(**QUIET)
     estimator = cr.estimators.GPCCA(kernel)
     estimator.set_terminal_states(kernel.suggest_terminal_states("clusters"))
@@ -158,7 +158,7 @@ def test_fates_of_the_flow_agree_with_those_of_cellrank(seed):
     lineages = [str(name) for name in estimator.fate_probabilities.names]
     source = (adata.obs["clusters"] == "Progenitor").to_numpy()
     expected = np.asarray(estimator.fate_probabilities.X)[source].mean(axis=0)
-    flow = kernel.simulate_flow(source_cluster="Progenitor", terminal_clusters=lineages, n_particles=500, **QUIET)
+    flow = kernel.simulate_flow(source_cluster="Progenitor", terminal_clusters=lineages, n_particles=400, **QUIET)
     fates = flow.fates(lineages)
     assert fates.loc["none", "share"] < 0.1
     np.testing.assert_allclose(fates.loc[lineages, "probability"], expected, atol=0.1)

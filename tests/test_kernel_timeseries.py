@@ -269,6 +269,19 @@ def test_fates_and_ancestors(kernel):
     assert not same[0].equals(same[2])
 
 
+def test_groups_that_lie_at_the_same_places_are_pointed_out(kernel, caplog):
+    mixed = np.random.default_rng(0).integers(3, size=kernel.adata.n_obs).astype(str)
+    kernel.adata.obs["mixed"] = pd.Categorical(mixed)
+    with caplog.at_level(logging.WARNING):
+        kernel.fate_probabilities(group_by="mixed", n_particles=10)
+    assert "All 3 groups have nearly the same descendants" in caplog.text
+    caplog.clear()
+    kernel.adata.obs["apart"] = np.where(mixed == "0", "first", kernel.adata.obs["clusters"].astype(str))
+    with caplog.at_level(logging.WARNING):
+        kernel.fate_probabilities(group_by="apart", n_particles=10)
+    assert "nearly the same" not in caplog.text
+
+
 def test_clusters_may_be_numbers(kernel):
     kernel.adata.obs["leiden"] = pd.Categorical(kernel.adata.obs["clusters"].cat.codes.to_numpy())
     table = kernel.fate_probabilities(None, [2, 3], cluster_key="leiden", group_by="day", n_particles=2).table

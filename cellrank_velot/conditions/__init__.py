@@ -5,10 +5,11 @@ sample is summed up in one number for each measure. Out come differences between
 over the samples.
 """
 
-from cellrank_velot.conditions.comparison import ComparisonOptions, ConditionComparison, MeasuredCells, compare
+from cellrank_velot.conditions.comparison import MeasuredCells, compare
 from cellrank_velot.conditions.design import Design
 from cellrank_velot.conditions.inference import TestKind
 from cellrank_velot.conditions.measures import commitment
+from cellrank_velot.conditions.result import ComparisonOptions, ConditionComparison
 from cellrank_velot.conditions.trends import SampleTrends
 
 __all__ = [

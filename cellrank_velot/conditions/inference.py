@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float64]
 TestKind = Literal["auto", "permutation", "t"]
 
 # A permutation test must be able to come so low after the adjustment. One that can just reach 5 %, such as of four
-# samples a side, is a test of 3 %, and finds 12 of 100 true differences fewer than a t test.
+# samples a side, is in truth a test of 3 %, and finds less than a t test.
 ENOUGH = 0.01
 # So many relabellings are all counted; of more, some are drawn.
 MOST_EXACT = 20_000

@@ -12,6 +12,7 @@ __all__ = [
     "cluster_shares",
     "commitment",
     "counts",
+    "has_fates",
     "lineage_shares",
     "mean_fates",
     "rotations",
@@ -62,14 +63,11 @@ def has_fates(fates: FloatArray) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(fates).all(axis=1) & (np.nan_to_num(fates).sum(axis=1) > 0))
 
 
-def counts(
-    sample: IntArray, group: IntArray, n_samples: int, n_groups: int, weight: FloatArray | None = None
-) -> FloatArray:
-    """Return the cells, or their weight, of each sample in each group, ``[n_samples, n_groups]``; group -1 is none."""
+def counts(sample: IntArray, group: IntArray, n_samples: int, n_groups: int) -> FloatArray:
+    """Return the number of cells of each sample in each group, ``[n_samples, n_groups]``; group -1 is none."""
     inside = group >= 0
     place = sample[inside] * n_groups + group[inside]
-    weights = None if weight is None else weight[inside]
-    return np.bincount(place, weights, minlength=n_samples * n_groups).reshape(n_samples, n_groups).astype(np.float64)
+    return np.bincount(place, minlength=n_samples * n_groups).reshape(n_samples, n_groups).astype(np.float64)
 
 
 def cluster_shares(sample: IntArray, group: IntArray, n_samples: int, n_groups: int) -> FloatArray:

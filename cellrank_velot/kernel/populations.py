@@ -38,6 +38,8 @@ MANY_LOST = 0.02
 FATE_NOISE = 2.0
 # Cells whose fates are simulated at most, where a group is asked for: more say the same.
 MAX_STARTS = 2000
+# Total variation up to which fates of groups are alike, and the fewest groups that are worth a warning.
+ALIKE, FEWEST_GROUPS = 0.1, 3
 
 Cells = CellSelector | str | Sequence[str]
 
@@ -536,4 +538,23 @@ class Populations(BaseVelocityKernel):
         categories = [str(name) for name in clusters.cat.categories]
         shares = labels_near(paths.ends, self.cells.x[around], codes, len(categories), n_neighbors)
         weights = paths.weights if weighted else np.ones(paths.n_particles)
-        return fate_table(shares, weights, groups[paths.start_ix], categories, wanted, options.random_state)
+        found = fate_table(shares, weights, groups[paths.start_ix], categories, wanted, options.random_state)
+        if group_by is not None:
+            _warn_where_alike(found.table, self.basis)
+        return found
+
+
+def _warn_where_alike(table: pd.DataFrame, basis: str) -> None:
+    """Warn where all groups have the same descendants, or ancestors."""
+    fates = table.to_numpy(dtype=np.float64)
+    fates = fates[np.isfinite(fates).all(axis=1)]
+    if len(fates) < FEWEST_GROUPS or fates.shape[1] < 2:
+        return
+    apart = 0.5 * np.abs(fates[:, None] - fates[None]).sum(axis=2).max()
+    if apart < ALIKE and fates.mean(axis=0).max() < 1 - ALIKE:
+        logger.warning(
+            "All %d groups have nearly the same descendants or ancestors: cells of different groups lie at the same "
+            "places of `%s`. A basis of more dimensions may tell them apart, or one with places in the tissue: "
+            "`adata.obsm['X_joint'] = numpy.hstack([adata.obsm['%s'], scale * adata.obsm['spatial']])`",
+            *(len(fates), basis, basis),
+        )

@@ -429,6 +429,7 @@ def _draw_screen(ax: Axes, found: Screen, lineage: int, color: str, n_genes: int
     ax.set(yticks=range(genes.size), yticklabels=list(found.genes[genes]), ylim=(genes.size - 0.5, -0.5))
     reach = 1.06 * max(abs(value) for value in ax.get_xlim())
     ax.set_xlim(-reach, reach)
+    ax.locator_params(axis="x", nbins=5)
     ax.tick_params(axis="y", length=0)
 
 
