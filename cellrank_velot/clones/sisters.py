@@ -149,7 +149,9 @@ def read_tables(adata: AnnData, fates: Any, cluster_key: str | None, lineages: S
         one = table[names].to_numpy(dtype=np.float64)
         total = one.sum(axis=1, keepdims=True)
         values[source] = np.divide(one, total, out=np.full_like(one, np.nan), where=total > 0)
-    outcome = pd.Categorical(clusters.astype(object).map(lambda name: str(name)), categories=names).codes
+    # Clusters are unique; a cell without one, or of one that is no fate, has the outcome -1.
+    of_cluster = np.append(pd.Index(names).get_indexer(known), -1)
+    outcome = of_cluster[clusters.cat.codes.to_numpy()]
     return Tables(names, values, np.asarray(outcome, dtype=np.int64), read)
 
 
