@@ -227,6 +227,21 @@ def test_no_late_cell_is_judged_and_no_earlier_cell_judges(lineages: AnnData):
     assert (both.n_cells, both.n_sisters) == (first.n_cells, first.n_sisters)
 
 
+def test_time_points_are_found_or_done_without(adata: AnnData):
+    other = adata.copy()
+    other.obs["age"] = np.where(np.arange(other.n_obs) % 2, "young", "old")  # no time, and no reason to stop
+    other.obs["time_info"] = [f"day {day}" for day in other.obs["day"]]
+    del other.obs["day"]
+    named = clones.judge_by_clones(other, "fates", **QUICK)
+    del other.obs["time_info"]
+    without = clones.judge_by_clones(other, "fates", **QUICK)
+    expected = clones.judge_by_clones(adata, "fates", **QUICK).table
+    pd.testing.assert_frame_equal(named.table, expected)
+    pd.testing.assert_frame_equal(without.table, expected)
+    with pytest.raises(TypeError, match="age"):
+        clones.judge_by_clones(other, "fates", time_key="age")
+
+
 def test_overlap_of_clones_is_what_right_fates_expect(adata: AnnData):
     judged = clones.judge_by_clones(adata, {"truth": "truth", "state": "fates"}, **QUICK)
     table = judged.overlap.set_index("source")
@@ -406,11 +421,13 @@ def test_a_kernel_takes_the_regularisation_from_clones(few_values, lineages: Ann
     said = kernel.settings["velocity"]
     assert (said["epsilon"], said["clone_key"]) == (kernel.couplings.epsilon, "clone_id") == (expected, "clone_id")
     assert 0.05 < expected < 0.5
+    assert (kernel._noise(None), kernel._noise(0.5)) == (1.0, 0.5)
     judged = kernel.judge_by_clones("true_fates_seen", **QUICK)
     assert judged.sources == ["fates", "ConnectivityKernel", "PseudotimeKernel"]
     assert (judged.gains.query("fate == 'all' and score == 'skill'")["value"] < 0).all()
     again = kernel.copy().compute_velocity(**kernel._arguments("velocity"), show_progress_bar=False)
     np.testing.assert_array_equal(again.couplings.start, kernel.couplings.start)
+    assert again._noise(None) == 2.0
 
 
 # ------------------------------------------------------------------------------------------------------ data, pictures

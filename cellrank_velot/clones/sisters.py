@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,9 @@ from cellrank_velot.cells import (
     select_cells,
 )
 
-__all__ = ["Sisters", "Tables", "find_sisters"]
+__all__ = ["Sisters", "Tables", "find_sisters", "read_tables"]
+
+logger = logging.getLogger("cellrank_velot")
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -146,7 +149,9 @@ def read_tables(adata: AnnData, fates: Any, cluster_key: str | None, lineages: S
         one = table[names].to_numpy(dtype=np.float64)
         total = one.sum(axis=1, keepdims=True)
         values[source] = np.divide(one, total, out=np.full_like(one, np.nan), where=total > 0)
-    outcome = pd.Categorical(clusters.astype(object).map(lambda name: str(name)), categories=names).codes
+    # Clusters are unique; a cell without one, or of one that is no fate, has the outcome -1.
+    of_cluster = np.append(pd.Index(names).get_indexer(known), -1)
+    outcome = of_cluster[clusters.cat.codes.to_numpy()]
     return Tables(names, values, np.asarray(outcome, dtype=np.int64), read)
 
 
@@ -239,7 +244,12 @@ def _times(adata: AnnData, time_key: str | None) -> FloatArray:
         return read_time(adata, time_key)
     for key in TIMES:
         if key in adata.obs and 1 < adata.obs[key].nunique() <= MOST_TIMES:
-            return read_time(adata, key)
+            try:
+                time = read_time(adata, key)
+            except (TypeError, ValueError):  # an age such as "young", which nobody asked for
+                continue
+            logger.info("Sisters are later by `adata.obs[%r]`", key)
+            return time
     return np.zeros(adata.n_obs)
 
 

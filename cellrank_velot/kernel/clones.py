@@ -109,8 +109,8 @@ class Clones(BaseVelocityKernel):
         >>> judged = bk.judge_by_clones("true_fates_seen", n_bootstraps=50)
         >>> judged.sources
         ['fates', 'ConnectivityKernel', 'PseudotimeKernel']
-        >>> int(judged.table["skill"].argmax())
-        0
+        >>> judged.table["skill"].idxmax()
+        ('fates', 'all')
         """
         sources = dict(fates) if isinstance(fates, Mapping) else {"fates": fates}
         cluster_key = cluster_key or self.cluster_key

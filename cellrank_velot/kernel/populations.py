@@ -216,7 +216,7 @@ class Populations(BaseVelocityKernel):
         n_particles: int = 20,
         weighted: bool = True,
         n_neighbors: int = 15,
-        noise: bool | float = FATE_NOISE,
+        noise: bool | float | None = None,
         n_steps: int = SimulationOptions.n_steps,
         random_state: int = SimulationOptions.random_state,
         device: str = "auto",
@@ -247,9 +247,9 @@ class Populations(BaseVelocityKernel):
         n_neighbors
             Number of cells nearest to the end of a particle, among those of that time point, whose clusters it shares.
         noise
-            Factor on the diffusion of the field: how much cells of one place differ in their ways. By default more than
-            the couplings have: clones, where they are known, go apart by more. The population moves alike with any, and
-            with 0, or ``False``, particles follow the velocity alone.
+            Factor on the diffusion of the field: how much cells of one place differ in their ways. By default 2,
+            because clones, where they are known, part by more than couplings do; and 1 where ``epsilon`` was chosen by
+            clones. The population moves alike with any, and with 0, or ``False``, particles follow the velocity alone.
         n_steps
             Number of steps.
         random_state
@@ -293,7 +293,7 @@ class Populations(BaseVelocityKernel):
             n_particles=n_particles,
             weighted=weighted,
             n_neighbors=n_neighbors,
-            options=SimulationOptions(noise=noise, n_steps=n_steps, random_state=random_state),
+            options=SimulationOptions(noise=self._noise(noise), n_steps=n_steps, random_state=random_state),
             run=Run(device=device, show_progress_bar=show_progress_bar),
         )
 
@@ -308,7 +308,7 @@ class Populations(BaseVelocityKernel):
         until: float | None = None,
         n_particles: int = 20,
         n_neighbors: int = 15,
-        noise: bool | float = FATE_NOISE,
+        noise: bool | float | None = None,
         n_steps: int = SimulationOptions.n_steps,
         random_state: int = SimulationOptions.random_state,
         device: str = "auto",
@@ -336,9 +336,9 @@ class Populations(BaseVelocityKernel):
         n_neighbors
             Number of cells nearest to the end of a particle, among those of that time point, whose clusters it shares.
         noise
-            Factor on the diffusion of the field: how much cells of one place differ in their ways. By default more than
-            the couplings have: clones, where they are known, go apart by more. The population moves alike with any, and
-            with 0, or ``False``, particles follow the velocity alone.
+            Factor on the diffusion of the field: how much cells of one place differ in their ways. By default 2,
+            because clones, where they are known, part by more than couplings do; and 1 where ``epsilon`` was chosen by
+            clones. The population moves alike with any, and with 0, or ``False``, particles follow the velocity alone.
         n_steps
             Number of steps.
         random_state
@@ -379,7 +379,7 @@ class Populations(BaseVelocityKernel):
             n_particles=n_particles,
             weighted=False,
             n_neighbors=n_neighbors,
-            options=SimulationOptions(noise=noise, n_steps=n_steps, random_state=random_state),
+            options=SimulationOptions(noise=self._noise(noise), n_steps=n_steps, random_state=random_state),
             run=Run(device=device, show_progress_bar=show_progress_bar),
         )
 
@@ -458,6 +458,13 @@ class Populations(BaseVelocityKernel):
         shares = sp.diags(1.0 / np.asarray(matrix.sum(axis=1)).ravel()) @ matrix
         obs = self.adata.obs
         return AnnData(sp.csr_matrix(shares), obs=obs.iloc[rows][[]].copy(), var=obs.iloc[columns][[]].copy())
+
+    def _noise(self, noise: bool | float | None) -> bool | float:
+        """Return the factor on the diffusion of the field by which fates and ancestors part."""
+        if noise is not None:
+            return noise
+        by_clones = getattr(self._options.get("velocity"), "clone_key", None) is not None
+        return 1.0 if by_clones else FATE_NOISE
 
     def _process(self, starts: NDArray[np.int64], until: float, options: SimulationOptions, run: Run) -> ProcessPaths:
         """Let particles follow the process from cells, which may repeat."""

@@ -37,7 +37,8 @@ SETS: dict[str, dict[str, Any]] = {
     "two fates": {"n_fates": 2},
 }
 OURS, SERIES, SEEN = "cellrank_velot", "cellrank_velot, days", "what the state tells"
-REFERENCES = ("ConnectivityKernel", "PseudotimeKernel")
+# Error below which a share of it tells nothing.
+NEAR = 0.02
 
 
 def fates_of(adata: ad.AnnData, n_steps: int) -> dict[str, pd.DataFrame]:
@@ -190,21 +191,44 @@ def speed() -> str:
     return f"50 000 cells, 5000 clones, eight fates, one core: {shown}.\n"
 
 
-def report(rows: pd.DataFrame, baselines: pd.DataFrame) -> str:
+TEXTS = (
+    """## Figures
+
+Written by `python tests/benchmarks/clones.py`: `datasets.barcoded_lineages`, 450 cells on each of three days, three
+seeds apart from those that settings were chosen on. The kernel is 0.8 of `OTVelocityKernel` and 0.2 of the
+connectivities; the ends of all kernels are the cells of the fates on day 6. *Days* is the time series, by its
+defaults. *What the state tells* is the right answer of a method that sees no clones.
+
+**Judged.** The slope of the update is that by sisters that were held out.
+""",
+    "What the right fates get from the judge: it should find a slope of 1.\n",
+    """**Updated.** Total variation from the true fates of cells of day 2 with sisters, before and after. *Sisters
+alone* are their shares, *mean fates* those of the average cell. The gain is in the log-likelihood of held-out
+sisters, in brackets in how many seeds its interval is above 0. Where nothing is inherited, sisters tell nothing, and
+the update takes little from them; where the state tells all and fates are right, it costs a little.
+""",
+    """**Chosen**: weights of the velocity and scales of the softmax, 15 settings. They hardly differ, and the clones
+say so.
+""",
+)
+
+
+def report(rows: pd.DataFrame, baselines: pd.DataFrame, choices: pd.DataFrame) -> str:
     """Return the tables."""
     mean = rows.drop(columns="seed").groupby(["set", "kernel"], sort=False).mean().reset_index()
     judged = mean[["set", "kernel", "AUC", "skill", "slope", "slope of the update"]].round(2)
-    known = mean.merge(baselines.groupby("set", sort=False).mean().reset_index(), on="set")
-    known["less"] = [f"{1 - after / before:.0%}" for before, after in zip(known["before"], known["after"], strict=True)]
+    alone = baselines.groupby("set", sort=False).mean().reset_index()
+    known = mean.merge(alone, on="set")
+    pairs = zip(known["before"], known["after"], strict=True)
+    known["less"] = [f"{1 - after / before:.0%}" if before > NEAR else "" for before, after in pairs]
     known["gain (sure in)"] = [
         f"{gain:.2f} ({sure:.0%})" for gain, sure in zip(known["gain"], known["gain is sure"], strict=True)
     ]
     columns = ["set", "kernel", "before", "after", "less", "without wells", "sisters alone", "mean fates"]
     errors = known[[*columns, "others before", "others after", "gain (sure in)"]].round(3)
-    truth = (
-        baselines.groupby("set", sort=False).mean().reset_index()[["set", "slope of the truth", "skill of the truth"]]
-    )
-    return f"{table(judged)}\n{table(truth.round(2))}\n{table(errors)}\n"
+    truth = alone[["set", "slope of the truth", "skill of the truth"]].round(2)
+    parts = zip(TEXTS, (judged, truth, errors, choices), strict=True)
+    return "\n".join(f"{text}\n{table(shown)}" for text, shown in parts)
 
 
 def main() -> None:
@@ -220,7 +244,7 @@ def main() -> None:
     rows = pd.DataFrame([row for part in found for row in part])
     baselines = pd.DataFrame([alone(name, seed, n_cells) for name in sets for seed in seeds])
     choices = pd.DataFrame([row for seed in seeds for row in choice(seed, n_cells)])
-    text = f"{report(rows, baselines)}\n{table(choices)}\n{speed()}"
+    text = f"{report(rows, baselines, choices)}\n{speed()}"
     print(text)
     if not options.quick:
         head = PAGE.read_text(encoding="utf-8").partition(MARK)[0]

@@ -79,23 +79,25 @@ def descent() -> Iterator[dict[str, Any]]:
                 adata.obs["clusters"][adata.obs["day"] == known["times"][end]].value_counts(normalize=True)
                 for end in (0, -1)
             )
-            ahead = kernel.fate_probabilities(group_by="clusters", n_particles=20, **QUIET)
-            back = kernel.ancestry(group_by="clusters", n_particles=20, **QUIET)
-            number = ahead.growth * first.reindex(ahead.growth.index)
-            tables = {
-                "forward": ahead.table.mul(number / number.sum(), axis=0),
-                "backward": back.table.mul(last.reindex(back.table.index), axis=0).T,
-                "true": known["lineages"] / known["lineages"].to_numpy().sum(),
-            }
-            a, b, truth = (
-                tables[name].reindex(index=["Progenitor A", "Progenitor B"], columns=BRANCHES).fillna(0).to_numpy()
-                for name in tables
-            )
-            row = {"cells a day": n_cells, "seed": seed, "forward from backward": f"{np.abs(a - b).max():.2f}"}
-            row |= {"forward from the lineages": f"{np.abs(a - truth).max():.2f}"}
-            row |= {"backward from the lineages": f"{np.abs(b - truth).max():.2f}"}
-            print(row, flush=True)
-            yield row
+            for noise in (1.0, 2.0):
+                ahead = kernel.fate_probabilities(group_by="clusters", n_particles=20, noise=noise, **QUIET)
+                back = kernel.ancestry(group_by="clusters", n_particles=20, noise=noise, **QUIET)
+                number = ahead.growth * first.reindex(ahead.growth.index)
+                tables = {
+                    "forward": ahead.table.mul(number / number.sum(), axis=0),
+                    "backward": back.table.mul(last.reindex(back.table.index), axis=0).T,
+                    "true": known["lineages"] / known["lineages"].to_numpy().sum(),
+                }
+                a, b, truth = (
+                    tables[name].reindex(index=["Progenitor A", "Progenitor B"], columns=BRANCHES).fillna(0).to_numpy()
+                    for name in tables
+                )
+                row = {"cells a day": n_cells, "seed": seed, "`noise`": f"{noise:g}"}
+                row |= {"forward from backward": f"{np.abs(a - b).max():.2f}"}
+                row |= {"forward from the lineages": f"{np.abs(a - truth).max():.2f}"}
+                row |= {"backward from the lineages": f"{np.abs(b - truth).max():.2f}"}
+                print(row, flush=True)
+                yield row
 
 
 def circuit() -> Iterator[dict[str, Any]]:
