@@ -22,8 +22,9 @@ clones, fates
 """
 
 from cellrank_velot.cells.basis import basis_name, find_basis, read_basis, read_embedding, read_plane
-from cellrank_velot.cells.clones import CLONE_KEYS, find_clone_key, read_clones, read_fates
+from cellrank_velot.cells.clones import CLONE_KEYS, find_clone_key, read_clones
 from cellrank_velot.cells.clusters import check_clusters, find_cluster_key, read_clusters, read_colors
+from cellrank_velot.cells.fates import read_fates
 from cellrank_velot.cells.genes import (
     by_symbol,
     find_genes,

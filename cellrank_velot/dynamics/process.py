@@ -67,7 +67,7 @@ class SimulationOptions(Options):
     ----------
     noise
         Whether to follow the process, or a factor on the diffusion of its field. With 0 particles follow the velocity,
-        which moves the population alike.
+        which would move the population alike if the field had no error.
     n_steps
         Number of steps.
     n_saved

@@ -173,7 +173,7 @@ def _complete_graph(adata: AnnData, basis: str, options: JobOptions) -> None:
     if "connectivities" not in adata.obsp:
         n_neighbors = min(options.n_neighbors, max(2, adata.n_obs // 2))
         logger.info("Computing %d neighbours in `obsm[%r]`", n_neighbors, basis)
-        # A tree finds the nearest of many cells in few dimensions, all of them, in a tenth of the time.
+        # A tree finds the nearest of many cells in few dimensions, all of them, in a fifth of the time.
         tree = KNeighborsTransformer(n_neighbors=n_neighbors, algorithm="kd_tree", mode="distance")
         finder = tree if adata.obsm[basis].shape[1] <= FEW_DIMS else None
         sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep=basis, random_state=options.seed, transformer=finder)

@@ -164,7 +164,8 @@ class Populations(BaseVelocityKernel):
         n_saved
             Number of points kept of each path after its start.
         noise
-            Whether particles diffuse. Otherwise they follow the velocity, which moves the population alike.
+            Factor on the diffusion of the field. With 0, or ``False``, particles follow the velocity alone, which would
+            move the population alike if the field had no error.
         n_steps
             Number of steps.
         random_state
@@ -249,7 +250,8 @@ class Populations(BaseVelocityKernel):
         noise
             Factor on the diffusion of the field: how much cells of one place differ in their ways. By default 2,
             because clones, where they are known, part by more than couplings do; and 1 where ``epsilon`` was chosen by
-            clones. The population moves alike with any, and with 0, or ``False``, particles follow the velocity alone.
+            clones. With 0, or ``False``, particles follow the velocity alone. The population would move alike with any
+            if the field had no error.
         n_steps
             Number of steps.
         random_state
@@ -338,7 +340,8 @@ class Populations(BaseVelocityKernel):
         noise
             Factor on the diffusion of the field: how much cells of one place differ in their ways. By default 2,
             because clones, where they are known, part by more than couplings do; and 1 where ``epsilon`` was chosen by
-            clones. The population moves alike with any, and with 0, or ``False``, particles follow the velocity alone.
+            clones. With 0, or ``False``, particles follow the velocity alone. The population would move alike with any
+            if the field had no error.
         n_steps
             Number of steps.
         random_state

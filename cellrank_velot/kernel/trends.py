@@ -10,8 +10,7 @@ import pandas as pd
 import scanpy as sc
 
 from cellrank_velot._utils.validation import check_known
-from cellrank_velot.cells import gene_names, read_time
-from cellrank_velot.dynamics import ProcessFates
+from cellrank_velot.cells import gene_names, read_fates, read_time
 from cellrank_velot.fates import GeneTrends, TrendOptions, fit_trends
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
@@ -112,18 +111,4 @@ class Trends(BaseVelocityKernel):
     # ---------------------------------------------------------------------------------------------------- private
     def _fate_table(self, fates: Any) -> pd.DataFrame:
         """Return the fates as a table with one row for each cell."""
-        if fates is None:
-            return fate_probabilities(self)
-        fates = getattr(fates, "fate_probabilities", fates)
-        if isinstance(fates, ProcessFates):
-            fates = fates.table
-        if hasattr(fates, "names") and hasattr(fates, "X"):  # CellRank's own
-            fates = pd.DataFrame(np.asarray(fates.X), self.adata.obs_names, list(map(str, fates.names)))
-        if not isinstance(fates, pd.DataFrame):
-            raise TypeError(f"Expected `fates` as a table, an estimator or its fates, found `{type(fates).__name__}`.")
-        if not len(fates) or fates.index.has_duplicates or not fates.index.isin(self.adata.obs_names).all():
-            raise ValueError(
-                f"Expected `fates` with one row for each cell, by name, found `{len(fates)}` rows such as "
-                f"{list(fates.index[:2])}."
-            )
-        return fates.reindex(self.adata.obs_names)
+        return fate_probabilities(self) if fates is None else read_fates(self.adata, fates)

@@ -1,7 +1,8 @@
 """A population that goes round as a whole: the way of its mean between the time points, from all of them together.
 
 Between two snapshots of an oscillation half a turn apart, the straight way leads through the middle, where no cell is.
-A linear map from each mean to the next one knows the turn: its pair of complex eigenvalues.
+A linear map from each mean to the next one knows the turn: its pair of complex eigenvalues, as in dynamic mode
+decomposition :cite:`schmid:10`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ FloatArray = NDArray[np.float64]
 
 # Fewest time points that show a turn; share of the variation of the means that the plane of the map holds.
 MIN_TIMES, HELD = 5, 0.95
-# What an oscillation is: a pair of eigenvalues about as long as one, an angle of a sixth of half a turn at least, steps
-# that the map explains, and that are longer than the population is wide.
+# What an oscillation is: a pair of eigenvalues of modulus about one and an angle of 30 degrees at least; steps that the
+# map explains, and that are twice as long as the population is wide. Set so that two oscillators turn, and no other
+# series of `tests/benchmarks/process_fit.py` does.
 LEAST_MODULUS, MOST_MODULUS, LEAST_ANGLE, LEAST_EXPLAINED, LEAST_STEP = 0.85, 1.15, np.pi / 6, 0.8, 2.0
 
 
