@@ -15,6 +15,8 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 from hypothesis import HealthCheck, Phase, settings
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.neighbors import kneighbors_graph
 
@@ -147,6 +149,19 @@ def picture_distance() -> Callable[[Path, Path], float]:
         return pixels[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3))
 
     return lambda one, other: float(np.sqrt(np.mean((coarse(one) - coarse(other)) ** 2)))
+
+
+@pytest.fixture
+def _coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw few pixels and streamlines, without a search for room: for tests that don't look at pictures."""
+    savefig, streamplot = Figure.savefig, Axes.streamplot
+
+    def save(self: Figure, path: Path, **options: Any) -> None:
+        self.set_layout_engine("none")
+        savefig(self, path, dpi=20)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    monkeypatch.setattr(Axes, "streamplot", lambda *x, **k: streamplot(*x, **{**k, "density": 0.2}))
 
 
 SHORT = {"cellrank_velot.pl": "cellrank_velot.plotting", "cellrank_velot.pp": "cellrank_velot.preprocessing"}
