@@ -31,6 +31,31 @@ settings.register_profile("nightly", max_examples=2500, phases=[Phase.reuse, Pha
 settings.load_profile("suite")
 
 
+# What VelocityKernel compiles anew in each process, which takes it ten seconds, and few cells a fraction of one.
+HOST_LOOPS = {
+    "cellrank.kernels._utils": ("_np_apply_along_axis", "norm", "np_mean"),
+    "cellrank.kernels.utils._similarity": (
+        "_predict_transition_probabilities_numpy",
+        "_softmax",
+        "_softmax_masked",
+        "norm",
+        "np_mean",
+    ),
+    "cellrank.kernels.utils._velocity_model": ("_calculate_starts",),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uncompiled_host() -> Iterator[None]:
+    """Run the loops of CellRank's VelocityKernel as the Python that they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in HOST_LOOPS.items():
+            for name in names:
+                loop = getattr(importlib.import_module(module), name)
+                patch.setattr(f"{module}.{name}", getattr(loop, "py_func", loop))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of the real data sets, which are not part of the package."""
