@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.neighbors import kneighbors_graph
+from umap import umap_
 
 from cellrank_velot import OTVelocityKernel
 
@@ -46,13 +48,16 @@ HOST_LOOPS = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _uncompiled_host() -> Iterator[None]:
-    """Run the loops of CellRank's VelocityKernel as the Python that they are."""
+def _little_compilation() -> Iterator[None]:
+    """Run the loops of CellRank's VelocityKernel as the Python that they are, and keep those of neighbours on disk."""
     with pytest.MonkeyPatch.context() as patch:
         for module, names in HOST_LOOPS.items():
             for name in names:
                 loop = getattr(importlib.import_module(module), name)
                 patch.setattr(f"{module}.{name}", getattr(loop, "py_func", loop))
+        for loop in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+            with suppress(AttributeError, RuntimeError):  # of another kind, or no folder to write to
+                loop.enable_caching()
         yield
 
 
@@ -182,8 +187,10 @@ def _coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     savefig, streamplot = Figure.savefig, Axes.streamplot
 
     def save(self: Figure, path: Path, **options: Any) -> None:
-        self.set_layout_engine("none")
-        savefig(self, path, dpi=20)
+        if options.get("bbox_inches") == "tight":  # no frame of a film
+            self.set_layout_engine("none")
+            options = {"dpi": 20}
+        savefig(self, path, **options)
 
     monkeypatch.setattr(Figure, "savefig", save)
     monkeypatch.setattr(Axes, "streamplot", lambda *x, **k: streamplot(*x, **{**k, "density": 0.2}))

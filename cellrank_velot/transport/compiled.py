@@ -85,10 +85,10 @@ def _cost(xs: Any, ys: Any, ts: Any, tt: Any, adjacent: Any, lambda_time: float,
 
 @inlined
 def _are_safe(scalings: Any) -> bool:
+    safe = True
     for i in range(scalings.size):
-        if not 1 / SAFE < scalings[i] < SAFE:  # nor a NaN
-            return False
-    return True
+        safe = safe and 1 / SAFE < scalings[i] < SAFE  # nor is a NaN
+    return safe
 
 
 @inlined
