@@ -43,6 +43,16 @@ def test_a_line_ends_with_its_cells(fates):
     assert panel.lines[1].get_xdata().max() < 0.5
 
 
+def test_lineages_have_one_scale(fates):
+    fates.obsm["lineages_fwd"] = np.round(fates.obsm["lineages_fwd"])
+    one, other = pl.gene_trends(fates, {"A": ["up"], "B": ["up"]}, "t", show=False)
+    assert np.asarray(one.lines[1].get_ydata()).max() == pytest.approx(1)
+    np.testing.assert_allclose(one.lines[0].get_ydata(), other.lines[1].get_ydata())  # those not of A are those of B
+    fates.X[:, 1] = 0
+    (panel,) = pl.gene_trends(fates, {"A": ["all"]}, "t", show=False)
+    np.testing.assert_array_equal(panel.lines[1].get_ydata(), 0)
+
+
 def test_few_times_and_names_with_dollars(fates):
     fates.obs["t"] = fates.obs["t"].round()
     fates.var_names = ["$up$", r"$\bad$"]

@@ -17,7 +17,7 @@ from cellrank_velot._utils.stage import TINY
 from cellrank_velot._utils.validation import check_integer, check_known
 from cellrank_velot.cells import by_symbol, read_time
 from cellrank_velot.fates.trends import GeneTrends, Smooth, fit_smooth
-from cellrank_velot.plotting._draw.colors import BACKGROUND, VALUES, palette, scale_of
+from cellrank_velot.plotting._draw.colors import BACKGROUND, INK, VALUES, palette, scale_of
 from cellrank_velot.plotting._draw.embedding import colors_by_name
 from cellrank_velot.plotting._draw.figure import Canvas, FigureOptions, color_bar, drawing, draws
 from cellrank_velot.plotting._draw.kernel import HasAnnData, adata_of
@@ -47,8 +47,8 @@ def gene_trends(
 
     A line is the expression over time, by a penalised spline in which each cell counts by its probability to take the
     lineage, with its confidence band. The dotted line of the same colour is that of the other cells; trends that were
-    computed before have none. All are divided by the highest value of the gene in the panel, so that genes of all
-    levels are seen.
+    computed before have none. All are divided by the highest value of the gene in all panels, so that genes of all
+    levels are seen, and lineages can be compared.
 
     Parameters
     ----------
@@ -94,11 +94,10 @@ def gene_trends(
     else:
         drawn = _fitted(data, genes, time_key, backward)
     n_columns = n_columns or (2 if len(drawn) == 4 else 3)
+    highest = _highest(drawn)
     with drawing(figure, n_panels=len(drawn), n_columns=n_columns, panel_size=(3.4, 3.4)) as canvas:
         for panel, (lineage, (names, here, there)) in zip(canvas.panels, drawn.items(), strict=True):
-            highest = here.mean.max(axis=0)
-            highest = highest if there is None else np.maximum(highest, there.mean.max(axis=0))
-            scale = np.where(highest > 0, highest, 1.0)
+            scale = np.array([highest[name] for name in names])
             colors = palette(len(names))
             looks: list[tuple[Smooth, dict[str, Any]]] = [(here, {"linewidth": 2.0})]
             if there is not None:
@@ -212,6 +211,16 @@ def trend_heatmap(
     return canvas.result
 
 
+def _highest(drawn: Mapping[str, Any]) -> dict[str, float]:
+    """Return the highest value of each gene in all panels, and 1 for a gene that is nowhere above zero."""
+    found: dict[str, float] = {}
+    for names, *curves in drawn.values():
+        tops = np.max([curve.mean.max(axis=0) for curve in curves if curve is not None], axis=0)
+        for name, top in zip(names, tops.tolist(), strict=True):
+            found[name] = max(found.get(name, 0.0), top)
+    return {name: top if top > 0 else 1.0 for name, top in found.items()}
+
+
 def _computed(trends: GeneTrends, genes: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
     """Return the names of the genes of each lineage, their trends, and nothing of the other cells."""
     asked = dict.fromkeys(trends.lineages.tolist(), trends.genes.tolist()) if genes is None else genes
@@ -256,7 +265,10 @@ def _label_columns(ax: Axes, time: FloatArray, n_ticks: int, marks: Mapping[str,
         if time[0] <= when <= time[-1]:
             place = np.interp(when, time, np.arange(time.size))
             ax.axvline(place, color="white", linewidth=1.2, linestyle="--")
-            ax.annotate(label, (place, 0), (2, -2), textcoords="offset points", color="white", fontsize=8, va="top")
+            ax.annotate(
+                label, (place, 0), (3, -3), textcoords="offset points", color=INK, fontsize=7, va="top",
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+            )  # fmt: skip
 
 
 def _cluster_colors(trends: GeneTrends, data: AnnData | HasAnnData | None) -> dict[str, str]:
