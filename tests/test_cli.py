@@ -16,8 +16,8 @@ from cellrank import Lineage
 
 from cellrank_velot import OTVelocityKernel, datasets, write_h5ad
 from cellrank_velot._utils.files import replacing
-from cellrank_velot.fates import TerminalStates
-from cellrank_velot.job import JobOptions, cli, inputs, outputs, steps
+from cellrank_velot.fates import TerminalStates, ends
+from cellrank_velot.job import JobOptions, analysis, cli, inputs, outputs, steps
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, render, write_report
 from cellrank_velot.storage import h5ad
 
@@ -53,8 +53,13 @@ def cells_on_disk(demo, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def raw(cells_on_disk, tmp_path, monkeypatch) -> Path:
-    """The cells of the demo as a user has them: prepared, annotated, without results. No figures are drawn."""
+    """The cells of the demo as a user has them: prepared, annotated, without results.
+
+    No figures are drawn, and direction and halves of the cells, which take half of the rest, are left to the demo.
+    """
     monkeypatch.setattr(outputs, "_write_figures", lambda result, folder: {})
+    monkeypatch.setattr(analysis, "_test_direction", lambda *_: None)
+    monkeypatch.setattr(ends, "N_HALVES", 2)
     return Path(shutil.copy(cells_on_disk, tmp_path))
 
 

@@ -14,6 +14,7 @@ from anndata import AnnData, read_h5ad
 
 from cellrank_velot import OTVelocityKernel, datasets, plotting, pp
 from cellrank_velot.cells import read_root
+from cellrank_velot.fates import ends
 from cellrank_velot.job import cli, inputs, outputs
 from cellrank_velot.job.options import IN_A_SHELL, as_arguments
 
@@ -34,8 +35,10 @@ def cells(prepared: AnnData) -> AnnData:
 
 
 @pytest.fixture
-def job(tmp_path: Path, capsys) -> Callable[..., tuple[int, str, Path]]:
+def job(tmp_path: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str, Path]]:
     """Run the command line on an AnnData; return the exit code, what it says, and the folder."""
+
+    monkeypatch.setattr(ends, "N_HALVES", 2)
 
     def run(adata: AnnData, *args: str) -> tuple[int, str, Path]:
         adata.write_h5ad(tmp_path / "in.h5ad")
