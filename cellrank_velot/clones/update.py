@@ -194,14 +194,16 @@ def update_by_clones(
     columns = table.columns.get_indexer(tables.names)
     table.iloc[sisters.cells, columns] = after * kept[:, None]
     updated = pd.Series(np.isin(np.arange(adata.n_obs), sisters.cells), adata.obs_names, name="updated")
-    at = np.array([models[float(time)].concentration for time in sisters.time])[sisters.unit]
-    n_effective = effective.sum(axis=1)
+    n_effective, weight = effective.sum(axis=1), np.empty(len(after))
+    for time, model in models.items():
+        cells = (sisters.time == time)[sisters.unit]
+        weight[cells] = model.weight(n_effective[cells])
     evidence = pd.DataFrame(
         {
             "clone": sisters.clone_names[sisters.clone[sisters.unit]],
             "sisters": sisters.counts.sum(axis=1)[sisters.unit].astype(np.int64),
             "effective": n_effective,
-            "weight": n_effective / (at + n_effective),
+            "weight": weight,
             "shift": np.abs(after - prior).sum(axis=1) / 2,
         },
         index=adata.obs_names[sisters.cells],
@@ -221,6 +223,7 @@ def _shown(models: dict[float, CloneModel], sisters: Sisters) -> pd.DataFrame:
             "concentration": model.concentration,
             "sharpness": model.sharpness,
             "correlation": model.correlation,
+            "told": model.told,
             "clones": int((sisters.time == time).sum()),
         }
         for time, model in models.items()
