@@ -287,6 +287,26 @@ def test_the_likelihood_is_that_of_the_dirichlet_multinomial():
     tried = np.logspace(-2, 4, 2001)
     assert model.concentration == pytest.approx(tried[np.argmin([loss(alpha) for alpha in tried])], rel=0.02)
     assert model.log_likelihood == pytest.approx(-loss(model.concentration))
+    # The probability that sisters tell of their clone, by integration over the concentration.
+    logs = np.linspace(-20, 25, 9001)
+    whole = np.exp([-loss(alpha) for alpha in np.exp(logs)]).sum() * (logs[1] - logs[0]) / np.sqrt(2 * np.pi) / 2
+    alone = np.exp((counts * np.log(model.prior(fates))).sum())
+    assert model.told == pytest.approx(whole / (whole + alone), abs=0.02)
+
+
+def test_few_clones_that_tell_nothing_leave_fates_alone():
+    """Sisters that agree by chance are told from such as inherit something."""
+    told, moved = [], []
+    for seed in range(8):
+        nothing = planted(n_clones=80, concentration=1e6, seed=seed)
+        updated = clones.update_by_clones(nothing, "fates", n_bootstraps=20)
+        told.append(updated.models["told"].iloc[0])
+        moved.append(updated.evidence["shift"].mean())
+        assert (updated.evidence["weight"] <= told[-1]).all()
+    assert np.mean(told) < 0.2
+    assert np.mean(moved) < 0.03
+    inherited = clones.update_by_clones(planted(n_clones=80, concentration=2.0), "fates", n_bootstraps=20)
+    assert inherited.models["told"].iloc[0] > 0.999
 
 
 @pytest.mark.parametrize("split_key", [None, "well"])

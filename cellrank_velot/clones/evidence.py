@@ -45,6 +45,7 @@ class CloneModel:
     correlation: float
     mean: FloatArray
     log_likelihood: float
+    evidence: float
     told: float = 1.0
     in_line: CloneModel | None = None
 
@@ -106,7 +107,7 @@ def fit_clones(sisters: Sisters, fates: FloatArray, *, recalibrate: bool = True)
 def _weighed(model: CloneModel, others: list[CloneModel]) -> CloneModel:
     """Return the model with its probability beside others, the first of which leaves fates as they are."""
     before = np.array([TOLD, *([(1 - TOLD) / len(others)] * len(others))])
-    chances = softmax([one.log_likelihood for one in (model, *others)] + np.log(before))
+    chances = softmax([one.evidence for one in (model, *others)] + np.log(before))
     in_line = replace(others[1], told=float(chances[2])) if len(others) > 1 else None
     return replace(model, told=float(chances[0]), in_line=in_line)
 
@@ -193,7 +194,7 @@ class _Likelihood:
 
 
 def _maximise(likelihood: _Likelihood, start: CloneModel | None = None) -> CloneModel:
-    """Maximise the likelihood; that which the model has is of the model as a whole."""
+    """Return the model of the largest likelihood."""
     n_fates = likelihood.mean.size
     bounds = [(-np.log(LARGEST), np.log(LARGEST)), *([(-3.0, 3.0)] * (1 + n_fates))]
     first = np.concatenate([[MIDDLE], np.zeros(1 + n_fates)])
@@ -206,7 +207,8 @@ def _maximise(likelihood: _Likelihood, start: CloneModel | None = None) -> Clone
         concentration=float(np.exp(found.x[0])),
         correlation=likelihood.correlation,
         mean=likelihood.mean,
-        log_likelihood=-float(found.fun) - likelihood.narrower(found.x),
+        log_likelihood=-float(found.fun),
+        evidence=-float(found.fun) - likelihood.narrower(found.x),
     )
 
 
