@@ -319,7 +319,8 @@ def test_clones_lower_the_error_by_a_third_and_leave_the_others(lineages: AnnDat
     np.testing.assert_allclose(updated.fates.sum(axis=1), 1)
     assert updated.evidence.index.tolist() == [n for n in updated.evidence.index if updated.updated[n]]
     assert updated.held_out.gains.set_index(["fate", "score"]).loc[("all", "skill"), "low"] > 0
-    assert 0.9 < updated.held_out.value("slope", source="after")[0] < 1.1
+    # Over seeds it is 1.01 to 1.03; this one half of the sisters leaves a spread of .05.
+    assert updated.held_out.value("slope", source="after")[0] == pytest.approx(1.0, abs=0.12)
 
 
 def test_sisters_that_grew_together_are_no_independent_witnesses():
