@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 from hypothesis import HealthCheck, Phase, settings
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.neighbors import kneighbors_graph
+from umap import umap_
 
 from cellrank_velot import OTVelocityKernel
 
@@ -27,6 +31,34 @@ _fuzz = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_bl
 settings.register_profile("suite", max_examples=200, derandomize=True, database=None, **_fuzz)
 settings.register_profile("nightly", max_examples=2500, phases=[Phase.reuse, Phase.generate, Phase.shrink], **_fuzz)
 settings.load_profile("suite")
+
+
+# What VelocityKernel compiles anew in each process, which takes it ten seconds, and few cells a fraction of one.
+HOST_LOOPS = {
+    "cellrank.kernels._utils": ("_np_apply_along_axis", "norm", "np_mean"),
+    "cellrank.kernels.utils._similarity": (
+        "_predict_transition_probabilities_numpy",
+        "_softmax",
+        "_softmax_masked",
+        "norm",
+        "np_mean",
+    ),
+    "cellrank.kernels.utils._velocity_model": ("_calculate_starts",),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _little_compilation() -> Iterator[None]:
+    """Run the loops of CellRank's VelocityKernel as the Python that they are, and keep those of neighbours on disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in HOST_LOOPS.items():
+            for name in names:
+                loop = getattr(importlib.import_module(module), name)
+                patch.setattr(f"{module}.{name}", getattr(loop, "py_func", loop))
+        for loop in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+            with suppress(AttributeError, RuntimeError):  # of another kind, or no folder to write to
+                loop.enable_caching()
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +179,21 @@ def picture_distance() -> Callable[[Path, Path], float]:
         return pixels[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3))
 
     return lambda one, other: float(np.sqrt(np.mean((coarse(one) - coarse(other)) ** 2)))
+
+
+@pytest.fixture
+def _coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw few pixels and streamlines, without a search for room: for tests that don't look at pictures."""
+    savefig, streamplot = Figure.savefig, Axes.streamplot
+
+    def save(self: Figure, path: Path, **options: Any) -> None:
+        if options.get("bbox_inches") == "tight":  # no frame of a film
+            self.set_layout_engine("none")
+            options = {"dpi": 20}
+        savefig(self, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    monkeypatch.setattr(Axes, "streamplot", lambda *x, **k: streamplot(*x, **{**k, "density": 0.2}))
 
 
 SHORT = {"cellrank_velot.pl": "cellrank_velot.plotting", "cellrank_velot.pp": "cellrank_velot.preprocessing"}

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from cellrank_velot.job import JobOptions, cli, inputs, outputs, steps
 from cellrank_velot.job.report import Cell, Figure, Report, Table, package_versions, render, write_report
 from cellrank_velot.storage import h5ad
 
-draw_all = outputs._write_figures
+write_figures = outputs._write_figures
 FEW_STEPS = ["--n-steps", "50"]
 FIGURES = {"velocity_stream", "fate_map", "macrostates", "gene_trends", "time", "training", "confidence"}
 TABLES = {"drivers.csv", "fate_probabilities.csv", "terminal_states.csv"}
@@ -35,10 +36,8 @@ def demo(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(folder=folder, code=code, adata=read_h5ad(folder / "adata.h5ad"))
 
 
-@pytest.fixture
-def raw(demo, tmp_path, monkeypatch) -> Path:
-    """The cells of the demo as a user has them: prepared, annotated, without results. No figures are drawn."""
-    monkeypatch.setattr(outputs, "_write_figures", lambda result, folder: {})
+@pytest.fixture(scope="module")
+def cells_on_disk(demo, tmp_path_factory) -> Path:
     adata = AnnData(
         demo.adata.X,
         obs=demo.adata.obs[["clusters", "dpt_pseudotime"]].copy(),
@@ -47,8 +46,22 @@ def raw(demo, tmp_path, monkeypatch) -> Path:
         obsp={"connectivities": demo.adata.obsp["connectivities"]},
     )
     adata.obs["clusters"] = adata.obs["clusters"].astype(str)
-    adata.write_h5ad(tmp_path / "raw.h5ad")
-    return tmp_path / "raw.h5ad"
+    path = tmp_path_factory.mktemp("cells") / "raw.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def raw(cells_on_disk, tmp_path, monkeypatch) -> Path:
+    """The cells of the demo as a user has them: prepared, annotated, without results. No figures are drawn."""
+    monkeypatch.setattr(outputs, "_write_figures", lambda result, folder: {})
+    return Path(shutil.copy(cells_on_disk, tmp_path))
+
+
+@pytest.fixture
+def draw_all(monkeypatch, _coarse_pictures) -> None:
+    """Draw all figures, coarsely: those of the demo are drawn as users see them."""
+    monkeypatch.setattr(outputs, "_write_figures", write_figures)
 
 
 def changed(path: Path, change) -> Path:
@@ -177,12 +190,11 @@ def test_same_seed_same_result(raw):
     assert results[0] == results[1]
 
 
-def test_run_without_clusters_and_genes(raw, monkeypatch):
+def test_run_without_clusters_and_genes(raw, draw_all):
     def bare(adata):
         obs = adata.obs[["dpt_pseudotime"]].copy()
         return AnnData(obs=obs, obsm={"latent": adata.obsm["X_pca"], "X_umap": adata.obsm["X_umap"]})
 
-    monkeypatch.setattr(outputs, "_write_figures", draw_all)
     assert run(changed(raw, bare), "--basis", "latent", "--weight", "1", "--n-states", "3") == cli.OK
     out = raw.parent / "out"
     assert not (out / "drivers.csv").exists()
@@ -227,12 +239,11 @@ def test_time_that_does_not_reach_all_cells_is_refused_before_any_work(raw, caps
     assert "The neighbour graph has 3 components, of 250, 47, 3 cells" in capsys.readouterr().err
 
 
-def test_time_that_falls_and_a_cycle_are_pointed_out(raw, monkeypatch):
+def test_time_that_falls_and_a_cycle_are_pointed_out(raw, draw_all):
     adata = read_h5ad(raw)
     time, late = adata.obs["dpt_pseudotime"], adata.obs["clusters"] == "Fate A"
     adata.obs["dpt_pseudotime"] = time.where(~late, time[late].max() + time[late].min() - time)
     adata.write_h5ad(raw)
-    monkeypatch.setattr(outputs, "_write_figures", draw_all)
     assert run(raw, "--cluster-key", "clusters", "--terminal-states", "Fate A,Fate B") in (cli.OK, cli.FAILED)
     report = (raw.parent / "out" / "report.html").read_text()
     assert report.count("In cluster Fate A time falls with the distance from the root: ") == 2
@@ -275,8 +286,7 @@ def does_not_converge(*args, **kwargs):
     raise RuntimeError("20 Schur vectors have not converged")
 
 
-def test_named_ends_need_no_macrostates(raw, monkeypatch):
-    monkeypatch.setattr(outputs, "_write_figures", draw_all)
+def test_named_ends_need_no_macrostates(raw, draw_all, monkeypatch):
     monkeypatch.setattr(steps.GPCCA, "compute_schur", does_not_converge)
     assert run(raw, "--terminal-states", "Fate A, Fate B") == cli.OK
     out = raw.parent / "out"
@@ -284,8 +294,7 @@ def test_named_ends_need_no_macrostates(raw, monkeypatch):
     assert "No macrostates" in (out / "report.html").read_text()
 
 
-def test_ends_by_shape_need_no_macrostates(raw, monkeypatch):
-    monkeypatch.setattr(outputs, "_write_figures", draw_all)
+def test_ends_by_shape_need_no_macrostates(raw, draw_all, monkeypatch):
     monkeypatch.setattr(steps.GPCCA, "compute_schur", does_not_converge)
     assert run(raw, "--cluster-key", "clusters") == cli.OK
     report = (raw.parent / "out" / "report.html").read_text()
@@ -336,8 +345,7 @@ def test_time_points_are_followed_to_descendants_and_ancestors(raw):
     assert "E10" in (out / "run.log").read_text()
 
 
-def test_conditions_are_compared_over_samples(raw, monkeypatch):
-    monkeypatch.setattr(outputs, "_write_figures", draw_all)
+def test_conditions_are_compared_over_samples(raw, draw_all):
     adata = read_h5ad(raw)
     sample = np.arange(adata.n_obs) % 6
     adata.obs["mouse"] = [f"m{number}" for number in sample]

@@ -85,6 +85,7 @@ def beginning() -> tuple[dict[str, ModuleType], bytes]:
     return modules, pickle.dumps({name: value for name, value in found.items() if name not in modules})
 
 
+@pytest.mark.usefixtures("_coarse_pictures")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(
     name: str,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.axes
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +24,7 @@ from hypothesis import strategies as st
 from odd_slots import GRAPHS, LABELS, NAMES, POSITIONS, TIMES, time_limit
 
 from cellrank_velot.fates import ends
-from cellrank_velot.job import cli, outputs
+from cellrank_velot.job import cli, outputs, steps
 
 N_CELLS = 40
 TIME_LIMIT = 120
@@ -253,15 +252,14 @@ def cells() -> PlantedCells:
     return plant_cells(N_CELLS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _coarse_pictures():
-    """Draw few pixels, streamlines and halves: what is odd does not depend on them."""
-    streamplot = matplotlib.axes.Axes.streamplot
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outputs, "DPI", 20)
-        patch.setattr(ends, "N_HALVES", 2)
-        patch.setattr(matplotlib.axes.Axes, "streamplot", lambda *x, **k: streamplot(*x, **{**k, "density": 0.2}))
-        yield
+@pytest.fixture(autouse=True)
+def _little_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw coarsely, and try few halves and numbers of macrostates: what is odd does not depend on them."""
+    if not ALL_DRAWN:
+        request.getfixturevalue("_coarse_pictures")
+    monkeypatch.setattr(outputs, "DPI", 20)
+    monkeypatch.setattr(ends, "N_HALVES", 2)
+    monkeypatch.setattr(steps, "MAX_STATES", 4)
 
 
 def run(job: Job, cells: PlantedCells, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

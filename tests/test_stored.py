@@ -263,7 +263,8 @@ def test_every_corruption_is_named_or_harmless(golden, key: str, sealed: bool):
     original = dict(golden.uns)
     n_refused = n_read = 0
     wrong = []
-    for place, what, value in cases(golden, key):
+    # The checksum sees any change alike. Seven is less than there are corruptions of a place: each has one of them.
+    for place, what, value in cases(golden, key)[:: 1 if sealed else 7]:
         adata.uns = copy.deepcopy({name: original[name] for name in ("velot", f"{key}_params")})
         put(adata, place, value, remove=what == "removed")
         entry = adata.uns["velot"].get(key)
@@ -286,7 +287,7 @@ def test_every_corruption_is_named_or_harmless(golden, key: str, sealed: bool):
         if place[0] == "velot" and not sealed and place[2:] != ("checksum",):
             wrong.append((place, what, "not found out"))
     assert wrong == [], wrong
-    assert n_refused > 400
+    assert n_refused > (400 if sealed else 60)
     assert n_read < n_refused / 3
 
 

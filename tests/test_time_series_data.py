@@ -13,7 +13,7 @@ import scanpy as sc
 from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot.dynamics import labels_near, simulate_process
 from cellrank_velot.dynamics.process import count_lost
-from cellrank_velot.field import fit_process
+from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.metrics import held_out_time, wasserstein
 from cellrank_velot.timeseries import build_snapshots, couple_snapshots
 
@@ -101,7 +101,8 @@ def test_no_diffusion_leads_out_of_the_data(name):
     points, counts = np.unique(times, return_counts=True)
     mass = counts / counts[0]
     couplings, _ = couple_snapshots(x, times, build_snapshots(times), mass=mass)
-    field = fit_process(couplings, x)
+    # The circuit is smooth, and learned to the same distances in a third of the usual steps.
+    field = fit_process(couplings, x, ProcessOptions(n_steps=500 if name == "misa" else 1500))
     first = x[times == points[0]]
     for factor in (0.01, 0.1, 1.0, 10.0):
         noisy = replace(field, diffusion=factor * field.diffusion)

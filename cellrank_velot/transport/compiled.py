@@ -84,6 +84,14 @@ def _cost(xs: Any, ys: Any, ts: Any, tt: Any, adjacent: Any, lambda_time: float,
 
 
 @inlined
+def _are_safe(scalings: Any) -> bool:
+    safe = True
+    for i in range(scalings.size):
+        safe = safe and 1 / SAFE < scalings[i] < SAFE  # nor is a NaN
+    return safe
+
+
+@inlined
 def _scale(kernel: Any, tol: float, max_iter: int) -> Any:
     """Scale a kernel, in place, to the plan of even marginals; return the deviation of its columns, negative if unsafe.
 
@@ -116,7 +124,7 @@ def _scale(kernel: Any, tol: float, max_iter: int) -> Any:
                 off = v[j] * columns[j] - b
                 square += off * off
             error = np.sqrt(square)
-            if not (u.min() > 1 / SAFE and u.max() < SAFE and v.min() > 1 / SAFE and v.max() < SAFE):
+            if not (_are_safe(u) and _are_safe(v)):
                 return -1.0
     for i in range(n):
         for j in range(m):
@@ -152,17 +160,22 @@ def _side(plan: Any, x: Any, y: Any, sign: float, moved: Any, spread: Any, n_eff
 
 
 @inlined
-def _adjacent(graph: Any, here: Any, there: Any) -> Any:
-    """Return which target cells are neighbours of which source cells."""
+def _adjacent(graph: Any, here: Any, there: Any, place: Any, goes: Any, comes: Any) -> Any:
+    """Return which target cells are neighbours of which source cells, and mark in both those that have any.
+
+    ``place``, of all cells, is -1 before and after.
+    """
     indptr, indices, data = graph
     found = np.zeros((here.size, there.size), dtype=np.bool_)
-    order = np.argsort(there)
-    ascending = there[order]
+    for j in range(there.size):
+        place[there[j]] = j
     for i in range(here.size):
         for edge in range(indptr[here[i]], indptr[here[i] + 1]):
-            at = np.searchsorted(ascending, indices[edge])
-            if data[edge] != 0 and at < there.size and ascending[at] == indices[edge]:
-                found[i, order[at]] = True
+            at = place[indices[edge]]
+            if data[edge] != 0 and at >= 0:
+                found[i, at] = goes[i] = comes[at] = True
+    for j in range(there.size):
+        place[there[j]] = -1
     return found
 
 
@@ -200,7 +213,14 @@ def _add(
         # Beyond the limit, the weight falls exponentially with the excess over the median square, limit / reach.
         excess = max(square[i] / limit - 1.0, 0.0) * reach
         weight = np.exp(-min(excess, MAX_EXCESS))
-        row = total[np.searchsorted(cells, window[i])]
+        first, last = 0, cells.size - 1
+        while first < last:  # as `np.searchsorted`, which takes seconds to compile
+            middle = (first + last) // 2
+            if cells[middle] < window[i]:
+                first = middle + 1
+            else:
+                last = middle
+        row = total[first]
         for k in range(d):
             row[k] += weight * moved[i, k]
             row[d + k] += weight * spread[i, k]
@@ -261,22 +281,22 @@ def _transport_pairs(
     columns = (moved, spread, np.empty(largest), np.empty(largest))
     by_graph = costs[2] > 0
     none = np.zeros((1, 1), dtype=np.bool_)
+    place = np.full(x.shape[0] if by_graph else 0, -1)
     for p in range(pairs.shape[0]):
         here = indices[offsets[pairs[p, 0]] : offsets[pairs[p, 0] + 1]]
         there = indices[offsets[pairs[p, 1]] : offsets[pairs[p, 1] + 1]]
-        adjacent = _adjacent(graph, here, there) if by_graph else none
+        goes, comes = np.full(here.size, not by_graph), np.full(there.size, not by_graph)
+        adjacent = _adjacent(graph, here, there, place, goes, comes) if by_graph else none
         xs, ys, plan, error[p] = _solve(x, time, here, there, adjacent, costs, tol, max_iter)
         if error[p] < 0:
             continue
-        goes, comes = np.ones(here.size, dtype=np.bool_), np.ones(there.size, dtype=np.bool_)
-        if by_graph:
-            for i in range(here.size):
-                goes[i] = adjacent[i].any()
-            for j in range(there.size):
-                comes[j] = adjacent[:, j].any()
         rest = (dt[p], limit, reach)
-        _add(total[0], cells, here, goes, plan, xs, ys, 1.0, rest, columns)
-        _add(total[1], cells, there, comes, plan.T.copy(), ys, xs, -1.0, rest, columns)
+        sign = 1.0
+        for side in range(2):  # where mass goes to, then, with all turned around, where it comes from
+            _add(total[side], cells, here, goes, plan, xs, ys, sign, rest, columns)
+            if side == 0:
+                here, there, goes, comes, xs, ys = there, here, comes, goes, ys, xs
+                plan, sign = plan.T.copy(), -sign
     return total, error
 
 
