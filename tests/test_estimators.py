@@ -358,6 +358,7 @@ def test_options_are_checked(kernels):
 
 
 def test_vectors_that_do_not_converge_are_an_error(kernels, monkeypatch, caplog):
+    monkeypatch.setattr("cellrank_velot.estimators.schur.GUARD", 4)
     monkeypatch.setattr(estimator, "partial_schur", lambda *args: partial_schur(*args, most_products=1))
     with pytest.raises(RuntimeError, match="Schur vectors have not converged after .* products"):
         estimators.GPCCA(kernels["unsettled"]).compute_schur(5, method="sparse")

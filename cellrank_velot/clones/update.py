@@ -59,7 +59,8 @@ class CloneFates:
     models
         One row for each time of early cells: ``concentration``, how many independent sisters the fates are worth;
         ``sharpness``, the power to which fates were raised to agree with the clones; ``correlation`` of sisters that
-        were kept together, beyond that of the clone; ``clones``, their number.
+        were kept together, beyond that of the clone; ``told``, the probability that sisters tell of their own clone at
+        all; ``clones``, their number.
     held_out
         What the update is worth: sisters of each clone are halved, one half updates the fates and the other half judges
         them, and the other way round. Its sources are ``"before"`` and ``"after"``; ``held_out.gains`` is the
@@ -111,8 +112,9 @@ def update_by_clones(
     The fates of a cell are the prior, the outcomes of its later sisters the evidence: with the prior :math:`m` and
     :math:`n_k` sisters of fate k the fates become :math:`(\alpha m_k + n_k) / (\alpha + n)`. The concentration
     :math:`\alpha` maximises the marginal likelihood of all clones, a Dirichlet-multinomial: it is small where sisters
-    agree with each other far better than with the fates, and large where fates know as much as sisters do. Cells
-    without later sisters keep the fates that they have.
+    agree with each other far better than with the fates, and large where fates know as much as sisters do. Where all
+    that sisters have in common may be chance, the update counts with the probability that it is not. Cells without
+    later sisters keep the fates that they have.
 
     Sisters that grew up together are no independent witnesses, as one of their mothers may have taken the fate for
     all. So :math:`n_k` is divided by :math:`1 + (n_g - 1) \rho` in a group of :math:`n_g`, where :math:`\rho` is by how
@@ -194,14 +196,16 @@ def update_by_clones(
     columns = table.columns.get_indexer(tables.names)
     table.iloc[sisters.cells, columns] = after * kept[:, None]
     updated = pd.Series(np.isin(np.arange(adata.n_obs), sisters.cells), adata.obs_names, name="updated")
-    at = np.array([models[float(time)].concentration for time in sisters.time])[sisters.unit]
-    n_effective = effective.sum(axis=1)
+    n_effective, weight = effective.sum(axis=1), np.empty(len(after))
+    for time, model in models.items():
+        cells = (sisters.time == time)[sisters.unit]
+        weight[cells] = model.weight(n_effective[cells])
     evidence = pd.DataFrame(
         {
             "clone": sisters.clone_names[sisters.clone[sisters.unit]],
             "sisters": sisters.counts.sum(axis=1)[sisters.unit].astype(np.int64),
             "effective": n_effective,
-            "weight": n_effective / (at + n_effective),
+            "weight": weight,
             "shift": np.abs(after - prior).sum(axis=1) / 2,
         },
         index=adata.obs_names[sisters.cells],
@@ -221,6 +225,7 @@ def _shown(models: dict[float, CloneModel], sisters: Sisters) -> pd.DataFrame:
             "concentration": model.concentration,
             "sharpness": model.sharpness,
             "correlation": model.correlation,
+            "told": model.told,
             "clones": int((sisters.time == time).sum()),
         }
         for time, model in models.items()

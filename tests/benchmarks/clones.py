@@ -204,8 +204,8 @@ defaults. *What the state tells* is the right answer of a method that sees no cl
     "What the right fates get from the judge: it should find a slope of 1.\n",
     """**Updated.** Total variation from the true fates of cells of day 2 with sisters, before and after. *Sisters
 alone* are their shares, *mean fates* those of the average cell. The gain is in the log-likelihood of held-out
-sisters, in brackets in how many seeds its interval is above 0. Where nothing is inherited, sisters tell nothing, and
-the update takes little from them; where the state tells all and fates are right, it costs a little.
+sisters, in brackets in how many seeds its interval is above 0. Where nothing is inherited, or the state tells all and
+fates are right, sisters tell nothing, and the update all but leaves fates alone.
 """,
     """**Chosen**: weights of the velocity and scales of the softmax, 15 settings. They hardly differ, and the clones
 say so.
