@@ -97,10 +97,17 @@ def tidy(notebook: Any) -> Any:
     for number, cell in enumerate(notebook.cells):
         cell.metadata = nbformat.from_dict({})
         cell.id = f"cell-{number:02d}"
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_bar(output)]
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = of_few_colors(output.data["image/png"])
     return notebook
+
+
+def is_bar(output: Any) -> bool:
+    """Return whether this is a step of a progress bar, which is of one run."""
+    return output.output_type == "stream" and output.name == "stderr" and (output.text + "\r")[0] in "\r\n"
 
 
 def of_few_colors(png: str) -> str:
