@@ -1,25 +1,24 @@
 """What every test may use: a backend without a screen, the real data, a planted bifurcation, and what is public."""
 
+import gc
 import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.sparse as sp
 from anndata import AnnData
 from hypothesis import HealthCheck, Phase, settings
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.neighbors import kneighbors_graph
+from planted import PlantedCells, plant_cells
 from umap import umap_
 
 from cellrank_velot import OTVelocityKernel
@@ -33,31 +32,26 @@ settings.register_profile("nightly", max_examples=2500, phases=[Phase.reuse, Pha
 settings.load_profile("suite")
 
 
-# What VelocityKernel compiles anew in each process, which takes it ten seconds, and few cells a fraction of one.
-HOST_LOOPS = {
-    "cellrank.kernels._utils": ("_np_apply_along_axis", "norm", "np_mean"),
-    "cellrank.kernels.utils._similarity": (
-        "_predict_transition_probabilities_numpy",
-        "_softmax",
-        "_softmax_masked",
-        "norm",
-        "np_mean",
-    ),
-    "cellrank.kernels.utils._velocity_model": ("_calculate_starts",),
-}
-
-
 @pytest.fixture(scope="session", autouse=True)
-def _little_compilation() -> Iterator[None]:
-    """Run the loops of CellRank's VelocityKernel as the Python that they are, and keep those of neighbours on disk."""
+def _little_overhead() -> Iterator[None]:
+    """Spare each process what takes it seconds: to compile loops that run on few cells, and to look for lost objects.
+
+    VelocityKernel's loops run as the Python that they are, those of neighbours are kept on disk, and no modules are
+    searched for garbage.
+    """
+    host = importlib.import_module("cellrank.kernels.utils._similarity")
+    utils = importlib.import_module("cellrank.kernels._utils")
+    known: dict[str, Any] = {"_np_apply_along_axis": utils._np_apply_along_axis.py_func}
+    for name in ("np_mean", "norm", "_softmax", "_softmax_masked", "_predict_transition_probabilities_numpy"):
+        loop = getattr(host, name).py_func
+        known[name] = FunctionType(loop.__code__, loop.__globals__ | known, name, loop.__defaults__)
+    for loop in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+        with suppress(AttributeError, RuntimeError):  # of another kind, or no folder to write to
+            loop.enable_caching()
+    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        for module, names in HOST_LOOPS.items():
-            for name in names:
-                loop = getattr(importlib.import_module(module), name)
-                patch.setattr(f"{module}.{name}", getattr(loop, "py_func", loop))
-        for loop in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
-            with suppress(AttributeError, RuntimeError):  # of another kind, or no folder to write to
-                loop.enable_caching()
+        for name, loop in known.items():
+            patch.setattr(host, name, loop, raising=False)
         yield
 
 
@@ -69,71 +63,6 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data are missing: no folder {folder} (set CELLRANK_VELOT_DATA)")
     return folder
-
-
-@dataclass(frozen=True)
-class PlantedCells:
-    """A stem that splits into two fates, with the velocity that made it.
-
-    Cells move along the first dimension at speed 4; from time 0.5 on, the fates also part along the second one.
-    """
-
-    x: np.ndarray
-    time: np.ndarray
-    labels: np.ndarray
-    velocity: np.ndarray
-    graph: sp.csr_matrix
-
-    def adata(self) -> AnnData:
-        """Return a new AnnData of these cells, such as scanpy's preprocessing leaves it."""
-        n_cells, n_dims = self.x.shape
-        loadings = np.linalg.qr(np.random.default_rng(1).normal(size=(20, n_dims)))[0]
-        adata = AnnData(
-            (self.x @ loadings.T + 5).astype(np.float32),
-            obs=pd.DataFrame(index=[f"cell_{i}" for i in range(n_cells)]),
-            var=pd.DataFrame(index=[f"gene_{i}" for i in range(20)]),
-        )
-        adata.obs["dpt_pseudotime"] = self.time
-        adata.obs["clusters"] = pd.Categorical(np.array(["stem", "left", "right"])[self.labels])
-        adata.obs["stage"] = pd.Categorical(np.floor(self.time * 4).astype(int))
-        adata.var["highly_variable"] = np.arange(20) < 12
-        adata.obsm["X_pca"], adata.obsm["X_umap"] = self.x.copy(), self.x[:, :2].copy()
-        adata.varm["PCs"] = loadings
-        adata.obsp["connectivities"] = self.graph.copy()
-        adata.obsp["distances"] = small_indices(kneighbors_graph(self.x, 10, mode="distance"))
-        adata.uns["neighbors"] = {
-            "connectivities_key": "connectivities",
-            "distances_key": "distances",
-            "params": {"n_neighbors": 11, "method": "umap", "use_rep": "X_pca"},
-        }
-        return adata
-
-
-def plant_cells(n_cells: int = 240, n_dims: int = 5, noise: float = 0.15, seed: int = 0) -> PlantedCells:
-    """Draw the cells of :class:`PlantedCells`."""
-    rng = np.random.default_rng(seed)
-    time = rng.permutation(np.linspace(0, 0.999, n_cells))
-    side = rng.choice([-1.0, 1.0], n_cells)
-    x = rng.normal(scale=noise, size=(n_cells, n_dims))
-    x[:, 0] += 4 * time
-    x[:, 1] += 4 * side * np.maximum(time - 0.5, 0)
-    velocity = np.zeros_like(x)
-    velocity[:, 0], velocity[:, 1] = 4, 4 * side * (time > 0.5)
-    labels = np.where(time <= 0.5, 0, np.where(side < 0, 1, 2))
-    return PlantedCells(x, time, labels, velocity, neighbor_graph(x))
-
-
-def neighbor_graph(x: np.ndarray, n_neighbors: int = 10) -> sp.csr_matrix:
-    """Return a symmetric neighbour graph whose weights fall with the distance."""
-    distances = kneighbors_graph(x, n_neighbors, mode="distance")
-    distances.data = np.exp(-((distances.data / distances.data.mean()) ** 2) / 2)
-    return small_indices(sp.csr_matrix(distances.maximum(distances.T)))
-
-
-def small_indices(graph: sp.csr_matrix) -> sp.csr_matrix:
-    """Return the graph with indices of 32 bits, as scanpy leaves it."""
-    graph.indices, graph.indptr = graph.indices.astype(np.int32), graph.indptr.astype(np.int32)
-    return graph
 
 
 @pytest.fixture(scope="session")

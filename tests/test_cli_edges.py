@@ -14,6 +14,7 @@ from anndata import AnnData, read_h5ad
 
 from cellrank_velot import OTVelocityKernel, datasets, plotting, pp
 from cellrank_velot.cells import read_root
+from cellrank_velot.fates import ends
 from cellrank_velot.job import cli, inputs, outputs
 from cellrank_velot.job.options import IN_A_SHELL, as_arguments
 
@@ -34,8 +35,10 @@ def cells(prepared: AnnData) -> AnnData:
 
 
 @pytest.fixture
-def job(tmp_path: Path, capsys) -> Callable[..., tuple[int, str, Path]]:
+def job(tmp_path: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str, Path]]:
     """Run the command line on an AnnData; return the exit code, what it says, and the folder."""
+
+    monkeypatch.setattr(ends, "N_HALVES", 2)
 
     def run(adata: AnnData, *args: str) -> tuple[int, str, Path]:
         adata.write_h5ad(tmp_path / "in.h5ad")
@@ -111,27 +114,24 @@ def one_cell_type_of_integers(adata):
     adata.uns.pop("clusters_colors", None)
 
 
+# Slots that have nothing to do with each other are odd in one job.
 ODD = {
-    "time is texts": (texts_as_time, ["--time-key", "pt"]),
-    "time is categories": (categories_as_time, ["--time-key", "pt"]),
-    "NaN in the UMAP": (holes_in_the_umap, []),
-    "sparse UMAP": (sparse_umap, []),
-    "formulas as names": (mathematics_in_names, []),
-    "iroot is a name": (root_as_a_name, []),
-    "iroot is several": (several_roots, []),
-    "iroot is stale": (root_of_more_cells, []),
-    "colours by name": (colors_by_name, []),
-    "colours are words": (words_as_colors, []),
-    "colours are one": (one_color, []),
-    "float16": (half_precision, []),
-    "clusters are integers": (one_cell_type_of_integers, []),
+    "time is texts, iroot is a name": ([texts_as_time, root_as_a_name], ["--time-key", "pt"]),
+    "time is categories, iroot is several": ([categories_as_time, several_roots], ["--time-key", "pt"]),
+    "NaN in the UMAP, colours by name": ([holes_in_the_umap, colors_by_name], []),
+    "sparse UMAP, iroot is stale": ([sparse_umap, root_of_more_cells], []),
+    "formulas as names": ([mathematics_in_names], []),
+    "float16, colours are words": ([half_precision, words_as_colors], []),
+    "colours are one": ([one_color], []),
+    "clusters are integers": ([one_cell_type_of_integers], []),
 }
 
 
 @pytest.mark.parametrize("case", ODD)
 def test_odd_slots_do_not_stop_the_job(cells, job, case):
-    change, args = ODD[case]
-    change(cells)
+    changes, args = ODD[case]
+    for change in changes:
+        change(cells)
     code, said, out = job(cells, *args)
     assert code == cli.OK, said
     assert pictures(out) == FIGURES
@@ -221,6 +221,21 @@ def test_counts_beside_an_empty_X(prepared, job, no_pictures):
     adata.layers["counts"], adata.X = adata.X, None
     code, said, _ = job(adata, "--root-cluster", ROOT)
     assert code == cli.OK, said
+
+
+def test_neighbours_are_computed_of_any_positions_and_texts_are_none(cells):
+    del cells.obsp["connectivities"], cells.obsp["distances"]
+    table = cells.copy()
+    table.obsm["X_pca"] = pd.DataFrame(cells.obsm["X_pca"], index=cells.obs_names).add_prefix("PC")
+    for adata in (cells, table):
+        inputs._complete_graph(adata, "X_pca", inputs.JobOptions())
+    found, expected = (adata.obsp["connectivities"].toarray() for adata in (table, cells))
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # of double and of single precision
+    assert table.uns["neighbors"] == cells.uns["neighbors"]
+    del table.obsp["connectivities"]
+    table.obsm["X_pca"] = table.obsm["X_pca"].assign(PC1="x")
+    with pytest.raises(TypeError, match=r"Expected `adata.obsm\['X_pca'\]` to be numeric"):
+        inputs._complete_graph(table, "X_pca", inputs.JobOptions())
 
 
 # ------------------------------------------------------------------------------------------------------ true causes

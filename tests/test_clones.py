@@ -65,10 +65,14 @@ def adata() -> AnnData:
 
 @pytest.fixture(scope="module")
 def lineages() -> AnnData:
-    """Simulated lineages without the graph, whose making takes longest."""
+    return without_graph(600, 3)
+
+
+def without_graph(n_cells: int, seed: int) -> AnnData:
+    """Return simulated lineages without the graph, whose making takes longest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulated, "sc", SimpleNamespace(pp=SimpleNamespace(neighbors=lambda *a, **k: None)))
-        return simulated.barcoded_lineages(600, random_state=3)
+        return simulated.barcoded_lineages(n_cells, random_state=seed)
 
 
 # ------------------------------------------------------------------------------------------------------------- readers
@@ -310,6 +314,17 @@ def test_few_clones_that_tell_nothing_leave_fates_alone():
 
 
 @pytest.mark.parametrize("split_key", [None, "well"])
+def test_updated_chances_come_true_as_often_as_they_say(split_key: str | None):
+    """In the mean over sets: the slope of one of 600 cells has a spread of .05 to .1."""
+    slopes = []
+    for seed in range(3, 9):
+        adata = without_graph(600, seed)
+        updated = clones.update_by_clones(adata, adata.obsm["true_fates_seen"], split_key=split_key, **QUICK)
+        slopes.append(updated.held_out.value("slope", source="after")[0])
+    assert np.mean(slopes) == pytest.approx(1.0, abs=0.06)
+
+
+@pytest.mark.parametrize("split_key", [None, "well"])
 def test_clones_lower_the_error_by_a_third_and_leave_the_others(lineages: AnnData, split_key: str | None):
     before, truth = lineages.obsm["true_fates_seen"], lineages.obsm["true_fates"]
     updated = clones.update_by_clones(lineages, before, split_key=split_key, **QUICK)
@@ -319,8 +334,6 @@ def test_clones_lower_the_error_by_a_third_and_leave_the_others(lineages: AnnDat
     np.testing.assert_allclose(updated.fates.sum(axis=1), 1)
     assert updated.evidence.index.tolist() == [n for n in updated.evidence.index if updated.updated[n]]
     assert updated.held_out.gains.set_index(["fate", "score"]).loc[("all", "skill"), "low"] > 0
-    # Over seeds it is 1.01 to 1.03; this one half of the sisters leaves a spread of .05.
-    assert updated.held_out.value("slope", source="after")[0] == pytest.approx(1.0, abs=0.12)
 
 
 def test_sisters_that_grew_together_are_no_independent_witnesses():

@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData, read_h5ad
-from conftest import PlantedCells, plant_cells
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from odd_slots import GRAPHS, LABELS, NAMES, POSITIONS, TIMES, time_limit
+from planted import PlantedCells, plant_cells
 
 from cellrank_velot.fates import ends
 from cellrank_velot.job import cli, outputs, steps

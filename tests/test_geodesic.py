@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from conftest import neighbor_graph, plant_cells
+from planted import neighbor_graph, plant_cells
 from scipy.stats import spearmanr
 from sklearn.neighbors import kneighbors_graph
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from conftest import PlantedCells, neighbor_graph, plant_cells
+from planted import PlantedCells, neighbor_graph, plant_cells
 
 from cellrank_velot import OTVelocityKernel, datasets, pl, pp
 from cellrank_velot.direction import time_check

@@ -17,6 +17,7 @@ from sklearn.neighbors import KNeighborsTransformer
 from cellrank_velot.cells import (
     find_basis,
     find_time_key,
+    read_basis,
     read_clusters,
     read_colors,
     read_time,
@@ -170,13 +171,21 @@ def _find_basis(adata: AnnData, options: JobOptions) -> str | None:
 
 
 def _complete_graph(adata: AnnData, basis: str, options: JobOptions) -> None:
-    if "connectivities" not in adata.obsp:
-        n_neighbors = min(options.n_neighbors, max(2, adata.n_obs // 2))
-        logger.info("Computing %d neighbours in `obsm[%r]`", n_neighbors, basis)
-        # A tree finds the nearest of many cells in few dimensions, all of them, in a fifth of the time.
-        tree = KNeighborsTransformer(n_neighbors=n_neighbors, algorithm="kd_tree", mode="distance")
-        finder = tree if adata.obsm[basis].shape[1] <= FEW_DIMS else None
-        sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep=basis, random_state=options.seed, transformer=finder)
+    if "connectivities" in adata.obsp:
+        return
+    n_neighbors = min(options.n_neighbors, max(2, adata.n_obs // 2))
+    logger.info("Computing %d neighbours in `obsm[%r]`", n_neighbors, basis)
+    x = read_basis(adata, basis)
+    # A tree finds the nearest of many cells in few dimensions, all of them, in a fifth of the time.
+    tree = KNeighborsTransformer(n_neighbors=n_neighbors, algorithm="kd_tree", mode="distance")
+    finder = tree if x.shape[1] <= FEW_DIMS else None
+    # Scanpy is given positions that it can take, whatever holds them.
+    work = adata if isinstance(adata.obsm[basis], np.ndarray) else AnnData(obs=adata.obs[[]], obsm={basis: x})
+    sc.pp.neighbors(work, n_neighbors=n_neighbors, use_rep=basis, random_state=options.seed, transformer=finder)
+    if work is not adata:
+        adata.uns["neighbors"] = work.uns["neighbors"]
+        for key in ("connectivities", "distances"):
+            adata.obsp[key] = work.obsp[key]
 
 
 def _time_from_root(adata: AnnData, basis: str, options: JobOptions) -> str:

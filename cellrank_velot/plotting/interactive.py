@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.files import replacing
 from cellrank_velot._utils.validation import check_number
-from cellrank_velot.cells import find_basis, read_basis
+from cellrank_velot.cells import basis_name, find_basis, read_basis
 from cellrank_velot.dynamics import Trajectories
 from cellrank_velot.embedding.projection import embed_points
 from cellrank_velot.landscape import Landscape
@@ -199,7 +199,8 @@ def landscape_3d(
         at = np.array([[row["x"], row["y"], height[i, j] + 0.02 * np.nanmax(height)]])
         marker = {"size": 7, "color": to_hex(colors[str(row["state"])]), "line": {"color": "white", "width": 1}}
         figure.add_trace(_points(plotly, at, "markers", str(row["state"]), marker=marker))
-    _dress(figure, ["1", "2", "potential"], title)
+    axis = basis_name(landscape.basis)
+    _dress(figure, [*(f"{axis} {dim + 1}".strip() for dim in landscape.dims), "potential"], title)
     return _finish(figure, save, show)
 
 
@@ -253,7 +254,8 @@ def _dress(figure: Any, names: Sequence[str], title: str) -> None:
     plain = {"showbackground": False, "showticklabels": False, "showgrid": False, "zeroline": False}
     scene = {axis: {"title": {"text": name}, **plain} for axis, name in zip(AXES, names, strict=True)}
     margin = {"l": 0, "r": 0, "b": 0, "t": 40 if title else 0}
-    look: dict[str, Any] = {"template": "plotly_white", "font": {"color": INK}, "legend": {"itemsizing": "constant"}}
+    legend = {"itemsizing": "constant", "y": 0.93}  # below the buttons
+    look: dict[str, Any] = {"template": "plotly_white", "font": {"color": INK}, "legend": legend}
     figure.update_layout(scene=scene, title=title, margin=margin, **look)
 
 
