@@ -376,3 +376,12 @@ def test_the_root_check_is_for_people(planted):
 def test_bad_references_are_refused(change, error, match):
     with pytest.raises(error, match=match):
         root_check(**{"time": np.arange(20.0), "reference": np.arange(20.0), **change})
+
+
+@pytest.mark.parametrize("far", [0.0, 1e-70, 1.0, 1e60])
+def test_neighbours_of_cells_at_one_place_have_weights(far):
+    x = np.zeros((80, 3))
+    x[:5, 0] = far * np.arange(1, 6)
+    graph = nearest(x)
+    assert np.isfinite(graph.data).all()
+    assert (graph.sum(axis=1)[10:] > 0).all()

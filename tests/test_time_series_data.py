@@ -62,7 +62,7 @@ def test_the_circuit_of_misa_is_read_from_its_snapshots():
     adata = ad.read_h5ad(DATA / "misa_time_series.h5ad")
     sc.pp.neighbors(adata, use_rep="X_state")
     kernel = OTVelocityKernel(adata, time_key="day", time_kind="experimental", basis="X_state")
-    kernel.fit_field(show_progress_bar=False)
+    kernel.fit_field(n_steps=600, show_progress_bar=False)
     # Both genes decay at the rate 1, which the mean path shows, too.
     found = kernel.compute_regulation(names=["X", "Y"], cells={"day": [2, 2]}, degradation=1.0)
     edges = found.edges(4).set_index(["source", "target"])

@@ -37,7 +37,8 @@ def nearest(x: FloatArray) -> sp.csr_matrix:
     np.fill_diagonal(square, np.inf)
     column = np.argpartition(square, k - 1, axis=1)[:, :k]
     square = np.take_along_axis(square, column, axis=1).clip(0)
-    width = np.maximum(np.median(square, axis=1), 1e-300)
+    # Where most cells lie at one place: not so small that a product vanishes or a ratio has no end.
+    width = np.maximum(np.median(square, axis=1), max(1e-12 * square.max(), 1e-150))
     weight = np.exp(-square / np.sqrt(width[:, None] * width[column]))
     graph = sp.csr_matrix((weight.ravel(), column.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
     return graph.maximum(graph.T).tocsr()
