@@ -17,7 +17,7 @@ from anndata import AnnData
 from public_names import handed_out, public
 
 import cellrank_velot
-from cellrank_velot import OTVelocityKernel, datasets
+from cellrank_velot import OTTimeSeriesKernel, OTVelocityKernel, datasets
 
 DOCS = Path(__file__).parents[1] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="no docs, as in a source archive")
@@ -149,7 +149,8 @@ def like_the_pancreas() -> AnnData:
 def test_code_of_the_first_pages_runs(page: Path, tmp_path: Path, monkeypatch):
     """On fewer cells and with a shorter training than it says, so that it takes seconds."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(OTVelocityKernel, "fit_field", partialmethod(OTVelocityKernel.fit_field, n_steps=60))
+    for kernel in (OTVelocityKernel, OTTimeSeriesKernel):
+        monkeypatch.setattr(kernel, "fit_field", partialmethod(kernel.fit_field, n_steps=60))
     for name in ("bifurcation", "birth_death"):
         monkeypatch.setattr(datasets, name, partial(getattr(datasets, name), n_cells=300))
     monkeypatch.setattr(datasets, "pancreas", like_the_pancreas)
