@@ -16,7 +16,7 @@ from joblib import cpu_count, effective_n_jobs
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Slices", "count_threads"]
+__all__ = ["SIZE", "Slices", "count_threads"]
 
 Result = TypeVar("Result")
 

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from cellrank_velot._utils.device import resolve_device, single_thread
 from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
+from cellrank_velot._utils.slices import SIZE, Slices
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.dynamics.region import Region
@@ -221,6 +222,7 @@ def simulate_process(
     with (
         torch.no_grad(),
         single_thread(where),
+        Slices(len(position), SIZE if where.type == "cpu" else len(position)) as slices,
         tqdm(total=n_steps, desc="process", unit="step", disable=not run.show_progress_bar) as bar,
     ):
         for number, inner in enumerate(clocks, 1):
@@ -228,7 +230,7 @@ def simulate_process(
                 step = (ends - clock).abs()
                 # At the middle of the step, which is more accurate where the field changes with time.
                 middle = (clock + ends) / 2
-                velocity, growth, score = heads(position, middle)
+                velocity, growth, score = _in_parts(heads, position, middle, slices)
                 width = torch.tensor(field.width(middle.cpu().numpy()), device=where)[:, None]
                 position = position + (sign * step)[:, None] * velocity + _set_back(score, width)
                 if sigma:
@@ -259,6 +261,21 @@ def count_lost(paths: ProcessPaths, x: NDArray[np.float64]) -> int:
     crowded = region.spacing[index].median(dim=1).values.clamp_max(region.typical_spacing)
     spacings = region.look(ends, index)[0] * crowded / region.typical_spacing
     return int((spacings > FAR).sum())
+
+
+def _in_parts(
+    heads: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    position: torch.Tensor,
+    time: torch.Tensor,
+    slices: Slices,
+) -> list[torch.Tensor]:
+    """Return what the field says at all particles, asked for slices of them in threads."""
+
+    def asked(part: slice) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad(), single_thread(position.device):  # each thread of Python has settings of its own
+            return heads(position[part], time[part])
+
+    return [torch.cat(parts) for parts in zip(*slices.map(asked), strict=True)]
 
 
 def _set_back(score: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
