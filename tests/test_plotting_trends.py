@@ -71,3 +71,14 @@ def test_what_is_missing_is_named(fates):
             pl.gene_trends(fates, genes, key)
     with pytest.raises(ValueError, match="at least one panel"):
         pl.gene_trends(fates, {}, "t")
+
+
+@pytest.mark.parametrize("length", [3, 8, 14, 25])
+def test_long_names_stay_below_their_panel(fates, length):
+    wide = fates[:, ["up", "all"] * 3].copy()
+    wide.var_names = [f"gene{number}".ljust(length, "x")[:length] + str(number) for number in range(6)]
+    panels = pl.gene_trends(wide, {name: list(wide.var_names) for name in "AB"}, "t", show=False)
+    panels[0].figure.draw_without_rendering()
+    left, right = (panel.get_legend().get_window_extent() for panel in panels)
+    assert left.x1 <= right.x0
+    assert all(panel.get_window_extent().width > 0.3 * panels[0].figure.bbox.width for panel in panels)

@@ -30,6 +30,7 @@ FloatArray = NDArray[np.float64]
 
 # Names of genes that can be read beside the rows of one panel.
 MOST_NAMES = 60
+PANEL = 3.4  # inches
 
 
 @draws
@@ -95,7 +96,11 @@ def gene_trends(
         drawn = _fitted(data, genes, time_key, backward)
     n_columns = n_columns or (2 if len(drawn) == 4 else 3)
     highest = _highest(drawn)
-    with drawing(figure, n_panels=len(drawn), n_columns=n_columns, panel_size=(3.4, 3.4)) as canvas:
+    # Below a panel stand as many names beside each other as are no wider than it.
+    longest = max((len(name) for names, *_ in drawn.values() for name in names), default=1)
+    n_names = min(3, max(1, int(PANEL / (0.55 + 0.08 * longest))))
+    lines = -(-max((len(names) for names, *_ in drawn.values()), default=1) // n_names)
+    with drawing(figure, n_panels=len(drawn), n_columns=n_columns, panel_size=(PANEL, 3.0 + 0.2 * lines)) as canvas:
         for panel, (lineage, (names, here, there)) in zip(canvas.panels, drawn.items(), strict=True):
             scale = np.array([highest[name] for name in names])
             colors = palette(len(names))
@@ -110,8 +115,8 @@ def gene_trends(
                 panel.fill_between(here.time, low, high, color=color, alpha=0.18, linewidth=0)
             label = time_key or "Time"
             panel.set(title=lineage, xlabel=label, ylabel="Expression, relative", ylim=(-0.03, 1.08))
-            panel.legend(handles=[stroke(name, color) for name, color in zip(names, colors, strict=True)],
-                         **{**BELOW, "bbox_to_anchor": (0.0, -0.18), "ncols": 3, "columnspacing": 1.0})  # fmt: skip
+            place = {**BELOW, "bbox_to_anchor": (0.0, -0.18), "ncols": n_names, "columnspacing": 1.0}
+            panel.legend(handles=[stroke(name, color) for name, color in zip(names, colors, strict=True)], **place)
         canvas.share_labels()
     return canvas.result
 
