@@ -140,6 +140,21 @@ def test_particles_may_start_at_their_own_times():
     assert (paths.x[-1, :2] != 0).all()
 
 
+def test_slices_and_threads_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    sizes = {"0.weight": (64, 3), "0.bias": (64,), "2.weight": (5, 64), "2.bias": (5,)}
+    weights = {name: rng.normal(scale=0.3, size=size).astype(np.float32) for name, size in sizes.items()}
+    field = VelocityField(weights, np.zeros(2), 1.0, 0.0, 1.0, 1.0, True, {}, 0, diffusion=0.1, growth_scale=1.0)
+    x, found = rng.normal(size=(600, 2)), []
+    for size, n_threads in ((600, 1), (100, 1), (100, 2)):
+        monkeypatch.setattr("cellrank_velot.dynamics.process.SIZE", size)
+        monkeypatch.setattr("cellrank_velot._utils.slices.count_threads", lambda n=n_threads: n)
+        found.append(follow(field, x, 0.0, 1.0, n_steps=10))
+    np.testing.assert_array_equal(found[1].x, found[2].x)
+    np.testing.assert_array_equal(found[1].log_weight, found[2].log_weight)
+    np.testing.assert_allclose(found[0].x, found[1].x, rtol=0, atol=1e-4 * np.ptp(x))
+
+
 def test_seeds_and_what_is_kept():
     x = start(0.0, 50)
     first, again, other = (follow(FIELD, x, 0.0, 1.0, random_state=s, n_saved=5) for s in (1, 1, 2))

@@ -42,6 +42,8 @@ class ProcessField(Protocol):
     ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Return velocity, growth and score as a function of positions ``[n, n_dims]`` and times ``[n]``.
 
+        On the CPU it is asked for some of the particles at a time, in several threads.
+
         Parameters
         ----------
         device

@@ -232,8 +232,8 @@ def _orthonormal(
     return parts, factor, rows
 
 
-# Products of a basis with two rows are a third of the time of a decomposition, and libraries of matrices are slow at
-# them: here each number of the basis is read once for both rows, four vectors of the basis at a time.
+# Libraries of matrices are slow at products of a long basis with two rows. Here each number of the basis is read once
+# for both rows, four vectors of the basis at a time.
 CHUNK = 256  # cells of which all vectors stay in the nearest cache
 
 
