@@ -216,3 +216,11 @@ def test_many_cells_are_taken_in_another_order_and_come_out_the_same(planted, mo
     np.testing.assert_allclose(other[1], own[1], atol=1e-9)
     np.testing.assert_array_equal(other[2].label, own[2].label)
     assert own[2].label.max() >= 1
+
+
+def test_edges_in_one_direction_are_put_in_an_order_too(monkeypatch):
+    monkeypatch.setattr("cellrank_velot.graph.order.WORTH_FROM", 100)
+    graph = sp.random(400, 400, 0.02, format="csr", random_state=0)
+    order = MemoryOrder.of(sp.csr_matrix(sp.triu(graph)))
+    np.testing.assert_array_equal(np.sort(order.cells), np.arange(400))
+    assert (order.graph_back(order.graph(graph)) != graph).nnz == 0

@@ -31,7 +31,8 @@ class MemoryOrder:
         n_cells = graph.shape[0]
         if n_cells < WORTH_FROM:
             return cls(np.arange(n_cells), True)
-        return cls(reverse_cuthill_mckee(sp.csr_matrix(graph)).astype(np.int64), False)
+        # Otherwise scipy adds the transpose, which takes longer than all the rest. An edge in one direction does no harm.
+        return cls(reverse_cuthill_mckee(sp.csr_matrix(graph), symmetric_mode=True).astype(np.int64), False)
 
     @property
     def places(self) -> NDArray[np.int64]:
