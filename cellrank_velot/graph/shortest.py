@@ -1,4 +1,4 @@
-"""Shortest paths from the nearest of some cells, in compiled loops, and what becomes of them without a group of cells."""
+"""Shortest paths from the nearest of some cells, and those that are left without a group of cells, in compiled loops."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ class ShortestPaths:
         """
         inside = np.zeros(self.distance.size, dtype=bool)
         inside[group] = True
-        return np.asarray(
-            _without(*_arrays(self.lengths), *read_only(self.distance, self.before, self.order, inside))
-        )
+        return np.asarray(_without(*_arrays(self.lengths), *read_only(self.distance, self.before, self.order, inside)))
 
 
 def _arrays(lengths: sp.csr_matrix) -> tuple[NDArray[Any], ...]:
