@@ -1,4 +1,4 @@
-"""Shortest paths from the nearest of some cells, and those that are left without a group of cells, in compiled loops."""
+"""Shortest paths from the nearest of some cells, and those left without a group of cells, in compiled loops."""
 
 from __future__ import annotations
 
