@@ -235,6 +235,14 @@ def test_neighbours_of_positions_in_any_unit(cells, unit):
     assert (scaled.obsp["distances"] != cells.obsp["distances"] * unit).nnz == 0
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_a_graph_is_checked_before_a_time_is_computed_on_it(cells, job, value):
+    cells.obsp["connectivities"].data[0] = value
+    code, said, _ = job(cells, "--root-cluster", ROOT)
+    assert code == cli.BAD_INPUT
+    assert "error: Expected the weights in `adata.obsp['connectivities']` to be finite and not negative" in said
+
+
 @pytest.mark.parametrize("args", [(), ("--root-cluster", ROOT)])
 def test_two_cells_are_too_few(cells, job, args):
     code, said, _ = job(cells[:2].copy(), *args)

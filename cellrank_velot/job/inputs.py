@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsTransformer
 
 from cellrank_velot.cells import (
+    check_graph,
     find_basis,
     find_time_key,
     read_basis,
@@ -183,6 +184,7 @@ def _find_basis(adata: AnnData, options: JobOptions) -> str | None:
 
 def _complete_graph(adata: AnnData, basis: str, options: JobOptions) -> None:
     if "connectivities" in adata.obsp:
+        check_graph(adata, "connectivities")
         return
     n_neighbors = min(options.n_neighbors, max(2, adata.n_obs // 2))
     logger.info("Computing %d neighbours in `obsm[%r]`", n_neighbors, basis)
