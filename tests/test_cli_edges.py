@@ -223,6 +223,34 @@ def test_counts_beside_an_empty_X(prepared, job, no_pictures):
     assert code == cli.OK, said
 
 
+@pytest.mark.parametrize("unit", [2.0**200, 2.0**-200])
+def test_neighbours_of_positions_in_any_unit(cells, unit):
+    del cells.obsp["connectivities"], cells.obsp["distances"]
+    cells.obsm["X_pca"] = cells.obsm["X_pca"].astype(np.float64)
+    scaled = cells.copy()
+    scaled.obsm["X_pca"] = cells.obsm["X_pca"] * unit
+    for adata in (cells, scaled):
+        inputs._complete_graph(adata, "X_pca", inputs.JobOptions())
+    assert (scaled.obsp["connectivities"] != cells.obsp["connectivities"]).nnz == 0
+    assert (scaled.obsp["distances"] != cells.obsp["distances"] * unit).nnz == 0
+
+
+def test_two_cells_have_no_neighbour_graph(cells, job):
+    del cells.obsp["connectivities"]
+    code, said, _ = job(cells[:2].copy())
+    assert code == cli.BAD_INPUT
+    assert "error: Expected at least `3` cells to find neighbours of, found `2`." in said
+
+
+def test_one_column_may_be_time_and_clusters(cells, job, no_pictures):
+    cells.obs["stage"] = pd.cut(cells.obs["dpt_pseudotime"], [-1, 0.3, 0.6, 2], labels=["E8.5", "E9", "E10"])
+    code, said, out = job(cells, "--time-key", "stage", "--cluster-key", "stage", "--time-kind", "experimental")
+    assert code == cli.OK, said
+    obs = read_h5ad(out / "adata.h5ad").obs
+    assert set(obs["stage"]) == {"E8.5", "E9", "E10"}
+    assert set(obs["velot_stage"]) == {8.5, 9.0, 10.0}
+
+
 def test_neighbours_are_computed_of_any_positions_and_texts_are_none(cells):
     del cells.obsp["connectivities"], cells.obsp["distances"]
     table = cells.copy()

@@ -64,6 +64,14 @@ def test_links_between_files_hold(page: Path):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name)
+def test_code_on_pages_is_read_without_scrolling(page: Path):
+    blocks = re.findall(
+        r"^ *```(?!{)[^\n]*\n(.*?)^ *```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 88] == []
+
+
 @pytest.mark.parametrize("page", ["architecture.md", "method.md"])
 def test_files_that_pages_name_are_there(page: str):
     package = Path(cellrank_velot.__file__).parent

@@ -69,6 +69,17 @@ def graph(kind: str) -> Change:
     return change
 
 
+def compare(key: str, make: Callable[[np.random.Generator, int], Any]) -> Change:
+    """Put in four samples of two conditions, and in place of one of the two something odd."""
+
+    def change(adata: AnnData, rng: np.random.Generator) -> None:
+        number = np.arange(adata.n_obs) % 4
+        adata.obs["condition"], adata.obs["sample"] = np.array(["x", "y"])[number % 2], np.array(list("stuv"))[number]
+        adata.obs[key] = make(rng, adata.n_obs)
+
+    return change
+
+
 def expression(make: Callable[[np.ndarray, np.random.Generator], Any]) -> Change:
     def change(adata: AnnData, rng: np.random.Generator) -> None:
         adata.X = make(np.asarray(adata.X), rng)
@@ -176,6 +187,12 @@ ARGUMENTS: list[tuple[str, ...]] = [
     ("--n-neighbors", "1000"),
     ("--n-steps", "1"),
     ("--pseudotime", "magic"),
+    ("--time-kind", "experimental"),
+    ("--time-kind", "experimental", "--time-key", "stage", "--cluster-key", "stage"),
+    ("--condition-key", "clusters", "--sample-key", "stage"),
+    ("--condition-key", "stage", "--sample-key", "clusters", "--reference", "nothing"),
+    ("--condition-key", "clusters"),
+    ("--reference", "left"),
 ]
 
 
@@ -190,7 +207,22 @@ class Odd:
 
 
 TIME, GROUPS, DRAWN = ("--time-key", "odd"), ("--cluster-key", "odd"), ("--embedding", "odd")
+POINTS = ("--time-key", "points", "--time-kind", "experimental")
+COMPARED = ("--condition-key", "condition", "--sample-key", "sample")
+POINTS_OF_TIME: dict[str, Callable[[np.random.Generator, int], Any]] = {
+    "in order": lambda rng, n: np.arange(n) * 3 // n,
+    "two": lambda rng, n: pd.Categorical(np.array(["E8.5", "E10"])[np.arange(n) * 2 // n]),
+    "the last of one cell": lambda rng, n: np.append(np.arange(n - 1) % 2, 2),
+    "mixed": lambda rng, n: rng.integers(0, 4, n) * 1e6 - 7,
+}
+TIME_POINTS = {**POINTS_OF_TIME, **{kind: TIMES[kind] for kind in ("two times", "one later", "texts", "dates", "NaN")}}
 UNUSUAL = [
+    *(
+        Odd(f"time points: {kind}", put("obs", "points", make), POINTS, drawn=True)
+        for kind, make in TIME_POINTS.items()
+    ),
+    *(Odd(f"conditions: {kind}", compare("condition", make), COMPARED, drawn=True) for kind, make in LABELS.items()),
+    *(Odd(f"samples: {kind}", compare("sample", make), COMPARED, drawn=True) for kind, make in LABELS.items()),
     *(Odd(f"time: {kind}", put("obs", "odd", make), TIME, drawn=True) for kind, make in TIMES.items()),
     *(Odd(f"clusters: {kind}", put("obs", "odd", make), GROUPS, drawn=True) for kind, make in LABELS.items()),
     *(Odd(f"positions: {kind}", put("obsm", "X_pca", make)) for kind, make in POSITIONS.items()),

@@ -522,6 +522,8 @@ def test_terminal_states_are_drawn_with_the_reasons(job):
     states = job.kernel.suggest_terminal_states("clusters", n_halves=2, show_progress_bar=False)
     cells, evidence = pl.terminal_states(job.kernel, states, show=False)
     assert set(legend_of(cells)) == set(states)
+    of_clusters = palette_of(job.adata, "clusters", list(job.adata.obs["clusters"].cat.categories))
+    assert legend_of(cells) == {name: to_hex(of_clusters[name]) for name in states}
     rows = dict(zip([t.get_text() for t in evidence.get_yticklabels()], evidence.texts, strict=True))
     sizes = job.adata.obs["clusters"].value_counts()
     assert rows[f"Fate A, {sizes['Fate A']}"].get_text().startswith("end (stay")

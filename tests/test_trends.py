@@ -66,6 +66,13 @@ def test_curves_move_with_units():
     np.testing.assert_allclose(other.low, 7 * one.low - 3, atol=1e-6)
 
 
+def test_curves_of_a_time_far_from_zero():
+    time, expression, weight = planted(n_genes=3)
+    time = np.round(time * 64) / 64
+    one, far = fit_smooth(time, expression, weight), fit_smooth(2.0**46 + time, expression, weight)
+    np.testing.assert_array_equal(far.mean, one.mean)
+
+
 @pytest.mark.parametrize("case", ["few cells", "one time", "no weight", "constant gene"])
 def test_poor_input_gives_finite_curves(case: str):
     time, expression, weight = planted(n_cells=6 if case == "few cells" else 50, n_genes=2)

@@ -318,7 +318,9 @@ def _found(
     return Ends(tuple(found), tuple(n for n, _ in ordered), tuple(c for _, c in ordered), n_cells)
 
 
-def terminal_states(ends: Ends, obs_names: Iterable[str], options: EndOptions = EndOptions()) -> TerminalStates:
+def terminal_states(
+    ends: Ends, obs_names: Iterable[str], options: EndOptions = EndOptions(), cluster_key: str | None = None
+) -> TerminalStates:
     """Return the names of the cells of each end, and of each candidate for :meth:`TerminalStates.add`."""
     called = np.asarray(list(obs_names), dtype=object)
     names = _numbered([name or "terminal" for name in ends.names])
@@ -330,7 +332,7 @@ def terminal_states(ends: Ends, obs_names: Iterable[str], options: EndOptions = 
             "`g.set_terminal_states({'Beta': [...]})`"
         )
     table = ends.to_frame()
-    table.attrs = {"max_through": options.max_through, "min_time": options.min_time}
+    table.attrs = {"max_through": options.max_through, "min_time": options.min_time, "cluster_key": cluster_key}
     others: dict[str, list[str]] = {}
     for of in ends.candidates:
         if of.name and (of.source == "cluster" or of.name not in others):

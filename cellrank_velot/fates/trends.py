@@ -202,9 +202,11 @@ def fit_smooth(
     low, high = _ends(time, weight)
     inside = np.flatnonzero((weight > 0) & (time >= low) & (time <= high))
     grid: FloatArray = np.linspace(low, high, options.n_points, dtype=np.float64)
-    splines = SplineTransformer(options.n_splines - 2, knots=np.linspace(low, high, options.n_splines - 2)[:, None])
-    basis = splines.fit_transform(time[inside, None])
-    at_grid = splines.transform(grid[:, None])
+    # In shares of the way: knots of a time far from zero would be the same numbers.
+    knots = np.linspace(0, 1, options.n_splines - 2)
+    splines = SplineTransformer(knots.size, knots=knots[:, None])
+    basis = splines.fit_transform(((time[inside] - low) / (high - low))[:, None])
+    at_grid = splines.transform(np.linspace(0, 1, options.n_points)[:, None])
     parts = [
         _fit(basis, expression[inside, start : start + BLOCK_GENES], weight[inside], at_grid)
         for start in range(0, expression.shape[1], BLOCK_GENES)

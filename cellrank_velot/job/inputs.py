@@ -12,6 +12,7 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
+from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsTransformer
 
 from cellrank_velot.cells import (
@@ -38,6 +39,8 @@ logger = logging.getLogger("cellrank_velot")
 PICTURES = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_force_directed", "X_phate")
 # Fields of halves of the cells that the uncertainty is computed from: each takes as long as the field itself.
 N_MEMBERS = 2
+# Cells below which there is no neighbour graph to speak of.
+FEWEST_CELLS = 3
 # Dimensions of a basis in which a tree finds neighbours fast.
 FEW_DIMS = 10
 
@@ -110,11 +113,18 @@ def _mend(adata: AnnData) -> None:
         del adata.obsm["X_diffmap"]
 
 
-def _make_numeric(adata: AnnData, time_key: str) -> None:
-    """Write a time as numbers where it is texts or categories of numbers."""
+def _make_numeric(adata: AnnData, time_key: str, options: JobOptions) -> str:
+    """Write a time as numbers where it is texts or categories of numbers, and return its key.
+
+    A column that also names clusters, conditions or samples stays as it is.
+    """
     time = read_time(adata, time_key)
-    if not pd.api.types.is_numeric_dtype(adata.obs[time_key].dtype):
-        adata.obs[time_key] = time
+    if pd.api.types.is_numeric_dtype(adata.obs[time_key].dtype):
+        return time_key
+    if time_key in (options.cluster_key, options.condition_key, options.sample_key):
+        time_key = f"velot_{time_key}"
+    adata.obs[time_key] = time
+    return time_key
 
 
 def _find_clusters(adata: AnnData, options: JobOptions) -> str | None:
@@ -150,8 +160,7 @@ def _find_time(adata: AnnData, options: JobOptions) -> str | None:
     if options.is_series:
         hint = "Name the column of the time points with `--time-key`."
     time_key = find_time_key(adata, options.time_key, options.time_kind, hint=hint)
-    _make_numeric(adata, time_key)
-    return time_key
+    return _make_numeric(adata, time_key, options)
 
 
 def _find_basis(adata: AnnData, options: JobOptions) -> str | None:
@@ -173,19 +182,29 @@ def _find_basis(adata: AnnData, options: JobOptions) -> str | None:
 def _complete_graph(adata: AnnData, basis: str, options: JobOptions) -> None:
     if "connectivities" in adata.obsp:
         return
+    if adata.n_obs < FEWEST_CELLS:
+        raise ValueError(f"Expected at least `{FEWEST_CELLS}` cells to find neighbours of, found `{adata.n_obs}`.")
     n_neighbors = min(options.n_neighbors, max(2, adata.n_obs // 2))
     logger.info("Computing %d neighbours in `obsm[%r]`", n_neighbors, basis)
     x = read_basis(adata, basis)
     # A tree finds the nearest of many cells in few dimensions, all of them, in a fifth of the time.
     tree = KNeighborsTransformer(n_neighbors=n_neighbors, algorithm="kd_tree", mode="distance")
     finder = tree if x.shape[1] <= FEW_DIMS else None
-    # Scanpy is given positions that it can take, whatever holds them.
-    work = adata if isinstance(adata.obsm[basis], np.ndarray) else AnnData(obs=adata.obs[[]], obsm={basis: x})
+    # Scanpy is given positions that it can take, whatever holds them, in a unit that single precision can square.
+    unit = _unit(x)
+    usual = unit == 1 and isinstance(adata.obsm[basis], np.ndarray)
+    work = adata if usual else AnnData(obs=adata.obs[[]], obsm={basis: x / unit})
     sc.pp.neighbors(work, n_neighbors=n_neighbors, use_rep=basis, random_state=options.seed, transformer=finder)
-    if work is not adata:
+    if not usual:
         adata.uns["neighbors"] = work.uns["neighbors"]
-        for key in ("connectivities", "distances"):
-            adata.obsp[key] = work.obsp[key]
+        adata.obsp["connectivities"] = work.obsp["connectivities"]
+        adata.obsp["distances"] = work.obsp["distances"] * unit
+
+
+def _unit(x: NDArray[np.floating]) -> float:
+    """Return what to divide positions by where they are too far from one: a power of two, which loses no digit."""
+    power = float(np.round(np.log2(np.ptp(x) or 1.0)))
+    return 1.0 if abs(power) < 40 else 2.0**power
 
 
 def _time_from_root(adata: AnnData, basis: str, options: JobOptions) -> str:

@@ -289,7 +289,7 @@ class States(BaseVelocityKernel):
         check_flag("show_progress_bar", show_progress_bar)
         ends = self._find_ends(cluster_key, options=options)
         ends = with_stability(ends, self._asked_of_ends(cluster_key), options, show_progress_bar=show_progress_bar)
-        return terminal_states(ends, self.adata.obs_names, options)
+        return terminal_states(ends, self.adata.obs_names, options, cluster_key)
 
     def suggest_initial_states(
         self,

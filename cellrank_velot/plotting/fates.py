@@ -129,12 +129,21 @@ def terminal_states(
     for state, cells in states.items():
         of_cell[rows_of_state(adata, state, cells)] = state
     values = pd.Categorical(of_cell, categories=list(states))
-    colors = dict(zip(states, palette(len(states)), strict=True))
+    colors = _as_clusters(adata, states)
     with drawing(figure, n_panels=2, panel_size=(5.0, 4.0)) as canvas:
         draw_categories(canvas.panels[0], x, name, values, colors, size=size)
         canvas.panels[0].set_title("Suggested terminal states")
         _draw_evidence(canvas.panels[1], states, colors)
     return canvas.result
+
+
+def _as_clusters(adata: AnnData, states: TerminalStates) -> dict[str, str]:
+    """Return the colour of each state: that of the cluster with its name, or one that no cluster has."""
+    key = states.to_frame().attrs.get("cluster_key")
+    clusters = palette_of(adata, key, list(read_clusters(adata, key).cat.categories)) if key in adata.obs else {}
+    known = {str(name): color for name, color in clusters.items()}
+    free = iter(palette(len(known) + len(states))[len(known) :])
+    return {name: known.get(name) or next(free) for name in states}
 
 
 def _draw_evidence(ax: Axes, states: TerminalStates, colors: dict[str, Any]) -> None:
