@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BESIDE_THE_CODE = {"py.typed", "templates/report.html"}
+BESIDE_THE_CODE = {"py.typed", "job/templates/report.html"}
 OF_THE_SOURCE = {".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
 RESULTS = ("report.html", "velocity_stream.png", "macrostates.png", "fate_map.png")
 

@@ -235,11 +235,11 @@ def test_neighbours_of_positions_in_any_unit(cells, unit):
     assert (scaled.obsp["distances"] != cells.obsp["distances"] * unit).nnz == 0
 
 
-def test_two_cells_have_no_neighbour_graph(cells, job):
-    del cells.obsp["connectivities"]
-    code, said, _ = job(cells[:2].copy())
+@pytest.mark.parametrize("args", [(), ("--root-cluster", ROOT)])
+def test_two_cells_are_too_few(cells, job, args):
+    code, said, _ = job(cells[:2].copy(), *args)
     assert code == cli.BAD_INPUT
-    assert "error: Expected at least `3` cells to find neighbours of, found `2`." in said
+    assert "error: Expected at least `3` cells, found `2`." in said
 
 
 def test_one_column_may_be_time_and_clusters(cells, job, no_pictures):

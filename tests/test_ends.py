@@ -14,7 +14,8 @@ from cellrank_velot import OTVelocityKernel, datasets
 from cellrank_velot.fates import EndOptions, Ends, TerminalStates, find_ends, terminal_states, with_stability
 from cellrank_velot.fates.ends import _reached_through
 from cellrank_velot.fates.stability import _half
-from cellrank_velot.graph.geodesic import geodesic_distances, near_graph
+from cellrank_velot.graph.geodesic import near_graph
+from cellrank_velot.graph.shortest import ShortestPaths
 from cellrank_velot.graph.smoothing import smooth_cells
 
 ARMS = np.array([[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]])
@@ -158,15 +159,15 @@ def test_ways_without_a_group_are_those_of_the_graph_without_it():
     x, time, arm, _ = star(300)
     lengths = near_graph(x, neighbors(x))
     roots = np.argsort(time)[:3]
-    depth = geodesic_distances(lengths, roots)
+    paths = ShortestPaths.of(lengths, roots)
     group = np.flatnonzero((arm == 0) & (time > 0.6))
     left = np.setdiff1d(np.arange(300), group)
     dense = np.where(lengths[left][:, left].toarray() > 0, lengths[left][:, left].toarray(), np.inf)
     around = np.where(np.isin(left, roots), 0.0, np.inf)
     for _ in range(300):  # Bellman and Ford
         around = np.minimum(around, (around[:, None] + dense).min(axis=0))
-    expected = (around > 1.02 * depth[left]).sum() / group.size
-    assert _reached_through(group, lengths, roots, depth) == expected > 1
+    expected = (around > 1.02 * paths.distance[left]).sum() / group.size
+    assert _reached_through(group, paths) == expected > 1
 
 
 def test_order_rotation_and_units_do_not_matter():

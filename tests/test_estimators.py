@@ -296,6 +296,18 @@ def compare_drivers(found, theirs, n_cells):
     pd.testing.assert_frame_equal(found.loc[theirs.index], theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e200])
+def test_a_gene_with_a_value_that_is_no_number_has_no_correlation(value):
+    rng = np.random.default_rng(0)
+    x, y = rng.poisson(1.0, (50, 4)).astype(float), rng.random((50, 2))
+    expected = correlate(x, y)
+    x[3, 1] = value
+    for kind in (x, sp.csr_matrix(x)):
+        corr = correlate(kind, y)
+        assert np.isnan(corr[1]).all()
+        np.testing.assert_allclose(np.delete(corr, 1, axis=0), np.delete(expected, 1, axis=0), atol=1e-12)
+
+
 def test_genes_that_do_not_vary_have_no_correlation():
     x = np.column_stack([np.ones(50), np.arange(50.0)])
     y = np.arange(50.0)[:, None]

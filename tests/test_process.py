@@ -147,7 +147,7 @@ def test_slices_and_threads_change_nothing(monkeypatch):
     field = VelocityField(weights, np.zeros(2), 1.0, 0.0, 1.0, 1.0, True, {}, 0, diffusion=0.1, growth_scale=1.0)
     x, found = rng.normal(size=(600, 2)), []
     for size, n_threads in ((600, 1), (100, 1), (100, 2)):
-        monkeypatch.setattr("cellrank_velot.dynamics.process.SIZE", size)
+        monkeypatch.setattr("cellrank_velot.dynamics.process.SLICE", size)
         monkeypatch.setattr("cellrank_velot._utils.slices.count_threads", lambda n=n_threads: n)
         found.append(follow(field, x, 0.0, 1.0, n_steps=10))
     np.testing.assert_array_equal(found[1].x, found[2].x)

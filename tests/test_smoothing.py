@@ -216,3 +216,21 @@ def test_many_cells_are_taken_in_another_order_and_come_out_the_same(planted, mo
     np.testing.assert_allclose(other[1], own[1], atol=1e-9)
     np.testing.assert_array_equal(other[2].label, own[2].label)
     assert own[2].label.max() >= 1
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_graph_moves_into_the_order_and_back(monkeypatch, dtype):
+    monkeypatch.setattr("cellrank_velot.graph.order.WORTH_FROM", 100)
+    monkeypatch.setattr("cellrank_velot.graph.rows.BLOCK_EDGES", 1000)
+    dense = sp.random(400, 400, 0.02, dtype=dtype, random_state=0).toarray()
+    dense[:2] = 1  # rows of many edges
+    dense[7] = dense[:, 7] = 0
+    graph = sp.csr_matrix(dense + dense.T)
+    order = MemoryOrder.of(graph)
+    moved = order.graph(graph)
+    np.testing.assert_array_equal(moved.toarray(), graph.toarray()[order.cells][:, order.cells])
+    assert moved.dtype == dtype
+    assert moved.has_canonical_format
+    assert (order.graph_back(moved) != graph).nnz == 0
+    directed = sp.csr_matrix(sp.triu(graph))  # an order for edges in one direction is one, too
+    np.testing.assert_array_equal(np.sort(MemoryOrder.of(directed).cells), np.arange(400))

@@ -161,8 +161,8 @@ class Design(Stage):
 
 
 _SPLIT = (
-    " A sample is one donor under one condition: join both columns to one, and pass the donor as `pair_key` where both "
-    "sides have the same donors."
+    " A sample is one donor under one condition: join both columns to one"
+    " and pass the donor as `pair_key` where both sides have the same donors."
 )
 
 

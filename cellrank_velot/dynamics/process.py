@@ -13,12 +13,15 @@ from tqdm.auto import tqdm
 from cellrank_velot._utils.device import resolve_device, single_thread
 from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
-from cellrank_velot._utils.slices import SIZE, Slices
+from cellrank_velot._utils.slices import Slices
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 from cellrank_velot.dynamics.region import Region
 
 __all__ = ["ProcessField", "ProcessPaths", "SimulationOptions", "count_lost", "simulate_process"]
+
+# Particles that a field is asked for at a time: so many that threads share out 10 000 of them evenly.
+SLICE = 2048
 
 
 class ProcessField(Protocol):
@@ -225,7 +228,7 @@ def simulate_process(
     with (
         torch.no_grad(),
         single_thread(where),
-        Slices(len(position), SIZE if where.type == "cpu" else len(position)) as slices,
+        Slices(len(position), SLICE if where.type == "cpu" else len(position)) as slices,
         tqdm(total=n_steps, desc="process", unit="step", disable=not run.show_progress_bar) as bar,
     ):
         for number, inner in enumerate(clocks, 1):

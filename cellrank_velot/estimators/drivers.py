@@ -17,9 +17,11 @@ Array = NDArray[np.float64]
 BLOCK = 20_000  # cells
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def correlate(x: Any, y: Array, rows: NDArray[np.int64] | None = None) -> Array:
-    """Return the correlation of each gene with each column of ``y``, ``[n_genes, n_lineages]``; NaN where constant.
+    """Return the correlation of each gene with each column of ``y``, ``[n_genes, n_lineages]``.
 
+    It is NaN where a gene is constant, or has values that are not finite or whose squares are not.
     ``x`` has ``n_cells`` rows, and may be dense, sparse or on disk; ``rows`` are those that ``y`` is about. CellRank
     2.0 gives ``n / (n - 1)`` times this correlation.
     """

@@ -396,7 +396,7 @@ def partial_schur(
     n_cells = matrix.shape[0]
     n_components = min(n_components, n_cells)
     # Neighbours close to each other in memory: a product takes half of the time.
-    order = reverse_cuthill_mckee(sp.csr_matrix(matrix))
+    order = reverse_cuthill_mckee(sp.csr_matrix(matrix), symmetric_mode=True)
     matrix = sp.csr_matrix(matrix[order][:, order])
     weights = None if weights is None else np.asarray(weights)[order]
     constant = np.full(n_cells, 1 / np.sqrt(n_cells)) if weights is None else np.sqrt(weights / weights.sum())

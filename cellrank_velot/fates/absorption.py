@@ -94,7 +94,7 @@ class Transient:
         q = sp.csr_matrix(q, dtype=np.float64)
         q.sum_duplicates()
         # Neighbours close to each other in memory: half of the time of a sweep.
-        self.order = reverse_cuthill_mckee(q)
+        self.order = reverse_cuthill_mckee(q, symmetric_mode=True)  # as edges lead both ways, but for their weights
         self.q = sp.csr_matrix(q[self.order][:, self.order])
         self.leave = np.ascontiguousarray(leave, dtype=np.float64)[self.order]
         self.visits = _visits(self.q)

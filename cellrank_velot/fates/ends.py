@@ -16,8 +16,10 @@ from sklearn.cluster import KMeans
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.shown import as_line, as_table
 from cellrank_velot._utils.validation import check_integer, check_number
-from cellrank_velot.graph.geodesic import N_SMOOTHING, earliest_cells, geodesic_distances, near_graph
+from cellrank_velot.graph.geodesic import N_SMOOTHING, earliest_cells, near_graph
 from cellrank_velot.graph.order import MemoryOrder
+from cellrank_velot.graph.residuals import means_over
+from cellrank_velot.graph.shortest import ShortestPaths
 from cellrank_velot.graph.smoothing import SmoothedCells, smoothed
 from cellrank_velot.transitions import TransitionOptions, compute_transitions
 
@@ -291,23 +293,23 @@ def _found(
     lengths = near_graph(smoothed(x, graph, N_SMOOTHING), graph)
     if roots is None:
         roots = earliest_cells(time, lengths)
-    depth = geodesic_distances(lengths, roots)
+    paths = ShortestPaths.of(lengths, roots)
+    depth = paths.distance
     flow = compute_transitions(cells.x, velocity, cells.graph, TransitionOptions(softmax_scale=SOFTMAX_SCALE)).matrix
-    walk = compute_transitions(cells.x, np.zeros_like(velocity), cells.graph).matrix
     ranks = np.searchsorted(np.sort(time), time) / n_cells
 
     groups = [("shape", "", group) for group in _groups(partition)]
     if names is not None:
         groups += [("cluster", name, group) for name, group in _named(names)]
     groups = [of for of in groups if of[2].size >= MIN_CELLS and not np.isin(roots, of[2]).all()]
-    inside = np.zeros((n_cells, len(groups)))
+    inside = np.zeros((n_cells, len(groups)), dtype=bool)
     for column, (_, _, group) in enumerate(groups):
-        inside[group, column] = 1 / group.size
-    stay = _share_that_stays(flow, inside) / np.maximum(_share_that_stays(walk, inside), 1e-12)
+        inside[group, column] = True
+    stay = _share_that_stays(flow, inside) / np.maximum(_share_that_stays(cells.graph, inside), 1e-12)
     outward = _collected(flow) if by_flow else depth
     found = []
     for (source, name, group), stays in zip(groups, stay, strict=True):
-        through = _reached_through(group, lengths, roots, depth)
+        through = _reached_through(group, paths)
         at = float(ranks[group].mean())
         verdict = _verdict(source, through, float(stays), at, options)
         called = name or ("" if names is None else _commonest(names[group]))
@@ -376,25 +378,22 @@ def _numbered(names: list[str]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------- the evidence
-def _reached_through(
-    group: NDArray[np.int64], lengths: sp.csr_matrix, roots: NDArray[np.int64], depth: NDArray[np.float64]
-) -> float:
+def _reached_through(group: NDArray[np.int64], paths: ShortestPaths) -> float:
     """Return how many of the other cells are cut off or reached by a longer way without the group, for each of it."""
-    others = np.ones(depth.size, dtype=bool)
-    others[group] = False
-    left = np.flatnonzero(others)
-    start = np.searchsorted(left, roots[others[roots]])
-    around = np.asarray(dijkstra(lengths[left][:, left], directed=False, indices=start, min_only=True))
-    before = depth[left]
-    return float((np.isfinite(before) & (around > DETOUR * before)).sum() / group.size)
+    changed = paths.without(group) > DETOUR * paths.distance
+    changed[group] = False
+    return float((changed & np.isfinite(paths.distance)).sum() / group.size)
 
 
-def _share_that_stays(matrix: sp.csr_matrix, inside: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of a walk from each group that is in it after some steps; columns of ``inside`` sum to one."""
-    come, at = sp.csr_matrix(matrix.T), inside
+def _share_that_stays(weights: sp.csr_matrix, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the share of a walk from each group, ``inside [n_cells, n_groups]``, that is in it after some steps.
+
+    The walk takes edges in proportion to their weights.
+    """
+    chance = inside.astype(np.float64)  # to be in the group, by where the walk begins
     for _ in range(N_STEPS):
-        at = come @ at
-    return np.asarray((at * (inside > 0)).sum(axis=0))
+        chance = means_over(weights, chance)
+    return np.asarray(np.einsum("ij,ij->j", chance, inside) / inside.sum(axis=0))
 
 
 def _collected(matrix: sp.csr_matrix) -> NDArray[np.float64]:

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.jit import compiled, read_only
 
-__all__ = ["connected_components", "edge_similarities", "nearest_around", "neighbor_means", "row_softmax"]
+__all__ = ["connected_components", "edge_similarities", "moved_rows", "nearest_around", "neighbor_means", "row_softmax"]
+
+# Up to so many edges of a row are sorted by putting each in its place.
+FEW = 128
 
 
 def edge_similarities(
@@ -42,10 +45,14 @@ def neighbor_means(
     indptr: NDArray[np.integer[Any]],
     indices: NDArray[np.integer[Any]],
     weights: NDArray[np.float64],
+    own: float,
     rows: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Return the weighted mean position of the neighbours of some cells; their own where they have none."""
-    return _neighbor_means(*read_only(x, indptr, indices, weights, rows))
+    """Return the mean position of the neighbours of some cells and of themselves, which have the weight ``own``.
+
+    It is their own position where no weight is above zero.
+    """
+    return _neighbor_means(*read_only(x, indptr, indices, weights), own, *read_only(rows))
 
 
 def nearest_around(
@@ -62,6 +69,23 @@ def nearest_around(
     With ``beyond`` the neighbours' neighbours count, too.
     """
     return np.asarray(_nearest_around(*read_only(x, indptr, indices), n_nearest, beyond, first, last))
+
+
+def moved_rows(
+    indptr: NDArray[np.integer[Any]],
+    indices: NDArray[np.integer[Any]],
+    data: NDArray[Any],
+    cells: NDArray[np.int64],
+    places: NDArray[np.int64],
+    first: int,
+    last: int,
+) -> tuple[NDArray[np.integer[Any]], NDArray[Any]]:
+    """Return columns, sorted, and values of some rows of the matrix whose rows and columns are those of ``cells``.
+
+    ``places`` says where each cell is among them.
+    """
+    columns, values = _moved_rows(*read_only(indptr, indices, data, cells, places), first, last)
+    return columns, values
 
 
 def connected_components(
@@ -128,15 +152,15 @@ def _row_softmax(values: Any, indptr: Any, scale: float, first: int, last: int) 
 
 
 @compiled
-def _neighbor_means(x: Any, indptr: Any, indices: Any, weights: Any, rows: Any) -> Any:
+def _neighbor_means(x: Any, indptr: Any, indices: Any, weights: Any, own: float, rows: Any) -> Any:
     n_dims = x.shape[1]
     out = np.empty((rows.size, n_dims))
     total = np.empty(n_dims)
     for at in range(rows.size):
         i = rows[at]
-        weight = 0.0
+        weight = own
         for k in range(n_dims):
-            total[k] = 0.0
+            total[k] = own * x[i, k]
         for edge in range(indptr[i], indptr[i + 1]):
             other = x[indices[edge]]
             for k in range(n_dims):
@@ -190,6 +214,30 @@ def _nearest_around(x: Any, indptr: Any, indices: Any, n_nearest: int, beyond: b
                         at = below
                 square[at], kept[at] = length, j
     return out
+
+
+@compiled
+def _moved_rows(indptr: Any, indices: Any, data: Any, cells: Any, places: Any, first: int, last: int) -> Any:
+    n_edges = 0
+    for row in range(first, last):
+        n_edges += indptr[cells[row] + 1] - indptr[cells[row]]
+    columns, values = np.empty(n_edges, dtype=indices.dtype), np.empty(n_edges, dtype=data.dtype)
+    end = 0
+    for row in range(first, last):
+        start, begin, stop = end, indptr[cells[row]], indptr[cells[row] + 1]
+        end += stop - begin
+        if stop - begin > FEW:
+            moved = places[indices[begin:stop]]
+            order = np.argsort(moved)
+            columns[start:end], values[start:end] = moved[order], data[begin:stop][order]
+            continue
+        for edge in range(begin, stop):
+            column, value, at = places[indices[edge]], data[edge], start + edge - begin
+            while at > start and columns[at - 1] > column:
+                columns[at], values[at] = columns[at - 1], values[at - 1]
+                at -= 1
+            columns[at], values[at] = column, value
+    return columns, values
 
 
 @compiled

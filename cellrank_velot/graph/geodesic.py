@@ -39,7 +39,7 @@ BLOCK_EDGES = 32_768
 def near_graph(x: NDArray[np.float64], graph: sp.csr_matrix, n_neighbors: int = N_NEAREST) -> sp.csr_matrix:
     """Return the graph of the cells that are nearest in ``x``, whose weights are distances.
 
-    The nearest are chosen among the neighbours and their neighbours. The graph is symmetric. Where it falls into more
+    The nearest are chosen among the nearest neighbours and theirs. The graph is symmetric. Where it falls into more
     parts than ``graph``, the shortest edges of ``graph`` join them.
     """
     n_cells, graph = len(x), sp.csr_matrix(graph, copy=True)

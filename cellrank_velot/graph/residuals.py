@@ -22,16 +22,17 @@ def means_over(
     values: NDArray[np.float64],
     cells: NDArray[np.int64] | None = None,
     *,
+    own: float = 0.0,
     n_jobs: int | None = None,
 ) -> NDArray[np.float64]:
     """Return the weighted mean of the neighbours of each cell, or each of ``cells``, ``[n_cells, n_values]``.
 
-    A cell without neighbours keeps its own values.
+    The cell itself has the weight ``own``. Without neighbours it keeps its own values.
     """
     rows = np.arange(values.shape[0]) if cells is None else cells
     parts = [slice(*part) for part in blocks(rows.size, BLOCK_CELLS)]
     weights = np.asarray(graph.data, dtype=np.float64)
-    shared = (np.ascontiguousarray(values, dtype=np.float64), graph.indptr, graph.indices, weights)
+    shared = (np.ascontiguousarray(values, dtype=np.float64), graph.indptr, graph.indices, weights, own)
     out = np.empty((rows.size, values.shape[1]))
     found = run(neighbor_means, [(rows[part],) for part in parts], shared, n_jobs=n_jobs)
     with closing(found):

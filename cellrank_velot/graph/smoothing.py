@@ -101,17 +101,24 @@ def smoothed(
 
 def _nearest(x: NDArray[np.float64], graph: sp.csr_matrix, n_jobs: int | None) -> sp.csr_matrix:
     """Return the graph of the nearest cells among the nearest neighbours' neighbours, of weight one, both ways."""
-    k = int(min(N_NEAREST, max(2, NEAREST_SHARE * x.shape[0])))
-    around = nearest_cells(x, graph, min(k, N_AROUND), beyond=False, n_jobs=n_jobs)
-    near = nearest_cells(x, around, k, n_jobs=n_jobs)
+    near = nearest_cells(x, graph, int(min(N_NEAREST, max(2, NEAREST_SHARE * x.shape[0]))), n_jobs=n_jobs)
     joined = (near + near.T).tocsr()
     joined.data[:] = 1.0
     joined.sort_indices()
     return joined
 
 
-def nearest_cells(
-    x: NDArray[np.float64], graph: sp.csr_matrix, k: int, *, beyond: bool = True, n_jobs: int | None = None
+def nearest_cells(x: NDArray[np.float64], graph: sp.csr_matrix, k: int, *, n_jobs: int | None = None) -> sp.csr_matrix:
+    """Return an edge from each cell to the ``k`` nearest of its nearest neighbours and of theirs.
+
+    With all neighbours of all neighbours, ten times as many cells would be compared, and hardly another one found.
+    """
+    around = _nearest_of(x, graph, N_AROUND, False, n_jobs)
+    return _nearest_of(x, around, k, True, n_jobs)
+
+
+def _nearest_of(
+    x: NDArray[np.float64], graph: sp.csr_matrix, k: int, beyond: bool, n_jobs: int | None
 ) -> sp.csr_matrix:
     """Return an edge from each cell to the ``k`` nearest of its neighbours, ``beyond`` them of theirs, too."""
     shared = (np.ascontiguousarray(x, dtype=np.float64), graph.indptr, graph.indices, k, beyond)

@@ -39,7 +39,7 @@ logger = logging.getLogger("cellrank_velot")
 PICTURES = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_force_directed", "X_phate")
 # Fields of halves of the cells that the uncertainty is computed from: each takes as long as the field itself.
 N_MEMBERS = 2
-# Cells below which there is no neighbour graph to speak of.
+# Cells below which neither a neighbour graph nor a diffusion map can be computed.
 FEWEST_CELLS = 3
 # Dimensions of a basis in which a tree finds neighbours fast.
 FEW_DIMS = 10
@@ -51,6 +51,8 @@ def prepare_inputs(adata: AnnData, options: JobOptions) -> JobOptions:
     All keys and names are checked before anything is computed. What is there already is used as it is; what is missing
     is written to ``adata``.
     """
+    if adata.n_obs < FEWEST_CELLS:
+        raise ValueError(f"Expected at least `{FEWEST_CELLS}` cells, found `{adata.n_obs}`.")
     _make_names_unique(adata)
     _mend(adata)
     options = replace(options, cluster_key=_find_clusters(adata, options))
@@ -182,8 +184,6 @@ def _find_basis(adata: AnnData, options: JobOptions) -> str | None:
 def _complete_graph(adata: AnnData, basis: str, options: JobOptions) -> None:
     if "connectivities" in adata.obsp:
         return
-    if adata.n_obs < FEWEST_CELLS:
-        raise ValueError(f"Expected at least `{FEWEST_CELLS}` cells to find neighbours of, found `{adata.n_obs}`.")
     n_neighbors = min(options.n_neighbors, max(2, adata.n_obs // 2))
     logger.info("Computing %d neighbours in `obsm[%r]`", n_neighbors, basis)
     x = read_basis(adata, basis)

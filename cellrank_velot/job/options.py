@@ -30,6 +30,12 @@ IN_A_SHELL = {
     "`normalize=False`": "`--normalize no`",
     "`normalize=True`": "`--normalize yes`",
     "Leave them out, or lower `min_cells`.": "Leave them out.",
+    " and pass the donor as `pair_key` where both sides have the same donors": "",
+    " Lower `n_clusters`, `min_window_size` or `time_lag`.": "",
+    ". Raise `max_iter` or `epsilon`": "",
+    ". Raise `softmax_scale`": "",
+    "`time_kind='pseudotime'`": "`--time-kind pseudotime`",
+    "`random_state`": "`--seed`",
     "`.to_frame()` of the result lists what was considered; name states yourself: "
     "`g.set_terminal_states({'Beta': [...]})`": "The report lists what was considered. Name the clusters where it ends "
     "with `--terminal-states`",

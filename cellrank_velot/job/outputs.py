@@ -342,13 +342,13 @@ def _end_table(candidates: pd.DataFrame) -> Table:
     rows = [
         [
             Cell(str(row["group"]) or "(no name)"),
+            Cell(row["verdict"]),
             Cell({"shape": "near cells"}.get(row["from"], row["from"])),
             Cell(f"{row['cells']:,}"),
             Cell(f"{row['through']:.2f}"),
             Cell(f"{row['stay']:.1f}"),
             Cell(f"{row['time']:.0%}"),
             Cell("" if pd.isna(row["stable"]) else f"{row['stable']:.0%}"),
-            Cell(row["verdict"]),
         ]
         for _, row in candidates.iterrows()
     ]
@@ -363,13 +363,13 @@ def _end_table(candidates: pd.DataFrame) -> Table:
         "end also where the flow leaves it. Several groups of one end become one terminal state.",
         columns=[
             "Group",
+            "Verdict",
             "From",
             "Cells",
             "Reached through it",
             "Flow that stays",
             "Earlier cells",
             "In halves",
-            "Verdict",
         ],
         rows=rows,
     )

@@ -36,8 +36,11 @@ logger = logging.getLogger("cellrank_velot")
 MANY_LOST = 0.02
 # Diffusion of fates and ancestors over that of the field: see the page on time series.
 FATE_NOISE = 2.0
-# Cells whose fates are simulated at most, where a group is asked for: more say the same.
+# Cells whose fates are simulated at most, where groups are asked for: more say the same.
 MAX_STARTS = 2000
+# Particles from each cell; where groups are asked for, in all, as long as each cell has so many: shares of a group vary
+# with its cells far more than with the particles of a cell.
+N_PARTICLES, PARTICLES_OF_GROUPS, FEWEST_PARTICLES = 20, 10_000, 5
 # Total variation up to which fates of groups are alike, and the fewest groups that are worth a warning.
 ALIKE, FEWEST_GROUPS = 0.1, 3
 
@@ -214,7 +217,7 @@ class Populations(BaseVelocityKernel):
         cluster_key: str | None = None,
         group_by: str | None = None,
         until: float | None = None,
-        n_particles: int = 20,
+        n_particles: int | None = None,
         weighted: bool = True,
         n_neighbors: int = 15,
         noise: bool | float | None = None,
@@ -242,7 +245,8 @@ class Populations(BaseVelocityKernel):
         until
             The later time, in units of ``time_key``; the last time point where not given.
         n_particles
-            Number of particles from each cell.
+            Number of particles from each cell: 20 where not given; for a table of groups fewer where the cells are
+            many, but 5 at least, as cells differ more than the particles of one do.
         weighted
             Whether growth counts.
         n_neighbors
@@ -308,7 +312,7 @@ class Populations(BaseVelocityKernel):
         cluster_key: str | None = None,
         group_by: str | None = None,
         until: float | None = None,
-        n_particles: int = 20,
+        n_particles: int | None = None,
         n_neighbors: int = 15,
         noise: bool | float | None = None,
         n_steps: int = SimulationOptions.n_steps,
@@ -334,7 +338,8 @@ class Populations(BaseVelocityKernel):
         until
             The earlier time, in units of ``time_key``; the first time point where not given.
         n_particles
-            Number of particles from each cell.
+            Number of particles from each cell: 20 where not given; for a table of groups fewer where the cells are
+            many, but 5 at least, as cells differ more than the particles of one do.
         n_neighbors
             Number of cells nearest to the end of a particle, among those of that time point, whose clusters it shares.
         noise
@@ -514,14 +519,15 @@ class Populations(BaseVelocityKernel):
         cluster_key: str | None,
         group_by: str | None,
         *,
-        n_particles: int,
+        n_particles: int | None,
         weighted: bool,
         n_neighbors: int,
         options: SimulationOptions,
         run: Run,
     ) -> ProcessFates:
         """Return the table of where particles come to."""
-        check_integer("n_particles", n_particles, low=1)
+        if n_particles is not None:
+            check_integer("n_particles", n_particles, low=1)
         check_integer("n_neighbors", n_neighbors, low=1)
         clusters = self._clusters(cluster_key)
         wanted = [names] if isinstance(names, str) else None if names is None else list(names)
@@ -531,8 +537,11 @@ class Populations(BaseVelocityKernel):
         groups = self.adata.obs_names
         if group_by is not None:
             groups = pd.Index(read_clusters(self.adata, group_by).astype(str))
-        if group_by is not None and starts.size > MAX_STARTS:
-            starts = np.sort(np.random.default_rng(options.random_state).choice(starts, MAX_STARTS, replace=False))
+            starts = _some_of_each(starts, groups[starts], options.random_state)
+        if n_particles is None:
+            n_particles = N_PARTICLES
+            if group_by is not None:
+                n_particles = int(np.clip(PARTICLES_OF_GROUPS // starts.size, FEWEST_PARTICLES, N_PARTICLES))
         paths = self._process(np.repeat(starts, n_particles), until, options, run)
         points = self.cells.time_points
         nearest = points[np.abs(points - until).argmin()]
@@ -545,6 +554,21 @@ class Populations(BaseVelocityKernel):
         if group_by is not None:
             _warn_where_alike(found.table, self.basis)
         return found
+
+
+def _some_of_each(starts: NDArray[np.int64], groups: pd.Index, random_state: int) -> NDArray[np.int64]:
+    """Return ``MAX_STARTS`` of the cells at most, as many of each group as there are, or as there is room for."""
+    if starts.size <= MAX_STARTS:
+        return starts
+    rng, room = np.random.default_rng(random_state), MAX_STARTS
+    code = pd.factorize(groups, sort=True)[0]
+    sizes = np.bincount(code)
+    chosen = []
+    for left, group in zip(range(sizes.size, 0, -1), np.argsort(sizes, kind="stable"), strict=True):
+        size = int(min(sizes[group], max(room // left, 1)))
+        chosen.append(rng.choice(starts[code == group], size, replace=False))
+        room -= size
+    return np.sort(np.concatenate(chosen))
 
 
 def _warn_where_alike(table: pd.DataFrame, basis: str) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
+from cellrank_velot._utils import parallel
 from cellrank_velot._utils.device import resolve_device, single_thread
 from cellrank_velot._utils.lazy import torch
 from cellrank_velot._utils.options import Options, Run
@@ -237,25 +238,28 @@ def couple_snapshots(
         [_mean_square(x[windows.cluster == k], x[windows.cluster == k + 1]) for k in range(times.size - 1)]
     )
     rng = np.random.default_rng(options.random_state)
-    sides = _Sides(x.shape)
-    drawn: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
-    interval, converged, errors = [], [], []
-    with (
-        tqdm(total=windows.n_pairs, desc="transport", unit="batch", disable=not run.show_progress_bar) as bar,
-        single_thread(where),
-    ):
-        for (source, target), dt in zip(windows.pairs, windows.dt, strict=True):
-            i, j = windows.cells(source), windows.cells(target)
-            k = int(windows.cluster[i[0]])
-            expected = np.zeros(i.size) if prior is None else prior[i] * dt
-            batch = _Batch(x[i], x[j], expected, scale[k], options, where)
-            batch.weigh(cell_mass[i], cell_mass[j])
-            sides.add(batch, i, j, float(dt))
-            drawn.append(batch.draw(options.n_draws, rng, i, j))
-            interval.append(k)
-            converged.append(batch.converged)
-            errors.append(batch.error)
-            bar.update()
+    tasks, cells, interval = [], [], []
+    for (source, target), dt in zip(windows.pairs, windows.dt, strict=True):
+        i, j = windows.cells(source), windows.cells(target)
+        k = int(windows.cluster[i[0]])
+        expected = np.zeros(i.size) if prior is None else prior[i] * dt
+        draws = rng.random((i.size, 1)), rng.random((j.size, 1))
+        tasks.append((x[i], x[j], expected, (cell_mass[i], cell_mass[j]), scale[k], float(dt), draws))
+        cells.append((i, j))
+        interval.append(k)
+    n_jobs = run.n_jobs if where.type == "cpu" else 1
+    shown = run.show_progress_bar
+    found = parallel.run(
+        _transported, tasks, (options, where), n_jobs=n_jobs, desc="transport", show_progress_bar=shown
+    )
+    sides, drawn, converged, errors = _Sides(x.shape), [], [], []
+    with closing(found):
+        for (i, j), (*_, dt, _), done in zip(cells, tasks, found, strict=True):
+            sides.add(done.sides, (i, j), dt)
+            rows, columns, begin, finish = done.drawn
+            drawn.append((i[rows], j[columns], begin, finish))
+            converged.append(done.converged)
+            errors.append(done.error)
     sizes = np.bincount(interval, [pairs[0].size for pairs in drawn], minlength=times.size - 1).astype(np.int64)
     source, target, start, end = (np.concatenate(part) for part in zip(*drawn, strict=True))
     report_convergence(np.array(converged), np.array(errors))
@@ -280,6 +284,38 @@ def _mean_square(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Return the mean squared distance of two groups of cells, which their means and variances tell."""
     square = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + x.var(axis=0).sum() + y.var(axis=0).sum()
     return float(square) or 1.0
+
+
+# Values of each cell: see `_Batch.side`.
+Side = tuple[NDArray[np.float64], ...]
+
+
+class _Done(NamedTuple):
+    """What is kept of the transport between two batches of cells."""
+
+    sides: list[Side]  # of sources and of targets
+    drawn: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+    converged: bool
+    error: float
+
+
+def _transported(
+    options: CouplingOptions,
+    device: torch.device,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    log_weights: NDArray[np.float64],
+    mass: tuple[NDArray[np.float64], NDArray[np.float64]],
+    scale: float,
+    dt: float,
+    draws: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> _Done:
+    """Transport a batch of cells to another: it is one task, and plans are too large to be kept."""
+    with single_thread(device):
+        batch = _Batch(x, y, log_weights, scale, options, device)
+        batch.weigh(*mass)
+        sides = [batch.side(number, dt) for number in (0, 1)]
+        return _Done(sides, batch.draw(options.n_draws, draws), batch.converged, batch.error)
 
 
 class _Batch:
@@ -349,15 +385,15 @@ class _Batch:
         self.log_start, self.log_end = (self.p / self.rows).log(), (self.q / self.columns).log()
 
     def draw(
-        self, n: int, rng: np.random.Generator, i: NDArray[np.int64], j: NDArray[np.int64]
+        self, n: int, draws: tuple[NDArray[np.float64], NDArray[np.float64]]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Return source, target and masses of pairs: ``n`` for each cell, sources and targets.
 
         The weight of a pair is its mass in the plan over its expected number of draws. Rows and columns of the drawn
         plan are then scaled to the sums of the whole plan: else the chance of the draws would seem to be growth.
         """
-        forward = _draw_columns(self.plan, self.rows, n, rng)
-        backward = _draw_columns(self.plan.T, self.columns, n, rng)
+        forward = _draw_columns(self.plan, self.rows, n, draws[0])
+        backward = _draw_columns(self.plan.T, self.columns, n, draws[1])
         rows, columns = (
             torch.arange(drawn.shape[0], device=drawn.device).repeat_interleave(n) for drawn in (forward, backward)
         )
@@ -367,7 +403,22 @@ class _Batch:
             each = _shared(_shared(each, target, self.columns), source, self.rows)
         start = _shared((each.log() + self.log_start[source]).exp(), source, self.p)
         end = _shared((each.log() + self.log_end[target]).exp(), target, self.q)
-        return i[source.cpu()], j[target.cpu()], start.cpu().numpy(), end.cpu().numpy()
+        return source.cpu().numpy(), target.cpu().numpy(), start.cpu().numpy(), end.cpu().numpy()
+
+    def side(self, number: int, dt: float) -> Side:
+        """Return velocity, spread, effective number of partners, growth and support of sources (0) or targets (1)."""
+        if number == 0:
+            shares, own, other = self.plan / self.rows[:, None], self.x, self.y
+            mine, theirs = self.log_start, self.log_end
+        else:
+            shares, own, other = (self.plan / self.columns).T, self.y, self.x
+            mine, theirs = self.log_end, self.log_start
+        sign = 1 - 2 * number
+        place = shares @ other
+        spread = (shares @ other.square() - place.square()).clamp_(min=0)
+        growth = sign * (shares @ theirs - mine * shares.sum(1)) / dt
+        of = (sign * (place - own) / dt, spread / dt**2, 1.0 / shares.square().sum(1), growth, self.kept[number])
+        return tuple(values.cpu().numpy() for values in of)
 
 
 def _near(x: torch.Tensor) -> torch.Tensor:
@@ -376,10 +427,10 @@ def _near(x: torch.Tensor) -> torch.Tensor:
     return torch.cdist(x, x).topk(n, largest=False).indices
 
 
-def _draw_columns(plan: torch.Tensor, rows: torch.Tensor, n: int, rng: np.random.Generator) -> torch.Tensor:
-    """Return ``n`` columns for each row in proportion to its entries, evenly spread, shape ``[n_rows, n]``."""
+def _draw_columns(plan: torch.Tensor, rows: torch.Tensor, n: int, draws: NDArray[np.float64]) -> torch.Tensor:
+    """Return ``n`` columns for each row in proportion to its entries, evenly spread from its draw, ``[n_rows, n]``."""
     cumulated = torch.cumsum(plan / rows[:, None], 1)
-    start = torch.tensor(rng.random((plan.shape[0], 1)), device=plan.device)
+    start = torch.tensor(draws, device=plan.device)
     places = (torch.arange(n, dtype=torch.float64, device=plan.device) + start) / n * cumulated[:, -1:]
     return torch.searchsorted(cumulated, places).clamp_max(plan.shape[1] - 1)
 
@@ -412,20 +463,13 @@ class _Sides:
         """Mean velocity from the cells of the time point before."""
         return self.mean[1]
 
-    def add(self, batch: _Batch, i: NDArray[np.int64], j: NDArray[np.int64], dt: float) -> None:
-        """Fill in sources ``i`` and targets ``j`` of a batch."""
-        forward = (0, i, batch.plan / batch.rows[:, None], batch.x, batch.y, batch.log_start, batch.log_end)
-        backward = (1, j, (batch.plan / batch.columns).T, batch.y, batch.x, batch.log_end, batch.log_start)
-        for side, cells, shares, own, other, mine, theirs in (forward, backward):
-            sign = 1 - 2 * side
-            place = shares @ other
-            spread = (shares @ other.square() - place.square()).clamp_(min=0)
-            self.mean[side, cells] = (sign * (place - own) / dt).cpu().numpy()
-            self.spread[side, cells] = (spread / dt**2).cpu().numpy()
-            self.n_effective[side, cells] = (1.0 / shares.square().sum(1)).cpu().numpy()
-            self.growth[side, cells] = (sign * (shares @ theirs - mine * shares.sum(1)) / dt).cpu().numpy()
-            self.support[side, cells] = batch.kept[side].cpu().numpy()
-            self.dt[side, cells] = dt
+    def add(self, sides: list[Side], cells: tuple[NDArray[np.int64], NDArray[np.int64]], dt: float) -> None:
+        """Fill in sources and targets of a batch."""
+        kept = self.mean, self.spread, self.n_effective, self.growth, self.support
+        for side, (of, found) in enumerate(zip(cells, sides, strict=True)):
+            for array, values in zip(kept, found, strict=True):
+                array[side, of] = values
+            self.dt[side, of] = dt
 
     def velocity(self, converged: NDArray[np.bool_], error: NDArray[np.float64]) -> TransportVelocity:
         """Return velocity and growth of each cell: the mean of both sides, weighted as the slope of a parabola is."""

@@ -267,12 +267,14 @@ def _settled(
     """Return probabilities with which cells at an end mostly step to others at the same end."""
     degree = np.diff(graph.indptr)
     number = np.where(ends, 0, -1) if ends.dtype == bool else ends
-    own = np.repeat(number, degree)
-    among = np.where((own >= 0) & (number[graph.indices] == own), graph.data, 0.0)
-    row = np.repeat(np.arange(degree.size), degree)
+    edges = np.flatnonzero(np.repeat(number >= 0, degree))  # few cells are at an end
+    row = np.repeat(np.arange(degree.size), degree)[edges]
+    among = np.where(number[graph.indices[edges]] == number[row], graph.data[edges], 0.0)
     total = np.bincount(row, among, minlength=degree.size)[row]
-    share = np.divide(among, total, out=np.zeros_like(p), where=total > 0)
-    return np.where(total > 0, (1 - LEAVE_END) * share + LEAVE_END * p, p)
+    share = np.divide(among, total, out=np.zeros_like(among), where=total > 0)
+    settled = p.copy()
+    settled[edges] = np.where(total > 0, (1 - LEAVE_END) * share + LEAVE_END * p[edges], p[edges])
+    return settled
 
 
 def _thresholded(p: NDArray[np.float64], degree: NDArray[np.int64], threshold: float) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -47,7 +48,7 @@ class Regression:
         return np.minimum(share**2, 1.0)
 
 
-def regress_on_time(cells: SmoothedCells, order: MemoryOrder | None = None, *, n_jobs: int | None = None) -> Regression:
+def regress_on_time(cells: SmoothedCells, walk: _Walk | None = None, *, n_jobs: int | None = None) -> Regression:
     r"""Regress position on time among the cells around each cell: :math:`v = \mathrm{cov}(x, t) / \mathrm{var}(t)`.
 
     A cell counts by the chance that a random walk of a few steps ends there: near cells count most, and the walk keeps
@@ -55,12 +56,9 @@ def regress_on_time(cells: SmoothedCells, order: MemoryOrder | None = None, *, n
     """
     x, time = cells.x - cells.x.mean(axis=0), cells.time - cells.time.mean()
     n_dims, t = x.shape[1], time[:, None]
-    order = MemoryOrder.of(cells.graph) if order is None else order
-    walk = with_self(order.graph(cells.graph))
-    values = order.values(np.hstack([x, t, x * t, np.einsum("ij,ij->i", x, x)[:, None], t * t]))
-    for _ in range(REGRESSION_STEPS):
-        values = means_over(walk, values, n_jobs=n_jobs)
-    values = order.back(values)
+    walk = _Walk.on(cells.graph) if walk is None else walk
+    moments = np.hstack([x, t, x * t, np.einsum("ij,ij->i", x, x)[:, None], t * t])
+    values = walk.mean(moments, REGRESSION_STEPS, n_jobs)
     mean_x, mean_t = values[:, :n_dims], values[:, n_dims : n_dims + 1]
     of_x = np.maximum(values[:, -2] - np.einsum("ij,ij->i", mean_x, mean_x), 0.0)
     of_x[of_x < np.finfo(np.float64).eps * float(x.var(axis=0).sum())] = 0.0
@@ -84,9 +82,9 @@ def estimate_velocity(
     transport = compute_velocity(cells.x, cells.time, windows, cells.graph, options, run)
     if not options.regression:
         return transport
-    order = MemoryOrder.of(cells.graph)
-    found = regress_on_time(cells, order, n_jobs=run.n_jobs)
-    current, known = _averaged(transport, cells.graph, order, run.n_jobs)
+    walk = _Walk.on(cells.graph)
+    found = regress_on_time(cells, walk, n_jobs=run.n_jobs)
+    current, known = _averaged(transport, walk, run.n_jobs)
     product = np.einsum("ij,ij->i", current, found.velocity)
     length = np.linalg.norm(current, axis=1) * np.linalg.norm(found.velocity, axis=1)
     agreement = np.divide(product, length, out=np.zeros_like(product), where=length > TINY)
@@ -106,21 +104,34 @@ def estimate_velocity(
     )
 
 
-def with_self(graph: sp.csr_matrix) -> sp.csr_matrix:
-    """Return the graph with weights of one, and an edge of each cell to itself."""
-    pattern = sp.csr_matrix((np.ones(graph.nnz), graph.indices, graph.indptr), shape=graph.shape)
-    return sp.csr_matrix(pattern + sp.identity(graph.shape[0], format="csr"))
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """A random walk along the edges, in which a cell stays where it is as often as it takes one edge."""
+
+    order: MemoryOrder
+    graph: sp.csr_matrix  # in this order, with weights of one
+
+    @classmethod
+    def on(cls, graph: sp.csr_matrix) -> Self:
+        """Return the walk on the edges of a graph, whatever their weights."""
+        order = MemoryOrder.of(graph)
+        moved = order.graph(graph)
+        return cls(order, sp.csr_matrix((np.ones(moved.nnz), moved.indices, moved.indptr), shape=moved.shape))
+
+    def mean(self, values: NDArray[np.float64], n_steps: int, n_jobs: int | None) -> NDArray[np.float64]:
+        """Return the mean of values ``[n_cells, n_values]`` over where the walk from each cell may be after steps."""
+        values = self.order.values(values)
+        for _ in range(n_steps):
+            values = means_over(self.graph, values, own=1.0, n_jobs=n_jobs)
+        return self.order.back(values)
 
 
 def _averaged(
-    transport: TransportVelocity, graph: sp.csr_matrix, order: MemoryOrder, n_jobs: int | None
+    transport: TransportVelocity, walk: _Walk, n_jobs: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return transport's velocity without the relaxation, averaged over the cells around, and where there is one."""
     has = transport.has_estimate.astype(np.float64)[:, None]
-    values = order.values(np.hstack([np.nan_to_num(transport.velocity - transport.relaxation) * has, has]))
-    walk = with_self(order.graph(graph))
-    for _ in range(TRANSPORT_STEPS):
-        values = means_over(walk, values, n_jobs=n_jobs)
-    values = order.back(values)
+    values = np.hstack([np.nan_to_num(transport.velocity - transport.relaxation) * has, has])
+    values = walk.mean(values, TRANSPORT_STEPS, n_jobs)
     known = values[:, -1] > 0
     return values[:, :-1] / np.where(known, values[:, -1], 1.0)[:, None], known

@@ -44,7 +44,7 @@ def main() -> None:
     found: dict[str, dict[str, tuple[float, Any]]] = {"mean of the neighbours": {}, "cosine along the edges": {}}
     for name, dtype in (("double", np.float64), ("single", np.float32)):
         x, v, weights = (values.astype(dtype) for values in (adata.obsm["X_pca"], velocity, graph.data))
-        of_means = fastest(lambda x=x, weights=weights: neighbor_means(x, *edges, weights, rows))
+        of_means = fastest(lambda x=x, weights=weights: neighbor_means(x, *edges, weights, 0.0, rows))
         of_cosines = fastest(lambda x=x, v=v: edge_similarities(x, v, *edges, False, True, 0, n_cells))
         found["mean of the neighbours"][name], found["cosine along the edges"][name] = of_means, of_cosines
     results = pd.DataFrame(

@@ -1,8 +1,8 @@
-"""Seconds and memory of every step from 1000 to a million cells, beside VelOT and CellRank's VelocityKernel.
+"""Processor seconds and memory of every step up to 100 000 cells, beside VelOT and CellRank's VelocityKernel.
 
-Writes docs/benchmarks.md and docs/figures/scaling.png. Each program and size runs in a process of its own, on the same
-cells and the same neighbour graph, which is given; `--limit` is how long a peer may take. `--sizes` takes other sizes
-and writes nothing.
+Writes docs/benchmarks.md. Each program and size runs in a process of its own, with one thread, on the same cells and
+the same neighbour graph, which is given; `--limit` is how long a peer may take. `--sizes` takes other sizes, such as a
+million, and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import scipy.sparse as sp
 from common import table
 
 DOCS = Path(__file__).parents[2] / "docs"
-SIZES = (1_000, 3_000, 10_000, 30_000, 40_000, 100_000, 300_000, 1_000_000)
+SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 N_DIMS, N_NEIGHBORS = 30, 30
 SYSTEMS = {"cellrank_velot": "cellrank_velot", "velot": "VelOT 1.0.0", "cellrank": "VelocityKernel"}
+Results = dict[tuple[str, int], list[dict[str, Any]]]
 STEPS = ("kernel", "windows", "transport", "field", "transition matrix")
 
 
@@ -204,7 +205,8 @@ def measure(system: str, path: Path, limit: float, device: str) -> list[dict[str
     """Run a program in a process of its own; what it did until the limit comes back."""
     command = [sys.executable, __file__, "--run", system, "--cells", str(path), "--device", device]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        one = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=one)
         out, end = done.stdout, "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
     except subprocess.TimeoutExpired as late:
         out, end = (late.stdout or b"").decode(), f"more than {limit:g} s"
@@ -212,95 +214,19 @@ def measure(system: str, path: Path, limit: float, device: str) -> list[dict[str
     return [*rows, {"end": end}]
 
 
-# ---------------------------------------------------------------------------------------------------------- the limits
-def machine() -> dict[str, float]:
-    """Return what this machine does: billions of operations and of bytes per second, with all cores and with one."""
-    from joblib import Parallel, delayed
-    from threadpoolctl import threadpool_limits
-
-    rng = np.random.default_rng(0)
-    square, rows, order = rng.random((2000, 2000)), rng.random((1_000_000, N_DIMS)), rng.permutation(1_000_000)
-
-    def best(function: Callable[[], Any], n: int = 3) -> float:
-        seconds = []
-        for _ in range(n):
-            start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    cores = os.cpu_count() or 1
-    operations = 2e-9 * square.shape[0] ** 3 / best(lambda: square @ square)
-    with threadpool_limits(1):
-        one = 2e-9 * square.shape[0] ** 3 / best(lambda: square @ square)
-    out = np.empty_like(rows)
-
-    def gather() -> None:
-        Parallel(cores, prefer="threads")(
-            delayed(np.take)(rows, part, axis=0, out=out[k::cores], mode="clip")
-            for k, part in enumerate(order[k::cores] for k in range(cores))
-        )
-
-    moved = 1e-9 * rows.nbytes
-    return {
-        "cores": cores,
-        "GFlop/s": operations,
-        "GFlop/s of one core": one,
-        "GB/s copied": 2 * moved / best(lambda: np.copyto(out, rows)),
-        "GB/s of rows from anywhere": moved / best(gather),
-    }
-
-
-def work(n_cells: int, n_pairs: int, n_edges: int, size: int = 60, n_steps: int = 20) -> dict[str, tuple[float, float]]:
-    """Return the operations, in billions, and the bytes from anywhere, in GB, that the steps cannot do without.
-
-    A pair of windows of 60 cells takes 20 iterations on average. Bytes are the rows of positions, and of sums, of cells
-    that lie anywhere; what is read in order is left out.
-    """
-    d, hidden = N_DIMS, 128
-    network = 2 * ((d + 1) * hidden + hidden * hidden + hidden * d)
-    row = 8 * d
-    network_steps, sums = 300 * 3 * 256, 6 * n_cells * (2 * d + 5) * 8
-    of_pair = size**2 * (2 * d + 2 * 20 + 4 * n_steps + 2 * 4 * d)
-    return {
-        "transport": (
-            1e-9 * (n_pairs * of_pair + n_edges * 2 * d),
-            1e-9 * (n_edges * row + sums),
-        ),
-        "field": (1e-9 * network_steps * 3 * network, 1e-9 * network_steps * 3 * row),
-        "transition matrix": (1e-9 * (n_edges * 5 * d + n_cells * network), 1e-9 * n_edges * row),
-    }
-
-
 # ------------------------------------------------------------------------------------------------------------ the page
-def frame_of(results: dict[tuple[str, int], list[dict[str, Any]]]) -> pd.DataFrame:
-    """Return one row per program, size and step."""
-    return pd.DataFrame(
-        {"system": system, "cells": n_cells, **row}
-        for (system, n_cells), rows in results.items()
-        for row in rows
-        if "step" in row
-    )
-
-
-def totals(results: dict[tuple[str, int], list[dict[str, Any]]]) -> pd.DataFrame:
-    """Return seconds and peak memory of each program that came to its end, and its cosine."""
+def totals(results: Results) -> pd.DataFrame:
+    """Return processor seconds and peak memory of each program that came to its end, and its cosine."""
     rows = []
     for (system, n_cells), found in results.items():
         steps = [row for row in found if "step" in row]
         end = next(row["end"] for row in found if "end" in row)
         row = {"system": system, "cells": n_cells, "end": end}
         if not end:
-            row |= {"seconds": sum(s["seconds"] for s in steps), "peak": max(s["peak"] for s in steps)}
+            row |= {"seconds": sum(s["processor"] for s in steps), "peak": max(s["peak"] for s in steps)}
             row["cosine"] = next((r["cosine"] for r in found if "cosine" in r), np.nan)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def slope(total: pd.DataFrame, low: int, high: int) -> float:
-    """Return the slope of log seconds against log cells."""
-    chosen = total[(total["cells"] >= low) & (total["cells"] <= high) & total["seconds"].notna()]
-    return float(np.polyfit(np.log(chosen["cells"]), np.log(chosen["seconds"]), 1)[0]) if len(chosen) > 1 else np.nan
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -308,141 +234,51 @@ def number(value: float, digits: int = 3) -> str:
     return "" if not np.isfinite(value) else f"{value:.{digits}g}" if value < 100 else f"{value:.0f}"
 
 
-def steps_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return seconds and GiB of each of our steps, by number of cells."""
-    ours = frame[frame["system"] == "cellrank_velot"]
+def steps_table(results: Results) -> pd.DataFrame:
+    """Return processor seconds of each of our steps, by number of cells."""
     rows = []
-    for n_cells, part in ours.groupby("cells"):
-        by_step = part.set_index("step")
-        row = {"cells": f"{n_cells:,}"}
-        row |= {step: number(by_step.at[step, "seconds"]) for step in STEPS if step in by_step.index}
-        row["all"] = number(part["seconds"].sum())
-        row["peak, GiB"] = number(part["peak"].max(), 2)
-        rows.append(row)
+    for (system, n_cells), found in results.items():
+        steps = [row for row in found if "step" in row]
+        if system == "cellrank_velot":
+            by_step = {row["step"]: number(row["processor"]) for row in steps}
+            ends = {"all": number(sum(row["processor"] for row in steps))}
+            rows.append({"cells": f"{n_cells:,}", **{step: by_step.get(step, "") for step in STEPS}, **ends})
     return pd.DataFrame(rows)
 
 
 def peers_table(total: pd.DataFrame) -> pd.DataFrame:
-    """Return seconds of each program, the ratio of the peers to us, and cosines to the truth."""
+    """Return processor seconds and memory of each program, and cosines to the truth."""
     rows = []
     for n_cells, part in total.groupby("cells"):
         by_system = part.set_index("system")
         row: dict[str, Any] = {"cells": f"{n_cells:,}"}
-        seconds = {}
         for system, name in SYSTEMS.items():
             if system not in by_system.index:
                 row |= {f"{name}, s": "not tried", f"{name}, GiB": ""}
                 continue
             found = by_system.loc[system]
-            seconds[system] = found.get("seconds", np.nan)
-            row[f"{name}, s"] = str(found["end"]) or number(seconds[system])
+            row[f"{name}, s"] = str(found["end"]) or number(found["seconds"])
             row[f"{name}, GiB"] = number(found.get("peak", np.nan), 2)
-        both = seconds.get("velot", np.nan) + seconds.get("cellrank", np.nan)
-        row["peers / ours"] = number(both / seconds["cellrank_velot"], 3)
-        row["cosine, ours"] = number(by_system.at["cellrank_velot", "cosine"])
+        row["cosine, ours"] = number(by_system["cosine"].get("cellrank_velot", np.nan))
         row["cosine, VelOT"] = number(by_system["cosine"].get("velot", np.nan))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def limits_table(results: dict[tuple[str, int], list[dict[str, Any]]], host: dict[str, float]) -> pd.DataFrame:
-    """Return what the largest run did per second, as a share of what the machine can."""
-    n_cells = max(size for system, size in results if system == "cellrank_velot")
-    found = results["cellrank_velot", n_cells]
-    seconds = {row["step"]: row["seconds"] for row in found if "step" in row}
-    counts = next(row for row in found if "pairs" in row)
-    rows = []
-    for step, (operations, moved) in work(n_cells, counts["pairs"], counts["edges"]).items():
-        least = operations / host["GFlop/s"] + moved / host["GB/s of rows from anywhere"]
-        rows.append(
-            {
-                "step": step,
-                "GFlop": number(operations),
-                "GB from anywhere": number(moved),
-                "seconds": number(seconds[step]),
-                "at the limits, s": number(least),
-                "share of the limit": f"{100 * least / seconds[step]:.0f} %",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def draw(frame: pd.DataFrame, total: pd.DataFrame, path: Path) -> None:
-    """Draw seconds against cells: of our steps, and of all programs; and memory."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    colors = dict(zip(STEPS, ("#999999", "#56B4E9", "#0072B2", "#E69F00", "#009E73"), strict=True))
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    ours = frame[frame["system"] == "cellrank_velot"]
-    for step in STEPS:
-        part = ours[ours["step"] == step]
-        left.loglog(part["cells"], part["seconds"], "o-", color=colors[step], label=step, ms=4)
-    left.set(title="Steps of cellrank_velot", xlabel="cells", ylabel="seconds")
-    left.legend(frameon=False, fontsize=8)
-    for (system, name), color in zip(SYSTEMS.items(), ("#0072B2", "#D55E00", "#CC79A7"), strict=True):
-        part = total[(total["system"] == system) & total["seconds"].notna()]
-        middle.loglog(part["cells"], part["seconds"], "o-", color=color, label=name, ms=4)
-        right.loglog(part["cells"], part["peak"].clip(lower=1e-3), "o-", color=color, label=name, ms=4)
-    cells = np.array([ours["cells"].min(), ours["cells"].max()], dtype=float)
-    last = total[total["system"] == "cellrank_velot"].dropna(subset="seconds").iloc[-1]
-    middle.loglog(cells, last["seconds"] * cells / last["cells"], ":", color="#999999", label="in proportion")
-    middle.set(title="All steps", xlabel="cells", ylabel="seconds")
-    right.set(title="Peak memory beyond the input", xlabel="cells", ylabel="GiB")
-    middle.legend(frameon=False, fontsize=8)
-    for panel in (left, middle, right):
-        panel.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
-
-
-def profile(path: Path, n_lines: int = 14) -> str:
-    """Return where the time of our steps goes, one thread, by function."""
-    code = (
-        "import cProfile, pstats, sys, torch; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1)\n"
-        "from pathlib import Path; import scaling, cellrank_velot as cv\n"
-        "scaling.warm_up(cv, 'cpu'); adata, _ = scaling.load(Path(sys.argv[2])); p = cProfile.Profile(); p.enable()\n"
-        "cv.OTVelocityKernel(adata).compute_transition_matrix(device='cpu', show_progress_bar=False); p.disable()\n"
-        "s = pstats.Stats(p); total = s.total_tt\n"
-        "rows = sorted(s.stats.items(), key=lambda kv: -kv[1][2])[: int(sys.argv[3])]\n"
-        "for (file, _, name), (_, calls, own, _, _) in rows:\n"
-        "    print(f'{100 * own / total:.0f} %|{calls}|{Path(file).name if file != chr(126) else str()}|{name}')\n"
-    )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(path), str(n_lines)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [line.replace("<", "").replace(">", "").split("|") for line in out.splitlines()]
-    return table(pd.DataFrame(rows, columns=["share", "calls", "file", "function"]))
-
-
-def page(results: dict[tuple[str, int], list[dict[str, Any]]], host: dict[str, float], where: str, limit: float) -> str:
+def page(results: Results, limit: float) -> str:
     """Return the generated part of docs/benchmarks.md."""
-    frame, total = frame_of(results), totals(results)
-    mine = total[total["system"] == "cellrank_velot"]
-    cpu = platform.processor() or platform.machine()
     return (
-        f"{int(host['cores'])} cores ({cpu}, {host['GFlop/s']:.0f} GFlop/s in double precision, "
-        f"{host['GB/s copied']:.1f} GB/s copied, {host['GB/s of rows from anywhere']:.1f} GB/s of rows of {N_DIMS} "
-        f"numbers from anywhere in memory), Python {platform.python_version()}. Cells of {N_DIMS} dimensions on a "
-        f"curve that branches three times, {N_NEIGHBORS} neighbours, the graph given. Each program and size ran "
+        f"Processor seconds of one thread ({platform.processor() or platform.machine()}). Cells of {N_DIMS} dimensions "
+        f"on a curve that branches three times, {N_NEIGHBORS} neighbours, the graph given. Each program and size ran "
         "once, in a process of its own, with compiled loops already loaded. Our seconds are from the AnnData to the "
         "transition matrix in the kernel. CellRank's are for the transition matrix alone, from the true velocities. "
-        f"The other packages had {limit:g} s for each size.\n\n"
-        f"{table(peers_table(total))}\n![Seconds and memory](figures/scaling.png)\n\n"
-        f"Slope of log seconds against log cells, 10,000 to 1,000,000: **{slope(mine, 10_000, 1_000_000):.2f}**; "
-        f"100,000 to 1,000,000: {slope(mine, 100_000, 1_000_000):.2f}.\n\n"
-        f"## Steps\n\nSeconds by step.\n\n{table(steps_table(frame))}\n"
-        f'## How far from the limit\n\nThe largest run. "At the limits" adds two times: that of the operations, at '
-        "the speed of a matrix product on this machine, and that of the bytes, at its speed of reading rows from "
-        "anywhere in memory.\n\n"
-        f"{table(limits_table(results, host))}\n"
-        f"## Where the time goes\n\n100,000 cells, one thread; share of the time spent in each function itself.\n\n"
-        f"{where}"
+        f"The other packages had {limit:g} s by the clock for each size.\n\n{table(peers_table(totals(results)))}\n"
+        f"## Steps\n\nProcessor seconds of our steps.\n\n{table(steps_table(results))}"
     )
 
 
 def main() -> None:
+    """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=None)
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
@@ -456,7 +292,7 @@ def main() -> None:
         RUNS[args.run](args.cells, args.device)
         return
     args.cache.mkdir(exist_ok=True)
-    results: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    results: Results = {}
     late: set[str] = set()
     for n_cells in args.sizes or SIZES:
         path = cells_in(args.cache, n_cells)
@@ -468,22 +304,13 @@ def main() -> None:
             end = found[-1]["end"]
             if end.startswith("more than"):
                 late.add(system)
-            seconds = {row["step"]: round(row["seconds"], 2) for row in found if "step" in row}
+            seconds = {row["step"]: round(row["processor"], 2) for row in found if "step" in row}
             print(n_cells, system, seconds, f"{sum(seconds.values()):.1f} s", end, flush=True)
-    saved = [[*key, rows] for key, rows in results.items()]
-    (args.cache / "results.json").write_text(json.dumps(saved))
     print(peers_table(totals(results)).to_string())
     if args.sizes is None and set(args.systems) == set(SYSTEMS):
-        write(results, args.cache, args.limit)
-
-
-def write(results: dict[tuple[str, int], list[dict[str, Any]]], cache: Path, limit: float) -> None:
-    """Write the page and its figure."""
-    host, where = machine(), profile(cells_in(cache, 100_000))
-    target = DOCS / "benchmarks.md"
-    head = target.read_text().partition("<!-- figures -->")[0] if target.exists() else "# Benchmarks\n\n"
-    target.write_text(f"{head}<!-- figures -->\n\n{page(results, host, where, limit)}")
-    draw(frame_of(results), totals(results), DOCS / "figures" / "scaling.png")
+        target = DOCS / "benchmarks.md"
+        head = target.read_text().partition("<!-- figures -->")[0] if target.exists() else "# Benchmarks\n\n"
+        target.write_text(f"{head}<!-- figures -->\n\n{page(results, args.limit)}")
 
 
 if __name__ == "__main__":
