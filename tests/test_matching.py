@@ -1,12 +1,16 @@
 """Fields with heads: velocity, growth and score of a planted population, what they add up to, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from cellrank_velot._utils.options import Run
+from cellrank_velot.dynamics import SimulationOptions, simulate_process
 from cellrank_velot.field import ProcessOptions, VelocityField, fit_process
-from cellrank_velot.timeseries.couplings import CouplingOptions, couple_snapshots
+from cellrank_velot.timeseries.couplings import couple_snapshots
+from cellrank_velot.timeseries.options import CouplingOptions
 from cellrank_velot.timeseries.snapshots import build_snapshots
 
 SPEED, RATE, SIGMA = np.array([1.5, 0.0]), 0.5, 0.4
@@ -80,6 +84,20 @@ def test_growth_is_constant(field):
         assert growth.shape == (500,)
         assert growth.mean() == pytest.approx(RATE, abs=0.05)
         assert growth.std() < 0.05
+
+
+def test_the_cells_of_a_time_point_grow_to_the_mass_of_the_next(coupled, quick):
+    x, time, couplings = coupled
+    for k in range(2):
+        start = x[time == k]
+        for field, tolerance in ((quick, 0.01), (replace(quick, growth_shift=np.zeros(0)), 0.2)):
+            paths = simulate_process(field, start, float(k), k + 1.0, SimulationOptions(noise=False))
+            assert paths.weights.mean() == pytest.approx(np.exp(RATE), rel=tolerance)
+    assert quick.growth_shift.shape == (couplings.n_intervals,)
+    # The rate of the interval after a time point; at the last one, that of the interval before.
+    bare = replace(quick, growth_shift=np.zeros(0))
+    for at, k in ((0.0, 0), (0.9, 0), (1.0, 1), (2.0, 1)):
+        np.testing.assert_allclose(quick.growth(x, at) - bare.growth(x, at), quick.growth_shift[k], atol=1e-12)
 
 
 def test_growth_of_two_kinds_is_told_apart():

@@ -215,6 +215,22 @@ def test_any_noise_keeps_the_law_of_the_population(diffusion: float):
         assert (np.corrcoef(x[:, 0], ends[:, 0])[0, 1] > 0.99) == (diffusion < 0.1)
 
 
+@pytest.mark.parametrize("diffusion", [0.3, 3.0, 30.0])
+def test_any_noise_keeps_a_population_that_is_far_wider_than_a_pair(diffusion: float):
+    @dataclass(frozen=True)
+    class Wide(OrnsteinUhlenbeck):
+        def law(self, time):
+            return np.zeros_like(time), 0.01 + np.zeros_like(time)
+
+        def heads_on(self, device):
+            return lambda x, time: (0 * x, 0 * time, -x)
+
+    x = np.random.default_rng(0).normal(size=(N, 1))
+    ends = follow(Wide(diffusion=diffusion), x, 0.0, 1.0, n_steps=100).ends
+    assert ends.std() == pytest.approx(x.std(), rel=0.02)
+    assert np.corrcoef(x[:, 0], ends[:, 0])[0, 1] < 0.97
+
+
 # --------------------------------------------------------------------------------------------------- tables
 def test_labels_of_the_nearest_cells():
     x = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]])

@@ -11,7 +11,7 @@ import pytest
 import scanpy as sc
 
 from cellrank_velot import OTVelocityKernel, datasets
-from cellrank_velot.dynamics import labels_near, simulate_process
+from cellrank_velot.dynamics import SimulationOptions, labels_near, simulate_process
 from cellrank_velot.dynamics.process import count_lost
 from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.metrics import held_out_time, wasserstein
@@ -108,7 +108,8 @@ def test_no_diffusion_leads_out_of_the_data(name):
         noisy = replace(field, diffusion=factor * field.diffusion)
         here, weights = np.resize(first[:300], (300, x.shape[1])), np.ones(300)
         for k in range(1, points.size):
-            paths = simulate_process(noisy, here, points[k - 1], points[k])
+            # With one seed for all intervals, a particle would be pushed the same way in each.
+            paths = simulate_process(noisy, here, points[k - 1], points[k], SimulationOptions(random_state=k))
             here, weights = paths.ends, weights * paths.weights
             there, before = x[times == points[k]], x[times == points[k - 1]]
             # as many particles as stand for the same mass

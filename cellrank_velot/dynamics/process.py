@@ -79,7 +79,8 @@ class SimulationOptions(Options):
     n_saved
         Number of points kept after the start, evenly spread; the last step is one of them.
     random_state
-        Seed of the noise.
+        Seed of the noise. Who lets the same particles go on from where they came to takes another seed each time: with
+        the same one they would be pushed the same way again.
 
     Examples
     --------
@@ -298,14 +299,16 @@ def _set_back(score: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
 def _scattered(
     score: torch.Tensor, width: torch.Tensor, increment: torch.Tensor, variance: torch.Tensor
 ) -> torch.Tensor:
-    """Return how far noise of a variance moves particles, less what the score takes back, shape ``[n, n_dims]``.
+    r"""Return how far noise of a variance moves particles, and what the score takes back, shape ``[n, n_dims]``.
 
-    It is the exact step of an Ornstein-Uhlenbeck process in a Gaussian of the population's ``width [n, 1]``, to first
-    order the step of Euler and Maruyama. With any noise, no particle overshoots.
+    The variance is at most ``width ** 2``, that of a pair of cells: with any noise, no particle overshoots. A step
+    :math:`a s + \sqrt{2 a - a^2 |s|^2 / d} \, \xi` along the score :math:`s` keeps the variance of any Gaussian, be it
+    as narrow as a pair or as wide as a population. To first order it is the step of Euler and Maruyama.
     """
     square = width.square()
-    kept = torch.exp(-variance / square)
-    return (1 - kept.sqrt()) * square * score + ((1 - kept) * square).sqrt() * increment
+    half = square * (1 - torch.exp(-variance / square)) / 2
+    left = 2 * half - half.square() * score.square().mean(dim=1, keepdim=True)
+    return half * score + left.clamp_min(0).sqrt() * increment
 
 
 def _clocks(field: ProcessField, start: NDArray[np.float64], until: float, n_steps: int) -> list[NDArray[np.float64]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, cast
 
 import numpy as np
@@ -53,6 +54,8 @@ MAX_SCORE_WEIGHT = 10.0
 MEMORY = 100
 # Points of an interval at which its mass is computed.
 N_MASS = 33
+# Cells that are followed from one time point to the next to see which mass they come to, at most, and their steps.
+N_FOLLOWED, N_FOLLOWED_STEPS = 2000, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,7 @@ def fit_process(
     with single_thread(where):
         history, best_step = _train(network, points, options, run.show_progress_bar)
     logger.info("Fitted the process: kept step %d of %d", best_step, options.n_steps)
-    return VelocityField(
+    field = VelocityField(
         weights={name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()},
         centre=points.centre.cpu().numpy(),
         x_scale=points.x_scale,
@@ -130,6 +133,9 @@ def fit_process(
         widths=points.widths.cpu().numpy(),
         bounds=points.bounds,
     )
+    with torch.no_grad(), single_thread(where):
+        shift = _growth_shift(field, couplings, x, rng, where)
+    return replace(field, growth_shift=shift)
 
 
 class _Points:
@@ -234,6 +240,36 @@ def _widths(couplings: SnapshotCouplings, x: NDArray[np.float64]) -> NDArray[np.
         widths.append(END_WIDTH * np.median(distance))
     least = 1e-3 * np.sqrt(x.var(axis=0).sum()) or 1.0
     return np.maximum(widths, least) / np.sqrt(x.shape[1])
+
+
+def _growth_shift(
+    field: VelocityField,
+    couplings: SnapshotCouplings,
+    x: NDArray[np.float64],
+    rng: np.random.Generator,
+    device: torch.device,
+) -> NDArray[np.float64]:
+    """Return what the growth lacks between two time points for the mass of the later one, ``[n_times - 1]``.
+
+    The mass is given. Small errors of where cells are add up in what they grow to, so the cells of each time point
+    follow the field to the next one, and the same rate is added everywhere.
+    """
+    heads, shift = field.heads_on(device), np.zeros(couplings.n_intervals)
+    for k in range(couplings.n_intervals):
+        part = couplings.pairs(k)
+        mass = np.bincount(couplings.source[part], couplings.start[part], minlength=x.shape[0])
+        cells = rng.permutation(np.flatnonzero(mass))[:N_FOLLOWED]
+        position = torch.tensor(x[cells], device=device)
+        log_mass = torch.tensor(np.log(mass[cells]), device=device)
+        clock = np.linspace(couplings.times[k], couplings.times[k + 1], N_FOLLOWED_STEPS + 1)
+        before = float(torch.logsumexp(log_mass, 0))
+        for start, end in pairwise(clock):
+            middle = torch.full_like(log_mass, (start + end) / 2)
+            velocity, growth, _ = heads(position, middle)
+            position, log_mass = position + (end - start) * velocity, log_mass + (end - start) * growth
+        grown = float(torch.logsumexp(log_mass, 0)) - before
+        shift[k] = (np.log(couplings.mass[k + 1] / couplings.mass[k]) - grown) / (clock[-1] - clock[0])
+    return shift
 
 
 def _losses(network: torch.nn.Sequential, points: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -61,6 +61,9 @@ class VelocityField(Stage):
     bounds
         Largest speed, smallest and largest growth, and largest noise that the training saw, shape ``[4]``: means of
         them, which the heads are, cannot lie outside. Empty where there are none.
+    growth_shift
+        What is added to the growth between two time points, so that the population has its mass at the later one,
+        shape ``[n_times - 1]``. Empty where nothing is.
 
     Examples
     --------
@@ -87,6 +90,7 @@ class VelocityField(Stage):
     times: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1), metadata=stored("n_widths"))
     widths: NDArray[np.float64] = field(default_factory=lambda: np.ones(1), metadata=stored("n_widths", low=TINY))
     bounds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), metadata=stored("n_bounds"))
+    growth_shift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), metadata=stored("n_shifts"))
 
     def _facts(self) -> dict[str, Any]:
         layers = [value.shape[0] for value in self.weights.values() if value.ndim == 2]
@@ -286,8 +290,9 @@ class VelocityField(Stage):
         network = build_network(self.n_dims + self.use_time * n_clocks, n_outputs, sizes)
         network.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
         network.to(device).requires_grad_(False)
-        centre, times, widths, bounds = (
-            as_tensor(values, torch.device(device)) for values in (self.centre, self.times, self.widths, self.bounds)
+        centre, times, widths, bounds, shift = (
+            as_tensor(values, torch.device(device))
+            for values in (self.centre, self.times, self.widths, self.bounds, self.growth_shift)
         )
 
         def evaluate(x: torch.Tensor, time: torch.Tensor) -> Heads:
@@ -308,6 +313,10 @@ class VelocityField(Stage):
                 # No mean of what the training saw lies outside: far from all cells the network would make it up.
                 velocity, noise = _no_longer(velocity, bounds[0]), _no_longer(noise, bounds[3])
                 score, growth = _no_longer(score, bounds[3] / width), growth.clamp(bounds[1], bounds[2])
+            if shift.numel():
+                # An index would not do where derivatives are taken of one point at a time.
+                later = time.unsqueeze(-1) >= times[1:-1]
+                growth = growth + shift[0] + (later * shift.diff()).sum(-1)
             return velocity + widening * noise, growth, score, -noise / width
 
         return evaluate

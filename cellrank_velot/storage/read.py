@@ -196,6 +196,11 @@ def _check_weights(entry: str, field: dict[str, Any]) -> None:
     if set(weights) != names:
         damaged(entry, f"with the layers {sorted(names)}, found {sorted(weights)}")
     times = field.get("times", np.zeros(1))
+    shifts = field.get("growth_shift", np.zeros(0)).size
+    if shifts not in (0, times.size - 1):
+        damaged(
+            f"{entry}['growth_shift']", f"of `{times.size - 1}` values, one between two time points, found `{shifts}`"
+        )
     size = n_dims + field["use_time"] * n_clocks_of(times)
     for layer in range(n_layers):
         weight, bias = (weights[f"{2 * layer}.{part}"] for part in ("weight", "bias"))
