@@ -243,6 +243,15 @@ def test_a_graph_is_checked_before_a_time_is_computed_on_it(cells, job, value):
     assert "error: Expected the weights in `adata.obsp['connectivities']` to be finite and not negative" in said
 
 
+@pytest.mark.parametrize("stale", ["cell0", np.array([5, 9]), {"a": 1}])
+def test_a_root_that_is_none_does_not_keep_another_from_being_named(cells, job, no_pictures, stale):
+    cells.uns["iroot"] = stale
+    code, said, out = job(cells, "--root-cluster", ROOT)
+    assert code == cli.OK, said
+    adata = read_h5ad(out / "adata.h5ad")
+    assert adata.obs["consensus_pseudotime"].iloc[adata.uns["iroot"]] == 0
+
+
 @pytest.mark.parametrize("args", [(), ("--root-cluster", ROOT)])
 def test_two_cells_are_too_few(cells, job, args):
     code, said, _ = job(cells[:2].copy(), *args)

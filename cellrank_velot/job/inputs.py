@@ -213,6 +213,7 @@ def _time_from_root(adata: AnnData, basis: str, options: JobOptions) -> str:
     """Compute a pseudotime from the root on the graph that is there."""
     _describe_graph(adata)
     warn_about_graph(adata.obsp["connectivities"], strict=True)
+    adata.uns.pop("iroot", None)  # scanpy reads it, whatever it is; the root that is found takes its place
     sc.tl.diffmap(adata, random_state=options.seed)
     if options.root_cell is not None:
         root = int(adata.obs_names.get_loc(options.root_cell))
