@@ -66,6 +66,12 @@ def test_curves_move_with_units():
     np.testing.assert_allclose(other.low, 7 * one.low - 3, atol=1e-6)
 
 
+def test_curves_of_values_whose_squares_are_too_large():
+    time, expression, weight = planted(n_genes=3)
+    found = fit_smooth(time, expression * 1e300, weight)
+    assert np.isfinite([found.mean, found.low, found.high]).all()
+
+
 def test_curves_of_a_time_far_from_zero():
     time, expression, weight = planted(n_genes=3)
     time = np.round(time * 64) / 64

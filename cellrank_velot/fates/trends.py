@@ -186,6 +186,7 @@ def fit_trends(
     )
 
 
+@np.errstate(invalid="ignore")  # of a gene with a value that is no number
 def fit_smooth(
     time: FloatArray, expression: FloatArray, weight: FloatArray, options: TrendOptions = TrendOptions()
 ) -> Smooth:
@@ -207,15 +208,24 @@ def fit_smooth(
     splines = SplineTransformer(knots.size, knots=knots[:, None])
     basis = splines.fit_transform(((time[inside] - low) / (high - low))[:, None])
     at_grid = splines.transform(np.linspace(0, 1, options.n_points)[:, None])
+    unit = _unit(expression[inside])
+    scaled = expression[inside] / unit
     parts = [
-        _fit(basis, expression[inside, start : start + BLOCK_GENES], weight[inside], at_grid)
+        _fit(basis, scaled[:, start : start + BLOCK_GENES], weight[inside], at_grid)
         for start in range(0, expression.shape[1], BLOCK_GENES)
     ]
-    mean, error = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    mean, error = (np.concatenate(part, axis=1) * unit for part in zip(*parts, strict=True))
     width = norm.ppf(0.5 + options.level / 2) * error
     # A spline may swing out of the range where there are few cells; expression does not.
     bounds = expression[inside].min(axis=0), expression[inside].max(axis=0)
     return Smooth(grid, *(np.clip(values, *bounds) for values in (mean, mean - width, mean + width)))
+
+
+def _unit(expression: FloatArray) -> FloatArray:
+    """Return what to divide each gene by: a power of two where its squares are too large, which loses no digit."""
+    largest = np.abs(expression).max(axis=0)
+    huge = np.isfinite(largest) & (largest > 1e100)
+    return np.exp2(np.floor(np.log2(np.where(huge, largest, 1.0))))
 
 
 def _fit(

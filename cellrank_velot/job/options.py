@@ -12,7 +12,7 @@ from anndata import AnnData
 from cellrank.estimators import GPCCA
 
 from cellrank_velot._utils.options import Options
-from cellrank_velot._utils.validation import check_choice, check_integer, check_number
+from cellrank_velot._utils.validation import check_choice, check_integer, check_number, check_seed
 from cellrank_velot.cells import TimeKind
 from cellrank_velot.conditions import ConditionComparison
 from cellrank_velot.direction import DirectionTest, TimeCheck
@@ -116,7 +116,7 @@ class JobOptions(Options):
     n_steps: int | None = _argument(
         None, "training steps of the field, at most (300; of time points 1500)", int, check=_whole(1), demo=True
     )
-    seed: int = _argument(0, "seed of every step (0)", int, check=_whole(0), demo=True)
+    seed: int = _argument(0, "seed of every step (0)", int, check=lambda name, value: check_seed(value), demo=True)
     show_progress_bar: bool = False
 
     def __post_init__(self) -> None:
