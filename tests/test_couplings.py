@@ -11,8 +11,9 @@ from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 
 from cellrank_velot.timeseries.bridges import Bridges, limited_slope
-from cellrank_velot.timeseries.couplings import CouplingOptions, SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
 from cellrank_velot.timeseries.interpolation import interpolate_paths
+from cellrank_velot.timeseries.options import CouplingOptions
 from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
 GROWTH = np.log([1.5, 0.5]) / 2

@@ -294,6 +294,9 @@ def test_the_current_velocity_reverses_by_construction(planted):
 def test_the_flip_is_for_people(planted):
     result = flip_test(planted.x, planted.time, planted.graph, planted.labels, **SMALL)
     assert "the velocity reverses in" in str(result)
+    nowhere = flip_test(np.ones_like(planted.x), planted.time, planted.graph, **SMALL)
+    assert np.isnan([nowhere.mean, nowhere.reversed_share]).all()
+    assert str(nowhere) == "Reversed time: no cell has a velocity."
     frame = result.to_frame()
     assert list(frame.index) == ["all", "0", "1", "2"]
     assert frame.loc["all", "n"] == frame["n"].iloc[1:].sum()

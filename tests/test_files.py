@@ -11,7 +11,9 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
 from matplotlib.animation import AbstractMovieWriter
 from matplotlib.figure import Figure as Canvas
 
@@ -149,6 +151,16 @@ def test_killed_process_leaves_the_old_file(tmp_path, there):
 def small(adata: anndata.AnnData) -> anndata.AnnData:
     adata.obs["words"] = ["a", "b"] * (adata.n_obs // 2)
     return adata
+
+
+def test_nullable_texts_are_written(tmp_path):
+    adata = AnnData(np.ones((4, 2)))
+    adata.obs["texts"] = pd.array(["a", "b", None, "a"], dtype="string")
+    adata.obs["categories"] = pd.Categorical(pd.array(["a", "b", "a", "a"], dtype="string"))
+    write_h5ad(adata, tmp_path / "cells.h5ad")
+    found = anndata.read_h5ad(tmp_path / "cells.h5ad").obs
+    assert found["texts"].isna().tolist() == [False, False, True, False]
+    assert found["categories"].tolist() == ["a", "b", "a", "a"]
 
 
 def test_h5ad_is_that_of_anndata(computed, tmp_path):

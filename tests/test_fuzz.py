@@ -28,7 +28,7 @@ from odd_slots import GRAPHS, LABELS, NAMES, POSITIONS, TIMES, spread, time_limi
 from scipy.sparse.csgraph import connected_components
 
 import cellrank_velot
-from cellrank_velot import OTVelocityKernel
+from cellrank_velot import OTVelocityKernel, write_h5ad
 from cellrank_velot.kernel.base import WrongTimeError
 
 PACKAGE = str(Path(cellrank_velot.__file__).parent)
@@ -233,7 +233,7 @@ def read_again(kernel: OTVelocityKernel) -> None:
     own.adata = adata
     own.write_to_adata(key="T")
     with tempfile.TemporaryDirectory() as folder:
-        adata.write_h5ad(Path(folder) / "written.h5ad")
+        write_h5ad(adata, Path(folder) / "written.h5ad")
         same_result(OTVelocityKernel.from_adata(ad.read_h5ad(Path(folder) / "written.h5ad"), key="T"), kernel)
 
 

@@ -13,6 +13,7 @@ from anndata import AnnData
 from cellrank_velot import OTTimeSeriesKernel, OTVelocityKernel, datasets
 from cellrank_velot.dynamics import Rescaled
 from cellrank_velot.field import ProcessOptions, fit_process
+from cellrank_velot.kernel.populations import _some_of_each
 from cellrank_velot.timeseries import PopulationOptions, SnapshotOptions
 from cellrank_velot.timeseries.couplings import couple_snapshots
 from cellrank_velot.timeseries.interpolation import interpolate_paths
@@ -586,3 +587,33 @@ def test_kernel_of_a_pseudotime_is_as_it_was(planted):
     assert not kernel.cells.is_series
     assert kernel.cells.time_range == (0.0, 1.0)
     assert kernel.cells.unit_time is kernel.cells.time
+
+
+def test_groups_start_from_equally_many_cells(monkeypatch):
+    monkeypatch.setattr("cellrank_velot.kernel.populations.MAX_STARTS", 100)
+    groups = pd.Index(["many"] * 500 + ["some"] * 60 + ["few"] * 7)
+    starts = np.random.default_rng(0).permutation(567)
+    chosen = _some_of_each(starts, groups[starts], 0)
+    assert groups[chosen].value_counts().to_dict() == {"few": 7, "some": 46, "many": 47}
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(chosen, _some_of_each(starts, groups[starts], 0))
+    assert not np.array_equal(chosen, _some_of_each(starts, groups[starts], 1))
+    np.testing.assert_array_equal(_some_of_each(starts[:100], groups[starts[:100]], 0), starts[:100])
+
+
+def test_a_table_of_groups_takes_fewer_particles_from_many_cells(kernel, monkeypatch):
+    followed = []
+    process = type(kernel)._process
+
+    def counted(self, starts, *more):
+        followed.append(starts.size)
+        return process(self, starts, *more)
+
+    monkeypatch.setattr(type(kernel), "_process", counted)
+    n_first = int((kernel.cells.time == kernel.cells.time_points[0]).sum())
+    for in_all, each in ((10_000, 20), (12 * n_first, 12), (1, 5)):
+        monkeypatch.setattr("cellrank_velot.kernel.populations.PARTICLES_OF_GROUPS", in_all)
+        kernel.fate_probabilities(group_by="clusters", n_steps=5)
+        assert followed[-1] == each * n_first
+    kernel.fate_probabilities(n_steps=5)
+    assert followed[-1] == 20 * n_first

@@ -9,7 +9,8 @@ import torch
 from cellrank_velot._utils.options import Run
 from cellrank_velot.dynamics import SimulationOptions, simulate_process
 from cellrank_velot.field import ProcessOptions, VelocityField, fit_process
-from cellrank_velot.timeseries.couplings import CouplingOptions, couple_snapshots
+from cellrank_velot.timeseries.couplings import couple_snapshots
+from cellrank_velot.timeseries.options import CouplingOptions
 from cellrank_velot.timeseries.snapshots import build_snapshots
 
 SPEED, RATE, SIGMA = np.array([1.5, 0.0]), 0.5, 0.4

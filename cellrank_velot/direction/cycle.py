@@ -40,6 +40,8 @@ class Loop(StrEnum):
 def find_loop(x: FloatArray, time: FloatArray, graph: sp.csr_matrix) -> Loop:
     """Say whether the time runs around a closed loop, once or both ways."""
     order = np.argsort(time, kind="stable")
+    if not np.ptp(x, axis=0).any():  # in one place all cells are the nearest, and which are taken means nothing
+        return Loop.NONE
     if _closes(order, graph):
         return Loop.CLOSED
     if time.size >= MIN_SAMPLE and any(_runs_both_ways(_sample_graph(x, order, graph), share) for share in ENDS):

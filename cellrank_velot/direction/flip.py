@@ -45,13 +45,15 @@ class FlipTest(Stage):
 
     @property
     def mean(self) -> float:
-        """Mean cosine of the cells with a velocity."""
-        return float(np.nanmean(self.cosine))
+        """Mean cosine of the cells with a velocity; NaN where no cell has one."""
+        known = self.cosine[np.isfinite(self.cosine)]
+        return float(known.mean()) if known.size else np.nan
 
     @property
     def reversed_share(self) -> float:
         """Share of the cells with a velocity whose velocity reverses: their cosine is positive."""
-        return float((self.cosine[np.isfinite(self.cosine)] > 0).mean())
+        known = self.cosine[np.isfinite(self.cosine)]
+        return float((known > 0).mean()) if known.size else np.nan
 
     def to_frame(self) -> pd.DataFrame:
         """Return mean cosine, share of reversed cells and number of cells: of all cells, and of each cluster."""
@@ -68,6 +70,8 @@ class FlipTest(Stage):
         return table.astype({"n": np.int64})
 
     def __str__(self) -> str:
+        if np.isnan(self.mean):
+            return "Reversed time: no cell has a velocity."
         return (
             f"Reversed time: the velocity reverses in {self.reversed_share:.0%} of the cells, "
             f"mean cosine {self.mean:+.2f} (signal above 0, noise below)."

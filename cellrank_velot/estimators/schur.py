@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, lapack, schur, solve_triangular
 from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 
-from cellrank_velot._utils.jit import compiled, compiled_in_order, read_only
+from cellrank_velot._utils.jit import read_only
 from cellrank_velot._utils.slices import Slices
+from cellrank_velot.estimators.compiled import along_base, multiply, take_away
 
 __all__ = ["PartialSchur", "Which", "closed_classes", "eigengap", "partial_schur", "splits_pair"]
 
@@ -157,7 +158,7 @@ class _Product:
         self.n_products += rows.shape[0]
         columns = read_only((rows if self.root is None else rows / self.root).T)[0]
         result = np.empty(rows.shape)
-        self.slices.map(lambda part: _multiply(*self.arrays, columns, result, part.start, part.stop))
+        self.slices.map(lambda part: multiply(*self.arrays, columns, result, part.start, part.stop))
         return result if self.root is None else result * self.root
 
     def onward(self, rows: Array) -> Array:
@@ -168,25 +169,6 @@ class _Product:
     def onward_of(self, matrix: NDArray[Any]) -> NDArray[Any]:
         """Return the same of a small matrix."""
         return (matrix + 4 * matrix @ matrix) / 5 if self.two_steps else matrix
-
-
-# A column's number without a sign is not looked at for counting from the end: two thirds of the time.
-@compiled_in_order
-def _multiply(indptr: Any, indices: Any, data: Any, columns: Any, result: Any, first: int, last: int) -> None:
-    """Set some columns of the result, two rows of it at a time."""
-    for i in range(first, last):
-        for k in range(0, columns.shape[1] - 1, 2):
-            one = two = 0.0
-            for edge in range(indptr[i], indptr[i + 1]):
-                weight, j = data[edge], np.uint32(indices[edge])
-                one += weight * columns[j, k]
-                two += weight * columns[j, k + 1]
-            result[k, i], result[k + 1, i] = one, two
-        if columns.shape[1] % 2:
-            one = 0.0
-            for edge in range(indptr[i], indptr[i + 1]):
-                one += data[edge] * columns[np.uint32(indices[edge]), columns.shape[1] - 1]
-            result[columns.shape[1] - 1, i] = one
 
 
 def _orthonormal(
@@ -204,13 +186,13 @@ def _orthonormal(
     fixed = read_only(*bases)
 
     def along_bases(part: slice) -> list[Array]:
-        return [_along(base, rows, part.start, part.stop) for base in fixed]
+        return [along_base(base, rows, part.start, part.stop) for base in fixed]
 
     def without(part: slice, again: bool) -> list[Array]:
         """Take away what lies along the bases; return products of the rest while it is in the cache."""
         for along, base in zip(lengths, fixed, strict=True):
             if np.abs(along).max(initial=0.0) > ROUNDING:
-                _take_away(base, along, rows, part.start, part.stop)
+                take_away(base, along, rows, part.start, part.stop)
         rest = rows[:, part]
         return [rest @ rest.T, *(along_bases(part) if again else ())]
 
@@ -230,70 +212,6 @@ def _orthonormal(
         factor = upper @ factor
         scale = np.ones(rows.shape[0])
     return parts, factor, rows
-
-
-# Libraries of matrices are slow at products of a long basis with two rows. Here each number of the basis is read once
-# for both rows, four vectors of the basis at a time.
-CHUNK = 256  # cells of which all vectors stay in the nearest cache
-
-
-@compiled
-def _along(base: Any, rows: Any, first: int, last: int) -> Any:
-    """Return the products of vectors of the basis with rows, over some cells: ``[size, rows]``."""
-    size = base.shape[0]
-    out = np.zeros((size, rows.shape[0]))
-    for begin in range(first, last, CHUNK):
-        end = min(begin + CHUNK, last)
-        for k in range(0, rows.shape[0] - 1, 2):
-            for j in range(0, size - 3, 4):
-                a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = 0.0
-                for c in range(begin, end):
-                    a, b = rows[k, c], rows[k + 1, c]
-                    a0 += base[j, c] * a
-                    a1 += base[j + 1, c] * a
-                    a2 += base[j + 2, c] * a
-                    a3 += base[j + 3, c] * a
-                    b0 += base[j, c] * b
-                    b1 += base[j + 1, c] * b
-                    b2 += base[j + 2, c] * b
-                    b3 += base[j + 3, c] * b
-                out[j, k] += a0
-                out[j + 1, k] += a1
-                out[j + 2, k] += a2
-                out[j + 3, k] += a3
-                out[j, k + 1] += b0
-                out[j + 1, k + 1] += b1
-                out[j + 2, k + 1] += b2
-                out[j + 3, k + 1] += b3
-            for j in range(size - size % 4, size):
-                a0 = b0 = 0.0
-                for c in range(begin, end):
-                    a0 += base[j, c] * rows[k, c]
-                    b0 += base[j, c] * rows[k + 1, c]
-                out[j, k] += a0
-                out[j, k + 1] += b0
-    return out
-
-
-@compiled
-def _take_away(base: Any, along: Any, rows: Any, first: int, last: int) -> None:
-    """Take from rows, over some cells, what lies along the vectors of a basis."""
-    size = base.shape[0]
-    for begin in range(first, last, CHUNK):
-        end = min(begin + CHUNK, last)
-        for k in range(0, rows.shape[0] - 1, 2):
-            for j in range(0, size - 3, 4):
-                a0, a1, a2, a3 = along[j, k], along[j + 1, k], along[j + 2, k], along[j + 3, k]
-                b0, b1, b2, b3 = along[j, k + 1], along[j + 1, k + 1], along[j + 2, k + 1], along[j + 3, k + 1]
-                for c in range(begin, end):
-                    v0, v1, v2, v3 = base[j, c], base[j + 1, c], base[j + 2, c], base[j + 3, c]
-                    rows[k, c] -= a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3
-                    rows[k + 1, c] -= b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3
-            for j in range(size - size % 4, size):
-                a0, b0 = along[j, k], along[j, k + 1]
-                for c in range(begin, end):
-                    rows[k, c] -= a0 * base[j, c]
-                    rows[k + 1, c] -= b0 * base[j, c]
 
 
 def _summed(parts: list[list[Array]]) -> list[Array]:

@@ -20,9 +20,18 @@ from scipy.linalg import lu_factor, lu_solve
 from scipy.sparse.csgraph import breadth_first_order, reverse_cuthill_mckee
 from threadpoolctl import threadpool_limits
 
-from cellrank_velot._utils.jit import compiled, read_only
+from cellrank_velot._utils.jit import read_only
 from cellrank_velot._utils.lazy import pyamg
 from cellrank_velot._utils.slices import Slices, count_threads
+from cellrank_velot.fates.compiled import (
+    WIDTH,
+    backward_sweep,
+    difference_product,
+    forward_sweep,
+    product,
+    step_back,
+    take_away,
+)
 
 __all__ = ["Solution", "Transient", "expected_visits", "reaching"]
 
@@ -36,7 +45,6 @@ VISITS = 300  # steps that tell how often each cell is visited
 INNER = 1e-3  # by how much one round reduces the residual
 RESTART = 30
 MOST_ROUNDS = 25
-WIDTH = 8  # columns that are solved together, so many that loops over them need no loop
 BASIS_BYTES = 4e9  # that vectors of GMRES may take: fewer threads solve for parts of the columns where they take more
 TOLERANCE = 1e-10
 
@@ -129,7 +137,7 @@ class Transient:
         x, steps, error = np.zeros_like(b), 0, np.inf
         arrays = read_only(self.q.indptr, self.q.indices, self.q.data, self.leave)
         for _ in range(MOST_ROUNDS):
-            residual = b - _difference_product(*arrays, x)
+            residual = b - difference_product(*arrays, x)
             correction, n_steps = self._correct(residual * self.visits[:, None])
             x += correction
             steps += n_steps
@@ -150,7 +158,7 @@ class Transient:
         for step in range(RESTART):
             _, w = self._cycle(basis[step])
             for i, other in enumerate(basis):
-                h[:, i, step] = _take_away(other, w)
+                h[:, i, step] = take_away(other, w)
             norm = np.sqrt(np.einsum("ij,ij->j", w, w))
             h[:, step + 1, step] = norm
             w *= _ratio(np.ones_like(norm), norm)
@@ -170,13 +178,13 @@ class Transient:
             x = np.ascontiguousarray(lu_solve(at.factors, b))
             return x, b.copy()
         x, rest = np.empty_like(b), np.empty_like(b)
-        _forward(*at.matrix, b, x, rest)
-        coarse = _product(*at.down, rest)
+        forward_sweep(*at.matrix, b, x, rest)
+        coarse = product(*at.down, rest)
         below, image = self._cycle(coarse, level + 1)
         if level > 0 and self._levels[level + 1].factors is None:  # twice on the small levels
             below = below + self._cycle(coarse - image, level + 1)[0]
-        x += _product(*at.up, below)
-        _backward(*at.matrix, b, x, rest)
+        x += product(*at.up, below)
+        backward_sweep(*at.matrix, b, x, rest)
         return x, rest
 
 
@@ -244,110 +252,6 @@ def _ratio(a: Array, b: Array) -> Array:
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
-# Loops over columns have a length that the compiler knows.
-@compiled
-def _difference_product(indptr: Any, indices: Any, data: Any, leave: Any, x: Any) -> Any:
-    out = np.empty_like(x)
-    rest = np.empty(WIDTH)
-    for i in range(x.shape[0]):
-        for k in range(WIDTH):
-            rest[k] = leave[i] * x[i, k]
-        for edge in range(indptr[i], indptr[i + 1]):
-            j, weight = indices[edge], data[edge]
-            for k in range(WIDTH):
-                rest[k] += weight * (x[i, k] - x[j, k])
-        for k in range(WIDTH):
-            out[i, k] = rest[k]
-    return out
-
-
-@compiled
-def _product(indptr: Any, indices: Any, data: Any, x: Any) -> Any:
-    n_rows = indptr.size - 1
-    out = np.empty((n_rows, WIDTH))
-    rest = np.empty(WIDTH)
-    for i in range(n_rows):
-        rest[:] = 0.0
-        for edge in range(indptr[i], indptr[i + 1]):
-            j, weight = indices[edge], data[edge]
-            for k in range(WIDTH):
-                rest[k] += weight * x[j, k]
-        for k in range(WIDTH):
-            out[i, k] = rest[k]
-    return out
-
-
-@compiled
-def _forward(indptr: Any, indices: Any, data: Any, diagonal: Any, b: Any, x: Any, residual: Any) -> None:
-    """Set ``x`` by a sweep that starts from zero, and what it misses: cells later in the order count for that alone."""
-    rest = np.empty(WIDTH)
-    for i in range(x.shape[0]):
-        for k in range(WIDTH):
-            rest[k] = b[i, k]
-        for edge in range(indptr[i], indptr[i + 1]):
-            j, weight = indices[edge], data[edge]
-            if j >= i:
-                break
-            for k in range(WIDTH):
-                rest[k] -= weight * x[j, k]
-        for k in range(WIDTH):
-            x[i, k] = rest[k] / diagonal[i]
-    for i in range(x.shape[0]):
-        rest[:] = 0.0
-        for edge in range(indptr[i + 1] - 1, indptr[i] - 1, -1):
-            j, weight = indices[edge], data[edge]
-            if j <= i:
-                break
-            for k in range(WIDTH):
-                rest[k] -= weight * x[j, k]
-        for k in range(WIDTH):
-            residual[i, k] = rest[k]
-
-
-@compiled
-def _backward(indptr: Any, indices: Any, data: Any, diagonal: Any, b: Any, x: Any, image: Any) -> None:
-    """Sweep backward over ``x``, and set ``image`` to its product with the matrix.
-
-    When a cell is set, its row holds; then the cells before it change.
-    """
-    rest, change = np.empty(WIDTH), np.empty_like(x)
-    for at in range(x.shape[0]):
-        i = x.shape[0] - 1 - at
-        for k in range(WIDTH):
-            rest[k] = b[i, k]
-        for edge in range(indptr[i], indptr[i + 1]):
-            j, weight = indices[edge], data[edge]
-            for k in range(WIDTH):
-                rest[k] -= weight * x[j, k]
-        for k in range(WIDTH):
-            change[i, k] = rest[k] / diagonal[i]
-            x[i, k] += change[i, k]
-    for i in range(x.shape[0]):
-        for k in range(WIDTH):
-            rest[k] = b[i, k]
-        for edge in range(indptr[i], indptr[i + 1]):
-            j, weight = indices[edge], data[edge]
-            if j >= i:
-                break
-            for k in range(WIDTH):
-                rest[k] += weight * change[j, k]
-        for k in range(WIDTH):
-            image[i, k] = rest[k]
-
-
-@compiled
-def _take_away(other: Any, w: Any) -> Any:
-    """Take what lies along another array from each column of ``w``, and return how much."""
-    along, n_rows = np.zeros(WIDTH), w.shape[0]
-    for i in range(n_rows):
-        for k in range(WIDTH):
-            along[k] += other[i, k] * w[i, k]
-    for i in range(n_rows):
-        for k in range(WIDTH):
-            w[i, k] -= along[k] * other[i, k]
-    return along
-
-
 def _visits(q: sp.csr_matrix) -> Array:
     """Return how often each cell is visited within so many steps, from all cells, their mean scaled to one."""
     back = sp.csr_matrix(q.T)
@@ -355,15 +259,6 @@ def _visits(q: sp.csr_matrix) -> Array:
     visits, following = np.ones(q.shape[0]), np.empty(q.shape[0])
     with Slices(q.shape[0], size=16_384) as slices:
         for _ in range(VISITS):
-            slices.map(lambda part: _step(*arrays, visits, following, part.start, part.stop))  # noqa: B023
+            slices.map(lambda part: step_back(*arrays, visits, following, part.start, part.stop))  # noqa: B023
             visits, following = following, visits
     return visits / visits.mean()
-
-
-@compiled
-def _step(indptr: Any, indices: Any, data: Any, visits: Any, following: Any, first: int, last: int) -> None:
-    for i in range(first, last):
-        total = 1.0
-        for edge in range(indptr[i], indptr[i + 1]):
-            total += data[edge] * visits[indices[edge]]
-        following[i] = total

@@ -15,10 +15,11 @@ from sklearn.cluster import KMeans
 
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.shown import as_line, as_table
+from cellrank_velot._utils.slices import Slices
 from cellrank_velot._utils.validation import check_integer, check_number
+from cellrank_velot.graph.compiled import neighbor_means
 from cellrank_velot.graph.geodesic import N_SMOOTHING, earliest_cells, near_graph
 from cellrank_velot.graph.order import MemoryOrder
-from cellrank_velot.graph.residuals import means_over
 from cellrank_velot.graph.shortest import ShortestPaths
 from cellrank_velot.graph.smoothing import SmoothedCells, smoothed
 from cellrank_velot.transitions import TransitionOptions, compute_transitions
@@ -390,9 +391,15 @@ def _share_that_stays(weights: sp.csr_matrix, inside: NDArray[np.bool_]) -> NDAr
 
     The walk takes edges in proportion to their weights.
     """
+    edges = weights.indptr, weights.indices, np.asarray(weights.data, dtype=np.float64)
     chance = inside.astype(np.float64)  # to be in the group, by where the walk begins
-    for _ in range(N_STEPS):
-        chance = means_over(weights, chance)
+
+    def step(part: slice) -> NDArray[np.float64]:
+        return neighbor_means(chance, *edges, 0.0, np.arange(part.start, part.stop))
+
+    with Slices(len(chance)) as slices:
+        for _ in range(N_STEPS):
+            chance = np.concatenate(slices.map(step))
     return np.asarray(np.einsum("ij,ij->j", chance, inside) / inside.sum(axis=0))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.jit import compiled, read_only
 
-__all__ = ["connected_components", "edge_similarities", "moved_rows", "nearest_around", "neighbor_means", "row_softmax"]
+__all__ = ["connected_components", "edge_similarities", "move_rows", "nearest_around", "neighbor_means", "row_softmax"]
 
 # Up to so many edges of a row are sorted by putting each in its place.
 FEW = 128
@@ -71,21 +72,20 @@ def nearest_around(
     return np.asarray(_nearest_around(*read_only(x, indptr, indices), n_nearest, beyond, first, last))
 
 
-def moved_rows(
-    indptr: NDArray[np.integer[Any]],
-    indices: NDArray[np.integer[Any]],
-    data: NDArray[Any],
+def move_rows(
+    graph: sp.csr_matrix,
+    moved: sp.csr_matrix,
     cells: NDArray[np.int64],
     places: NDArray[np.int64],
     first: int,
     last: int,
-) -> tuple[NDArray[np.integer[Any]], NDArray[Any]]:
-    """Return columns, sorted, and values of some rows of the matrix whose rows and columns are those of ``cells``.
+) -> None:
+    """Fill in some rows of the matrix whose rows and columns are those of ``cells``, each in the order of its columns.
 
     ``places`` says where each cell is among them.
     """
-    columns, values = _moved_rows(*read_only(indptr, indices, data, cells, places), first, last)
-    return columns, values
+    rows = read_only(graph.indptr, graph.indices, graph.data, cells, places, moved.indptr)
+    _move_rows(*rows, moved.indices, moved.data, first, last)
 
 
 def connected_components(
@@ -217,27 +217,31 @@ def _nearest_around(x: Any, indptr: Any, indices: Any, n_nearest: int, beyond: b
 
 
 @compiled
-def _moved_rows(indptr: Any, indices: Any, data: Any, cells: Any, places: Any, first: int, last: int) -> Any:
-    n_edges = 0
+def _move_rows(
+    indptr: Any,
+    indices: Any,
+    data: Any,
+    cells: Any,
+    places: Any,
+    starts: Any,
+    columns: Any,
+    values: Any,
+    first: int,
+    last: int,
+) -> None:
     for row in range(first, last):
-        n_edges += indptr[cells[row] + 1] - indptr[cells[row]]
-    columns, values = np.empty(n_edges, dtype=indices.dtype), np.empty(n_edges, dtype=data.dtype)
-    end = 0
-    for row in range(first, last):
-        start, begin, stop = end, indptr[cells[row]], indptr[cells[row] + 1]
-        end += stop - begin
-        if stop - begin > FEW:
-            moved = places[indices[begin:stop]]
+        start, end, begin = starts[row], starts[row + 1], indptr[cells[row]]
+        if end - start > FEW:
+            moved = places[indices[begin : begin + end - start]]
             order = np.argsort(moved)
-            columns[start:end], values[start:end] = moved[order], data[begin:stop][order]
+            columns[start:end], values[start:end] = moved[order], data[begin : begin + end - start][order]
             continue
-        for edge in range(begin, stop):
-            column, value, at = places[indices[edge]], data[edge], start + edge - begin
+        for edge in range(end - start):
+            column, value, at = places[indices[begin + edge]], data[begin + edge], start + edge
             while at > start and columns[at - 1] > column:
                 columns[at], values[at] = columns[at - 1], values[at - 1]
                 at -= 1
             columns[at], values[at] = column, value
-    return columns, values
 
 
 @compiled

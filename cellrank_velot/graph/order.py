@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -11,14 +10,15 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-from cellrank_velot._utils.parallel import run
-from cellrank_velot.graph.compiled import moved_rows
-from cellrank_velot.graph.rows import row_blocks
+from cellrank_velot._utils.slices import Slices
+from cellrank_velot.graph.compiled import move_rows
 
 __all__ = ["MemoryOrder"]
 
 # Fewer cells fit in the cache in any order.
 WORTH_FROM = 20_000
+# Cells of one task.
+BLOCK_CELLS = 8192
 
 Values = TypeVar("Values", bound=NDArray[Any])
 
@@ -66,12 +66,8 @@ class MemoryOrder:
 def _moved(graph: sp.csr_matrix, cells: NDArray[np.int64], places: NDArray[np.int64]) -> sp.csr_matrix:
     """Return the graph whose rows and columns are those of ``cells``, its rows sorted."""
     indptr = np.concatenate([[0], np.cumsum(np.diff(graph.indptr)[cells])]).astype(graph.indptr.dtype)
-    indices, data = np.empty(graph.nnz, dtype=graph.indices.dtype), np.empty(graph.nnz, dtype=graph.data.dtype)
-    rows = row_blocks(indptr)
-    with closing(run(moved_rows, rows, (graph.indptr, graph.indices, graph.data, cells, places))) as parts:
-        for (first, last), (columns, values) in zip(rows, parts, strict=True):
-            of = slice(indptr[first], indptr[last])
-            indices[of], data[of] = columns, values
-    found = sp.csr_matrix((data, indices, indptr), shape=graph.shape)
+    found = sp.csr_matrix((np.empty_like(graph.data), np.empty_like(graph.indices), indptr), shape=graph.shape)
+    with Slices(cells.size, BLOCK_CELLS) as slices:  # in threads: to send the graph elsewhere takes longer
+        slices.map(lambda part: move_rows(graph, found, cells, places, part.start, part.stop))
     found.has_sorted_indices = True
     return found

@@ -414,8 +414,8 @@ class Populations(BaseVelocityKernel):
         Examples
         --------
         >>> flows = sk.cluster_flows()
-        >>> flows.query("time == 0")["mass"].sum().round(6)
-        np.float64(1.0)
+        >>> print(flows.query("time == 0")["mass"].sum().round(6))
+        1.0
         """
         couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
         return cluster_flows(couplings, self._clusters(cluster_key))

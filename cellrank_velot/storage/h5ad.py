@@ -9,12 +9,21 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
 
 from cellrank_velot._utils.files import replacing
 
 __all__ = ["plain_arrays", "write_h5ad"]
+
+
+def _use_plain_texts(frame: pd.DataFrame) -> None:
+    """Let categories be texts as Python has them: not every anndata writes the nullable texts of pandas."""
+    for name in frame.columns[frame.dtypes == "category"]:
+        categories = frame[name].cat.categories
+        if isinstance(categories.dtype, pd.StringDtype) and categories.dtype.na_value is pd.NA:
+            frame[name] = frame[name].cat.rename_categories(categories.astype(object))
 
 
 @contextmanager
@@ -26,6 +35,8 @@ def plain_arrays(adata: AnnData) -> Iterator[None]:
         for key, value in lineages.items():
             adata.obsm[key] = np.asarray(value.X)
         adata.strings_to_categoricals()
+        for frame in (adata.obs, adata.var):
+            _use_plain_texts(frame)
         yield
     finally:
         for key, value in lineages.items():

@@ -25,7 +25,8 @@ from cellrank_velot.field import FieldOptions, ProcessOptions, VelocityField
 from cellrank_velot.field.uncertainty import Uncertainty, UncertaintyOptions
 from cellrank_velot.storage.pack import check_entry, fingerprint, same_digest, unpack
 from cellrank_velot.storage.read import check_plain, damaged, plain
-from cellrank_velot.timeseries.couplings import PopulationOptions, SnapshotCouplings
+from cellrank_velot.timeseries.couplings import SnapshotCouplings
+from cellrank_velot.timeseries.options import PopulationOptions
 from cellrank_velot.timeseries.snapshots import SnapshotOptions
 from cellrank_velot.transport import TransportOptions, TransportVelocity, WindowOptions, Windows
 

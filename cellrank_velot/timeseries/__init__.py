@@ -7,9 +7,10 @@ population at any time.
 
 from cellrank_velot.timeseries.bridges import Bridges
 from cellrank_velot.timeseries.clonal import EpsilonChoice, choose_epsilon
-from cellrank_velot.timeseries.couplings import CouplingOptions, PopulationOptions, SnapshotCouplings, couple_snapshots
+from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
 from cellrank_velot.timeseries.flows import cluster_flows
 from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
+from cellrank_velot.timeseries.options import CouplingOptions, PopulationOptions
 from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
 __all__ = [

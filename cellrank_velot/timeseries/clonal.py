@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.device import resolve_device, single_thread
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.stage import TINY, Stage, stored
-from cellrank_velot.timeseries.couplings import ROUGH_TOL, CouplingOptions, _Batch, _mean_square
+from cellrank_velot.timeseries.batch import ROUGH_TOL, Batch, mean_square
+from cellrank_velot.timeseries.options import CouplingOptions
 
 __all__ = ["EpsilonChoice", "choose_epsilon"]
 
@@ -85,10 +86,10 @@ def choose_epsilon(
             if not shared.size:
                 continue
             expected = np.zeros(i.size) if prior is None else prior[i] * (end - start)
-            scale = _mean_square(x[time == start], x[time == end])
+            scale = mean_square(x[time == start], x[time == end])
             tried = []
             for epsilon in TRIED:
-                batch = _Batch(x[i], x[j], expected, scale, replace(options, epsilon=epsilon, tol=rough), where)
+                batch = Batch(x[i], x[j], expected, scale, replace(options, epsilon=epsilon, tol=rough), where)
                 share = (batch.plan / batch.rows[:, None]).cpu().numpy()
                 tried.append(_of_clones(share, clone[i], clone[j], shared))
             scores.append(np.stack(tried))

@@ -1,4 +1,4 @@
-"""Processor seconds and memory of every step up to 100 000 cells, beside VelOT and CellRank's VelocityKernel.
+"""Processor seconds and memory of every step up to 30 000 cells, beside VelOT and CellRank's VelocityKernel.
 
 Writes docs/benchmarks.md. Each program and size runs in a process of its own, with one thread, on the same cells and
 the same neighbour graph, which is given; `--limit` is how long a peer may take. `--sizes` takes other sizes, such as a
@@ -26,7 +26,7 @@ import scipy.sparse as sp
 from common import table
 
 DOCS = Path(__file__).parents[2] / "docs"
-SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
+SIZES = (1_000, 3_000, 10_000, 30_000)
 N_DIMS, N_NEIGHBORS = 30, 30
 SYSTEMS = {"cellrank_velot": "cellrank_velot", "velot": "VelOT 1.0.0", "cellrank": "VelocityKernel"}
 Results = dict[tuple[str, int], list[dict[str, Any]]]
