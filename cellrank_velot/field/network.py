@@ -62,8 +62,8 @@ class VelocityField(Stage):
         Largest speed, smallest and largest growth, and largest noise that the training saw, shape ``[4]``: means of
         them, which the heads are, cannot lie outside. Empty where there are none.
     growth_shift
-        What is added to the growth between two time points, so that the population has its mass at the later one,
-        shape ``[n_times - 1]``. Empty where nothing is.
+        What is added to the growth of all particles between two time points, so that they have the mass of the later
+        one, shape ``[n_times - 1]``. Empty where nothing is. :meth:`growth`, that of cells, is without it.
 
     Examples
     --------
@@ -227,7 +227,7 @@ class VelocityField(Stage):
             Torch device that the tensors are on.
         """
         self._need_heads()
-        heads = self.heads_on(device)
+        heads = self._all_heads_on(device)
         return lambda x, time: heads(x, time)[1]
 
     def score_on(self, device: torch.device | str) -> Function:
@@ -267,17 +267,23 @@ class VelocityField(Stage):
     ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Return velocity, growth and score at once, as a function of tensors; empty where the field has no heads.
 
-        The score is that of the bridges, which are as narrow at time points as single cells.
+        The score is that of the bridges, which are as narrow at time points as single cells. The growth is that of
+        particles, with ``growth_shift``.
 
         Parameters
         ----------
         device
             Torch device that the tensors are on.
         """
-        heads = self._all_heads_on(device)
+        heads, shifted = self._all_heads_on(device), self.growth_shift.size > 0
+        times, shift = (as_tensor(values, torch.device(device)) for values in (self.times, self.growth_shift))
 
         def evaluate(x: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             velocity, growth, _, score = heads(x, time)
+            if shifted:
+                # An index would not do where derivatives are taken of one point at a time.
+                later = time.unsqueeze(-1) >= times[1:-1]
+                growth = growth + shift[0] + (later * shift.diff()).sum(-1)
             return velocity, growth, score
 
         return evaluate
@@ -290,9 +296,8 @@ class VelocityField(Stage):
         network = build_network(self.n_dims + self.use_time * n_clocks, n_outputs, sizes)
         network.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
         network.to(device).requires_grad_(False)
-        centre, times, widths, bounds, shift = (
-            as_tensor(values, torch.device(device))
-            for values in (self.centre, self.times, self.widths, self.bounds, self.growth_shift)
+        centre, times, widths, bounds = (
+            as_tensor(values, torch.device(device)) for values in (self.centre, self.times, self.widths, self.bounds)
         )
 
         def evaluate(x: torch.Tensor, time: torch.Tensor) -> Heads:
@@ -313,10 +318,6 @@ class VelocityField(Stage):
                 # No mean of what the training saw lies outside: far from all cells the network would make it up.
                 velocity, noise = _no_longer(velocity, bounds[0]), _no_longer(noise, bounds[3])
                 score, growth = _no_longer(score, bounds[3] / width), growth.clamp(bounds[1], bounds[2])
-            if shift.numel():
-                # An index would not do where derivatives are taken of one point at a time.
-                later = time.unsqueeze(-1) >= times[1:-1]
-                growth = growth + shift[0] + (later * shift.diff()).sum(-1)
             return velocity + widening * noise, growth, score, -noise / width
 
         return evaluate
