@@ -267,6 +267,17 @@ def cut_apart(adata: AnnData, first: np.ndarray, rest: np.ndarray) -> None:
     adata.obsp["connectivities"].eliminate_zeros()
 
 
+@pytest.mark.parametrize("unit", [2.0**1000, 2.0**-1000])
+def test_weights_of_the_graph_count_relative_to_each_other(adata: AnnData, unit):
+    adata.obsm["X_pca"] = adata.obsm["X_pca"] + 1e8  # its products with the largest weights are beyond all numbers
+    usual = OTVelocityKernel(adata).compute_transition_matrix(show_progress_bar=False).transition_matrix
+    graph = adata.obsp["connectivities"] * unit
+    adata.obsp["connectivities"] = graph.copy()
+    found = OTVelocityKernel(adata).compute_transition_matrix(show_progress_bar=False).transition_matrix
+    np.testing.assert_array_equal(found.data, usual.data)
+    np.testing.assert_array_equal(adata.obsp["connectivities"].data, graph.data)
+
+
 def test_disconnected_graph_is_told_with_sizes(adata: AnnData, planted, caplog):
     early = planted.time < 0.35
     cut_apart(adata, early, ~early)

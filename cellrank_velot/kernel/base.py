@@ -53,6 +53,8 @@ logger = logging.getLogger("cellrank_velot")
 # The steps in their order, by the stage that each gives. A new result makes those after it out of date.
 STAGES = ("windows", "transport", "field", "uncertainty")
 METHODS = ("compute_windows", "compute_velocity", "fit_field", "compute_uncertainty")
+# Weights of a graph count relative to each other: all are scaled where the largest is beyond this, or its inverse.
+MOST_WEIGHT = 1e100
 # The methods that a velocity takes, by the names of their options.
 STEPS = {"windows": "compute_windows", "velocity": "compute_velocity", "field": "fit_field"}
 
@@ -144,6 +146,9 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
             graph = self.connectivities.copy()
             graph.sum_duplicates()
             self._conn: sp.csr_matrix = graph
+        largest = float(self.connectivities.data.max(initial=0.0))
+        if largest and not 1 / MOST_WEIGHT < largest < MOST_WEIGHT:  # products with positions would overflow, or vanish
+            self._conn = sp.csr_matrix(self.connectivities * 2.0 ** -np.frexp(largest)[1])  # which rounds nothing
         self._components = warn_about_graph(self.connectivities, strict=check_connectivity)
         if time_kind == "pseudotime":
             loop = find_loop(self._cells.x, self._cells.time, self.connectivities)
