@@ -160,7 +160,7 @@ def _neighbor_means(x: Any, indptr: Any, indices: Any, weights: Any, own: float,
         i = rows[at]
         weight = own
         for k in range(n_dims):
-            total[k] = own * x[i, k]
+            total[k] = own * x[i, k] if own > 0 else 0.0  # of a cell that is infinitely late, too
         for edge in range(indptr[i], indptr[i + 1]):
             other = x[indices[edge]]
             for k in range(n_dims):
