@@ -79,8 +79,8 @@ class SimulationOptions(Options):
     n_saved
         Number of points kept after the start, evenly spread; the last step is one of them.
     random_state
-        Seed of the noise. Who lets the same particles go on from where they came to takes another seed each time: with
-        the same one they would be pushed the same way again.
+        Seed of the noise. To let particles go on from where they came to, take another seed. With the same one, each
+        would be pushed the same way again.
 
     Examples
     --------

@@ -66,7 +66,8 @@ class MemoryOrder:
 def _moved(graph: sp.csr_matrix, cells: NDArray[np.int64], places: NDArray[np.int64]) -> sp.csr_matrix:
     """Return the graph whose rows and columns are those of ``cells``, its rows sorted."""
     indptr = np.concatenate([[0], np.cumsum(np.diff(graph.indptr)[cells])]).astype(graph.indptr.dtype)
-    found = sp.csr_matrix((np.empty_like(graph.data), np.empty_like(graph.indices), indptr), shape=graph.shape)
+    # SciPy looks at the indices to choose their type.
+    found = sp.csr_matrix((np.empty_like(graph.data), np.zeros_like(graph.indices), indptr), shape=graph.shape)
     with Slices(cells.size, BLOCK_CELLS) as slices:  # in threads: to send the graph elsewhere takes longer
         slices.map(lambda part: move_rows(graph, found, cells, places, part.start, part.stop))
     found.has_sorted_indices = True

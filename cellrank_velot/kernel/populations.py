@@ -245,8 +245,8 @@ class Populations(BaseVelocityKernel):
         until
             The later time, in units of ``time_key``; the last time point where not given.
         n_particles
-            Number of particles from each cell: 20 where not given; for a table of groups fewer where the cells are
-            many, but 5 at least, as cells differ more than the particles of one do.
+            Number of particles from each cell. By default 20. In a table of groups with many cells it is as few as 5:
+            the cells of a group differ more than the particles of a cell.
         weighted
             Whether growth counts.
         n_neighbors
@@ -338,8 +338,8 @@ class Populations(BaseVelocityKernel):
         until
             The earlier time, in units of ``time_key``; the first time point where not given.
         n_particles
-            Number of particles from each cell: 20 where not given; for a table of groups fewer where the cells are
-            many, but 5 at least, as cells differ more than the particles of one do.
+            Number of particles from each cell. By default 20. In a table of groups with many cells it is as few as 5:
+            the cells of a group differ more than the particles of a cell.
         n_neighbors
             Number of cells nearest to the end of a particle, among those of that time point, whose clusters it shares.
         noise
