@@ -275,6 +275,7 @@ def test_cells_on_one_spot():
         ({"tau": "strict"}, TypeError, "`tau` to be a number"),
         ({"n_passes": 0}, ValueError, "`n_passes` to be at least `1`"),
         ({"n_draws": 0}, ValueError, "`n_draws` to be at least `1`"),
+        ({"n_draws": 1001}, ValueError, "`n_draws` to be at most `1000`"),
         ({"n_draws": 2.5}, TypeError, "`n_draws` to be an integer"),
         ({"tol": 0}, ValueError, "`tol`"),
         ({"max_iter": 0}, ValueError, "`max_iter` to be at least `1`"),

@@ -14,7 +14,7 @@ from cellrank_velot import OTTimeSeriesKernel, OTVelocityKernel, datasets
 from cellrank_velot.dynamics import Rescaled
 from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.kernel.populations import _some_of_each
-from cellrank_velot.timeseries import PopulationOptions, SnapshotOptions
+from cellrank_velot.timeseries import CouplingOptions, PopulationOptions, SnapshotOptions
 from cellrank_velot.timeseries.couplings import couple_snapshots
 from cellrank_velot.timeseries.interpolation import interpolate_paths
 
@@ -78,7 +78,7 @@ def test_steps_are_those_of_the_stages(kernel):
     field = fit_process(couplings, cells.x, ProcessOptions.split(FAST)[0])
     np.testing.assert_array_equal(kernel.velocity, field(cells.x, cells.time))
     np.testing.assert_array_equal(kernel.growth, field.growth(cells.x, cells.time))
-    found = kernel.interpolate(1.7)
+    found = kernel.interpolate(1.7, n_passes=CouplingOptions.n_passes)
     np.testing.assert_array_equal(found.x, interpolate_paths(couplings, cells.x, 1.7).x)
 
 
@@ -240,6 +240,31 @@ def test_interpolation_between_and_at_time_points(kernel, method: str):
         expected = np.exp(np.interp(time, list(known), np.log(list(known.values()))))
         assert found.mass == pytest.approx(expected, rel=1e-9 if method == "paths" or time in POINTS else 0.25)
     assert kernel.interpolate(1.0, method=method).x.shape[1] == kernel.cells.n_dims
+
+
+def test_paths_are_of_one_pass_with_all_else_as_the_couplings_have_it(adata, kernel):
+    """Growth is found by more passes, and stays as it is; what was expected of it stays what it was at that time."""
+    adata.obs["expected"] = np.linspace(-0.5, 0.5, adata.n_obs)
+    options = {"tau": 0.8, "epsilon": 0.1, "random_state": 3}
+    several = OTTimeSeriesKernel(adata).compute_velocity(**options, growth_key="expected", mass="counts", **QUIET)
+    one = OTTimeSeriesKernel(adata).compute_velocity(
+        **options, growth_key="expected", mass="counts", n_passes=1, **QUIET
+    )
+    del adata.obs["expected"]
+    before = several.couplings
+    for time in (0.5, 1.7):
+        found, expected = several.interpolate(time), one.interpolate(time)
+        np.testing.assert_array_equal(found.x, expected.x)
+        np.testing.assert_array_equal(found.weights, expected.weights)
+    assert several.couplings is before
+    assert not np.array_equal(found.weights, several.interpolate(1.7, n_passes=4).weights)
+    # Other couplings have other paths.
+    several.compute_velocity(**QUIET)
+    assert not np.array_equal(found.weights, several.interpolate(1.7).weights)
+    rigid = OTTimeSeriesKernel(adata).compute_velocity(tau=1, **QUIET)
+    np.testing.assert_array_equal(rigid.interpolate(1.7).x, rigid.interpolate(1.7, n_passes=4).x)
+    with pytest.raises(ValueError, match="`n_passes`"):
+        kernel.interpolate(1.7, n_passes=0)
 
 
 @pytest.mark.parametrize("method", ["paths", "field"])

@@ -96,6 +96,9 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._windows: Windows | None = None
         self._transport: TransportVelocity | None = None
         self._couplings: SnapshotCouplings | None = None
+        # The growth that the couplings expected, and couplings whose passes alone are others: of which, and how many.
+        self._prior: NDArray[np.float64] | None = None
+        self._paths: tuple[SnapshotCouplings, int, SnapshotCouplings] | None = None
         self._field: VelocityField | None = None
         self._current: VelocityField | None = None
         self._uncertainty: Uncertainty | None = None

@@ -8,8 +8,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
@@ -25,8 +23,8 @@ from cellrank_velot.dynamics import (
 )
 from cellrank_velot.dynamics.process import count_lost
 from cellrank_velot.kernel._atomic import all_or_nothing
-from cellrank_velot.kernel.base import BaseVelocityKernel
-from cellrank_velot.timeseries import Population, SnapshotCouplings, cluster_flows, interpolate_paths
+from cellrank_velot.kernel.coupled import Coupled
+from cellrank_velot.timeseries import PATH_PASSES, Population, SnapshotCouplings, interpolate_paths
 
 __all__ = ["Populations"]
 
@@ -47,7 +45,7 @@ ALIKE, FEWEST_GROUPS = 0.1, 3
 Cells = CellSelector | str | Sequence[str]
 
 
-class Populations(BaseVelocityKernel):
+class Populations(Coupled):
     """Methods of the kernel for real time points."""
 
     @property
@@ -72,6 +70,7 @@ class Populations(BaseVelocityKernel):
         *,
         method: Literal["paths", "field"] = "paths",
         straight: bool = False,
+        n_passes: int = PATH_PASSES,
         noise: bool | float = SimulationOptions.noise,
         n_steps: int = SimulationOptions.n_steps,
         random_state: int = SimulationOptions.random_state,
@@ -89,6 +88,10 @@ class Populations(BaseVelocityKernel):
             before follow the process to this time, as :meth:`simulate_process` does.
         straight
             Of ``"paths"``: whether pairs move straight, in place of along cubics through more time points.
+        n_passes
+            Of ``"paths"``: how often the transport is solved before growth is read from it, see
+            :meth:`compute_velocity`, whose default is another: one pass places cells better, more find the growth of
+            each cell better. Pairs for another number than that of the couplings are made at the first call.
         noise
             Of ``"field"``: whether particles diffuse. Otherwise they follow the velocity alone.
         n_steps
@@ -96,9 +99,9 @@ class Populations(BaseVelocityKernel):
         random_state
             Of ``"field"``: seed of the noise.
         device
-            Of ``"field"``: torch device; ``"auto"`` takes a GPU where there is one.
+            Torch device; ``"auto"`` takes a GPU where there is one.
         show_progress_bar
-            Of ``"field"``: whether to show a progress bar.
+            Whether to show a progress bar.
 
         Returns
         -------
@@ -121,11 +124,13 @@ class Populations(BaseVelocityKernel):
         (100, 10)
         """
         check_choice("method", method, ["paths", "field"])
+        check_integer("n_passes", n_passes, low=1)
         options = SimulationOptions(noise=noise, n_steps=n_steps, random_state=random_state)
         run = Run(device=device, show_progress_bar=show_progress_bar)
         couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
         if method == "paths":
-            return interpolate_paths(couplings, self.cells.x, time, straight=straight)
+            next_time(couplings.times, time)  # refuses a time outside before pairs are made
+            return interpolate_paths(self._coupled(n_passes, run), self.cells.x, time, straight=straight)
         points = couplings.times
         # The last time point begins no interval.
         before = next_time(points, time) + int(time == points[-1])
@@ -390,82 +395,6 @@ class Populations(BaseVelocityKernel):
             options=SimulationOptions(noise=self._noise(noise), n_steps=n_steps, random_state=random_state),
             run=Run(device=device, show_progress_bar=show_progress_bar),
         )
-
-    def cluster_flows(self, cluster_key: str | None = None) -> pd.DataFrame:
-        """Return how much mass goes from each cluster of a time point to each of the next, as the couplings say.
-
-        Parameters
-        ----------
-        cluster_key
-            Key in ``adata.obs`` of the clusters; that of the kernel, or ``"clusters"``, where not given.
-
-        Returns
-        -------
-        Columns ``time``, ``next_time``, ``from``, ``to``, ``mass`` at the start and ``next_mass`` at the end: cells
-        multiply or die between. :meth:`plot_sankey` draws it.
-
-        Raises
-        ------
-        KeyError
-            If there are no such clusters.
-        RuntimeError
-            Before :meth:`compute_velocity`.
-
-        Examples
-        --------
-        >>> flows = sk.cluster_flows()
-        >>> print(flows.query("time == 0")["mass"].sum().round(6))
-        1.0
-        """
-        couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
-        return cluster_flows(couplings, self._clusters(cluster_key))
-
-    def coupling(self, source: float | None = None, target: float | None = None) -> AnnData:
-        """Return the coupling of two time points as CellRank's ``RealTimeKernel`` takes it.
-
-        Parameters
-        ----------
-        source, target
-            Consecutive time points; the first two where not given.
-
-        Returns
-        -------
-        Cells of the one by cells of the other, with the shares of each cell's descendants in ``X``:
-        ``RealTimeKernel(adata, time_key, couplings={(source, target): vk.coupling(source, target)})``, which asks for
-        a categorical ``time_key``.
-
-        Raises
-        ------
-        RuntimeError
-            Before :meth:`compute_velocity`.
-        ValueError
-            If the time points are not consecutive.
-
-        Examples
-        --------
-        >>> coupling = sk.coupling(0, 1)
-        >>> coupling.shape, bool(np.allclose(coupling.X.sum(axis=1), 1))
-        ((100, 100), True)
-        >>> days = [(0, 1), (1, 2), (2, 3)]
-        >>> series.obs["day"] = series.obs["day"].astype("category")
-        >>> rk = cr.kernels.RealTimeKernel(
-        ...     series, "day", couplings={pair: sk.coupling(*pair) for pair in days}
-        ... )
-        """
-        points = self.cells.time_points
-        couplings: SnapshotCouplings = self._needed("couplings", "compute_velocity")
-        source = points[0] if source is None else source
-        target = points[1] if target is None else target
-        k = int(np.searchsorted(points, source))
-        if k >= points.size - 1 or points[k] != source or points[k + 1] != target:
-            raise ValueError(
-                f"Expected two consecutive of the time points {points.tolist()}, found `{source, target}`."
-            )
-        rows, columns = (np.flatnonzero(self.cells.time == point) for point in (source, target))
-        matrix = couplings.matrix(k, self.cells.n_cells)[rows][:, columns]
-        shares = sp.diags(1.0 / np.asarray(matrix.sum(axis=1)).ravel()) @ matrix
-        obs = self.adata.obs
-        return AnnData(sp.csr_matrix(shares), obs=obs.iloc[rows][[]].copy(), var=obs.iloc[columns][[]].copy())
 
     def _noise(self, noise: bool | float | None) -> bool | float:
         """Return the factor on the diffusion of the field by which fates and ancestors part."""

@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
-from cellrank_velot._utils.validation import check_choice, check_known, first_names
+from cellrank_velot._utils.validation import check_choice
 from cellrank_velot.cells import find_clone_key, read_clones
 from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.kernel._atomic import all_or_nothing
@@ -216,7 +216,7 @@ class OTTimeSeriesKernel(
             takes motion for growth: for groups that are far apart and do not move, 1 finds the growth best. No effect
             where ``tau`` is 1.
         n_draws
-            Number of pairs drawn for each cell, both forward and backward, at least 1.
+            Number of pairs drawn for each cell, both forward and backward, from 1 to 1000.
         tol
             Tolerance of the solver: Euclidean norm by which the column sums of a coupling may be off.
         max_iter
@@ -281,6 +281,7 @@ class OTTimeSeriesKernel(
         couplings, transport = couple_snapshots(
             self.cells.x, self.cells.time, windows, options, prior=prior, mass=masses, run=run
         )
+        self._prior = prior
         return self._keep("velocity", options, transport=transport, couplings=couplings)
 
     @all_or_nothing()
@@ -373,25 +374,6 @@ class OTTimeSeriesKernel(
         if clone_key is not None:
             raise ValueError(f"Expected `clone_key` with `epsilon='clones'` only, found it with `epsilon={epsilon!r}`.")
         return None
-
-    def _prior_growth(self, growth_key: str | None) -> NDArray[np.float64] | None:
-        """Return the growth rates that are expected, shape ``[n_cells]``."""
-        if growth_key is None:
-            return None
-        check_known(
-            "adata.obs", growth_key, self.adata.obs.columns, "Compute it with `cellrank_velot.pp.score_growth`."
-        )
-        try:
-            growth = self.adata.obs[growth_key].to_numpy(dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"Expected `adata.obs[{growth_key!r}]` to be numeric.") from error
-        bad = ~np.isfinite(growth)
-        if bad.any():
-            raise ValueError(
-                f"Expected finite growth rates in `adata.obs[{growth_key!r}]`, found NaN or infinite ones in "
-                f"`{bad.sum()}` cells: {first_names(self.adata.obs_names, bad)}."
-            )
-        return -growth if self._reversed else growth
 
     def _arguments(self, step: str) -> dict[str, Any]:
         arguments = super()._arguments(step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from cellrank_velot.cells import check_snapshots
 from cellrank_velot.dynamics import SimulationOptions, simulate_process
 from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.timeseries import (
+    PATH_PASSES,
     CouplingOptions,
     Population,
     SnapshotCouplings,
@@ -68,7 +69,8 @@ def held_out_time(
     coupling_options
         Options of the couplings by name, such as ``{"tau": 0.8}``: ``epsilon``, ``tau``, ``n_passes``, ``n_draws``,
         ``tol``, ``max_iter``, ``random_state``, ``device`` and ``show_progress_bar``. They are those of
-        ``compute_velocity`` of the kernel of a time series, with its defaults.
+        ``compute_velocity`` of the kernel of a time series, with its defaults; for ``"paths"`` one pass, as
+        ``interpolate`` of the kernel has it, where ``n_passes`` is not given.
     field_options
         Options of the field by name, such as ``{"n_steps": 300}``: ``hidden``, ``diffusion``, ``n_steps``,
         ``batch_size``, ``learning_rate``, ``random_state``, ``device`` and ``show_progress_bar``. They are those of
@@ -128,6 +130,7 @@ def held_out_time(
             n_cells=n_cells,
             random_state=random_state,
             coupling=coupling,
+            path_passes=coupling[0].n_passes if "n_passes" in (coupling_options or {}) else PATH_PASSES,
             field=field,
             rng=rng,
         )
@@ -185,6 +188,7 @@ class _Task:
     n_cells: int
     random_state: int
     coupling: tuple[CouplingOptions, Run]
+    path_passes: int
     field: tuple[ProcessOptions, Run]
     rng: np.random.Generator
 
@@ -194,22 +198,22 @@ class _Task:
         points = np.unique(self.time)
         return points[self.before], points[self.before + 1]
 
-    @cached_property
-    def couplings(self) -> SnapshotCouplings:
-        """Couplings of the other time points, made once for all methods."""
+    def coupled(self, n_passes: int) -> SnapshotCouplings:
+        """Return couplings of the other time points."""
         windows = build_snapshots(self.time, SnapshotOptions(random_state=self.random_state))
         options, run = self.coupling
+        options = replace(options, n_passes=n_passes)
         found, _ = couple_snapshots(self.x, self.time, windows, options, prior=self.prior, mass=self.mass, run=run)
         return found
 
 
 def _by_paths(task: _Task) -> Population:
-    return interpolate_paths(task.couplings, task.x, task.point)
+    return interpolate_paths(task.coupled(task.path_passes), task.x, task.point)
 
 
 def _by_field(task: _Task) -> Population:
     options, run = task.field
-    field = fit_process(task.couplings, task.x, options, run=run)
+    field = fit_process(task.coupled(task.coupling[0].n_passes), task.x, options, run=run)
     starts = np.flatnonzero(task.time == task.ends[0])
     starts = task.rng.permutation(starts)[: 2 * task.n_cells]
     # The flow has less noise than the process, and moves the population alike.

@@ -139,6 +139,11 @@ class Entry:
         if couplings is not None and not np.array_equal(couplings.times, cells.time_points):
             expected = f"to be the time points `{cells.time_points}`, found `{couplings.times}`"
             damaged(f"{where}['couplings']['times']", expected)
+        windows: Any = stages.get("windows")
+        if couplings is not None and windows is not None:
+            known = np.searchsorted(cells.time_points, cells.time)
+            if not np.array_equal(windows.cluster, known):
+                damaged(f"{where}['windows']['cluster']", "to be the number of each cell's time point, found others")
         stored = self.packed.get("settings", {})
         return stages, _read_options(stored, f"{where}['settings']", cells.time_kind)
 

@@ -10,10 +10,11 @@ from cellrank_velot.timeseries.clonal import EpsilonChoice, choose_epsilon
 from cellrank_velot.timeseries.couplings import SnapshotCouplings, couple_snapshots
 from cellrank_velot.timeseries.flows import cluster_flows
 from cellrank_velot.timeseries.interpolation import Population, interpolate_paths
-from cellrank_velot.timeseries.options import CouplingOptions, PopulationOptions
+from cellrank_velot.timeseries.options import PATH_PASSES, CouplingOptions, PopulationOptions
 from cellrank_velot.timeseries.snapshots import SnapshotOptions, build_snapshots
 
 __all__ = [
+    "PATH_PASSES",
     "Bridges",
     "CouplingOptions",
     "EpsilonChoice",

@@ -11,7 +11,13 @@ import numpy as np
 from cellrank_velot._utils.options import Options
 from cellrank_velot._utils.validation import check_integer, check_number, check_seed
 
-__all__ = ["CouplingOptions", "PopulationOptions"]
+__all__ = ["PATH_PASSES", "CouplingOptions", "PopulationOptions"]
+
+# Passes of the couplings whose pairs are followed from one time point to the next. Where the truth is known, one pass
+# places cells better, and four, the default of the couplings, find their growth better.
+PATH_PASSES = 1
+# Pairs of a cell: about as many as a batch has cells.
+MAX_DRAWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,8 @@ class CouplingOptions(Options):
         pair = tuple(check_number("tau", value, low=0, high=1, open_low=True) for value in values)
         object.__setattr__(self, "tau", pair if isinstance(tau, list | tuple) else tau)
         check_integer("n_passes", self.n_passes, low=1)
-        check_integer("n_draws", self.n_draws, low=1)
+        if check_integer("n_draws", self.n_draws, low=1) > MAX_DRAWS:
+            raise ValueError(f"Expected `n_draws` to be at most `{MAX_DRAWS}`, found `{self.n_draws}`.")
         check_number("tol", self.tol, low=0, open_low=True)
         check_integer("max_iter", self.max_iter, low=1)
         check_seed(self.random_state)
