@@ -43,6 +43,7 @@ from cellrank_velot.dynamics import (
 from cellrank_velot.embedding.projection import Weighting, project_by_linear_map, project_by_transitions
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.base import BaseVelocityKernel
+from cellrank_velot.kernel.velocities import Velocities
 from cellrank_velot.storage import pack as storage
 
 __all__ = ["Dynamics", "Projection", "clusters_for", "first_tenth", "starts_for"]
@@ -52,7 +53,7 @@ logger = logging.getLogger("cellrank_velot")
 Projection = Literal["transitions", "linear_map"]
 
 
-class Dynamics(BaseVelocityKernel):
+class Dynamics(Velocities):
     """Methods of the kernel that move cells along its field, or its velocities to an embedding."""
 
     @all_or_nothing(writes=True)

@@ -214,7 +214,7 @@ class OTTimeSeriesKernel(
             on, the cost of moving a cell is what it moves beyond the mean motion of the nearest cells, so that a
             population may move far without seeming to die. More passes take differences of growth for motion, one pass
             takes motion for growth: for groups that are far apart and do not move, 1 finds the growth best. No effect
-            where ``tau`` is 1.
+            where ``tau`` is 1. :meth:`interpolate` has a number of its own.
         n_draws
             Number of pairs drawn for each cell, both forward and backward, from 1 to 1000.
         tol
