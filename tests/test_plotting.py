@@ -19,8 +19,10 @@ from cellrank_velot import OTVelocityKernel, datasets, write_h5ad
 from cellrank_velot import plotting as pl
 from cellrank_velot.dynamics import TrajectoryOptions, compute_trajectories
 from cellrank_velot.embedding.projection import project_by_transitions
+from cellrank_velot.field import ProcessOptions, fit_process
 from cellrank_velot.plotting._draw.colors import BACKGROUND, palette, palette_of
 from cellrank_velot.plotting.fates import fate_probabilities
+from cellrank_velot.timeseries import build_snapshots, couple_snapshots
 
 
 @pytest.fixture(scope="module")
@@ -488,6 +490,20 @@ def test_training_of_field_and_adata(job):
     for data in (job.kernel.field, job.adata):
         ax = pl.training(data, terms=["smooth"], show=False)
         np.testing.assert_array_equal(ax.lines[0].get_ydata(), job.kernel.field.history["smooth"])
+
+
+def test_training_of_time_points_has_their_terms():
+    cells = datasets.birth_death(30)
+    x, time = cells.obsm["X_pca"], cells.obs["day"].to_numpy(dtype=np.float64)
+    couplings, _ = couple_snapshots(x, time, build_snapshots(time))
+    series_field = fit_process(couplings, x, ProcessOptions(hidden=[8], n_steps=100))
+    ax = pl.training(series_field, show=False)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), series_field.history["held_out"])
+    assert list(legend_of(ax))[:2] == ["held-out points", "training batches"]
+    ax = pl.training(series_field, terms=["growth", "score"], show=False)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), series_field.history["growth"])
+    with pytest.raises(ValueError, match=r"Expected `terms` to be one of .*'growth'.*found `'smooth'`"):
+        pl.training(series_field, terms=["smooth"])
 
 
 def test_training_refuses(job):

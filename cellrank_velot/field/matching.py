@@ -324,14 +324,15 @@ def _train(
             if step % EVALUATE_EVERY and step != n_steps:
                 continue
             with torch.no_grad():
-                held_out = float(_losses(cast(torch.nn.Sequential, mean.module), evaluation).sum())
-            trained = torch.stack(recent).mean(0)
-            rows.append((step, held_out, float(trained.sum()), *trained.tolist()))
+                others = _losses(cast(torch.nn.Sequential, mean.module), evaluation)
+            held_out, trained = float(others.sum()), torch.stack(recent).mean(0)
+            rows.append((step, float(others[0]), held_out, float(trained.sum()), *trained.tolist()))
             recent.clear()
             if held_out < best:
                 best, best_step, kept = held_out, step, deepcopy(mean.module.state_dict())
     if not np.isfinite(best):
         raise FloatingPointError("Training of the process diverged: lower `learning_rate`.")
     network.load_state_dict(kept)
-    names = ("step", "held_out", "total", "fit", "growth", "score", "noise")
+    # As for the field of a pseudotime, `held_out` is what `fit` is, of points that were not trained on.
+    names = ("step", "held_out", "held_out_total", "total", "fit", "growth", "score", "noise")
     return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}, best_step

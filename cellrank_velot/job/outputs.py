@@ -213,7 +213,11 @@ def _write_figures(result: JobResult, folder: Path) -> dict[str, Figure]:
         kernel,
         title="Training of the field",
         caption="Squared error of the field relative to no velocity at all (1). Where the held-out error stays near 1, "
-        "neighbouring cells disagree on their velocity.",
+        + (
+            "the ways between time points cross."
+            if options.is_series
+            else "neighbouring cells disagree on their velocity."
+        ),
     )
     if result.kernel.uncertainty is None:
         return figures
@@ -296,6 +300,11 @@ def _summary(result: JobResult) -> list[str]:
         first = result.fates[time <= np.quantile(time, EARLY)].mean().sort_values(ascending=False)
         chances = _listed([f"{name} with probability {value:.2f}" for name, value in first.items()])
         sentences.append(f"A cell at the start, among the earliest {EARLY:.0%}, ends in {chances}.")
+        if result.series is not None and result.series.descendants is not None:
+            sentences.append(
+                "These are chances of single cells, whatever they grow to. Descendants and ancestors, below, count how "
+                "cells multiply and die on their way."
+            )
     elif result.fates is None:
         sentences.append("Fate probabilities could not be computed, see the warnings.")
     else:

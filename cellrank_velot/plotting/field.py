@@ -25,6 +25,8 @@ _LINES: dict[str, tuple[str, str, str]] = {
     "smooth": ("smoothness", "#009E73", "--"),
     "curl": ("curl", "#CC79A7", "-."),
     "divergence": ("divergence", "#7F7F7F", ":"),
+    "growth": ("growth", "#009E73", "--"),
+    "score": ("score", "#CC79A7", "-."),
 }
 
 
@@ -40,14 +42,16 @@ def training(
 
     The error of the fit is relative to the velocities: a field that is zero everywhere has an error of 1. Where the
     held-out error rises while the other falls, the field has begun to learn the noise. The weights of the marked step
-    are kept.
+    are kept. With real time points the field is trained on points of the paths between cells, each drawn once, and the
+    held-out error is that of other points.
 
     Parameters
     ----------
     data
         A kernel with its field, a field, or an AnnData to which a kernel was written.
     terms
-        Losses to draw, of ``"held_out"``, ``"fit"``, ``"smooth"``, ``"curl"``, ``"divergence"`` and ``"total"``.
+        Losses to draw, of ``"held_out"``, ``"fit"``, ``"smooth"``, ``"curl"``, ``"divergence"`` and ``"total"``, with
+        real time points of ``"held_out"``, ``"fit"``, ``"growth"``, ``"score"`` and ``"total"``.
     key
         Key under which the kernel was written, for an AnnData.
 
@@ -68,14 +72,16 @@ def training(
     --------
     >>> ax = pl.training(vk, terms=["held_out", "fit", "smooth"], show=False)
     """
-    for term in terms:
-        check_choice("terms", term, tuple(_LINES))
     history, best_step = history_of(data, key)
+    for term in terms:
+        check_choice("terms", term, tuple(name for name in _LINES if name in history))
+    points = {"held_out": "held-out points"} if "growth" in history else {}
     relative = set(terms) <= {"held_out", "fit"}
     with drawing(figure, panel_size=(5.6, 3.4)) as canvas:
         for term in terms:
             label, color, line = _LINES[term]
             width = 2.2 if term == "held_out" else 1.0
+            label = points.get(term, label)
             canvas.ax.plot(history["step"], history[term], line, color=color, linewidth=width, label=label)
         kept: dict[str, Any] = {"color": "#555555", "linewidth": 1, "linestyle": (0, (2, 2))}
         canvas.ax.axvline(best_step, label=f"kept: step {best_step}", **kept)
