@@ -348,8 +348,11 @@ def _tables(result: JobResult) -> list[Table]:
 
 def _end_table(candidates: pd.DataFrame) -> Table:
     """Return the groups that were asked whether the process ends there, and what each answered."""
-    rows = [
-        [
+    columns = ["Group", "Verdict", "From", "Cells", "Reached through it", "Flow that stays", "Earlier cells"]
+    halved = candidates["stable"].notna()
+    rows = []
+    for (_, row), known in zip(candidates.iterrows(), halved, strict=True):
+        cells = [
             Cell(str(row["group"]) or "(no name)"),
             Cell(row["verdict"]),
             Cell({"shape": "near cells"}.get(row["from"], row["from"])),
@@ -357,29 +360,20 @@ def _end_table(candidates: pd.DataFrame) -> Table:
             Cell(f"{row['through']:.2f}"),
             Cell(f"{row['stay']:.1f}"),
             Cell(f"{row['time']:.0%}"),
-            Cell("" if pd.isna(row["stable"]) else f"{row['stable']:.0%}"),
         ]
-        for _, row in candidates.iterrows()
-    ]
+        if halved.any():
+            cells.append(Cell(f"{row['stable']:.0%}" if known else ""))
+        rows.append(cells)
+    in_halves = " In halves: share of random halves of the cells in which it is an end as well." if halved.any() else ""
     return Table(
         title="Where does the process end?",
         caption="Each group was asked: a cluster, or cells that are near each other, called after the cluster of most "
         "of them. Reached through it: cells whose shortest way from the start leads through the group, for each cell "
         "of the group; about 0 at an end. Flow that stays: how many times more of the flow from the group is still "
         "there after some steps than of a walk without direction; above 1 where the flow does not leave. Earlier "
-        "cells: share of all cells that are earlier than the group. In halves: share of random halves of the cells in "
-        "which it is an end as well. A cluster that no others are reached through is an "
-        "end also where the flow leaves it. Several groups of one end become one terminal state.",
-        columns=[
-            "Group",
-            "Verdict",
-            "From",
-            "Cells",
-            "Reached through it",
-            "Flow that stays",
-            "Earlier cells",
-            "In halves",
-        ],
+        f"cells: share of all cells that are earlier than the group.{in_halves} A cluster that no others are reached "
+        "through is an end also where the flow leaves it. Several groups of one end become one terminal state.",
+        columns=[*columns, "In halves"] if halved.any() else columns,
         rows=rows,
     )
 
