@@ -349,7 +349,7 @@ def _tables(result: JobResult) -> list[Table]:
 def _end_table(candidates: pd.DataFrame) -> Table:
     """Return the groups that were asked whether the process ends there, and what each answered."""
     columns = ["Group", "Verdict", "From", "Cells", "Reached through it", "Flow that stays", "Earlier cells"]
-    halved = candidates["stable"].notna()
+    halved = candidates["stable"].notna() & (candidates["verdict"] == "end")
     rows = []
     for (_, row), known in zip(candidates.iterrows(), halved, strict=True):
         cells = [
@@ -364,7 +364,9 @@ def _end_table(candidates: pd.DataFrame) -> Table:
         if halved.any():
             cells.append(Cell(f"{row['stable']:.0%}" if known else ""))
         rows.append(cells)
-    in_halves = " In halves: share of random halves of the cells in which it is an end as well." if halved.any() else ""
+    in_halves = (
+        " In halves: share of random halves of the cells in which an end is an end as well." if halved.any() else ""
+    )
     return Table(
         title="Where does the process end?",
         caption="Each group was asked: a cluster, or cells that are near each other, called after the cluster of most "
