@@ -92,9 +92,9 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         self._windows: Windows | None = None
         self._transport: TransportVelocity | None = None
         self._couplings: SnapshotCouplings | None = None
-        # The growth that the couplings expected, and couplings whose passes alone are others: of which, and how many.
+        # The growth that the couplings expected, and couplings that differ from them by their number of passes.
         self._prior: NDArray[np.float64] | None = None
-        self._paths: tuple[SnapshotCouplings, int, SnapshotCouplings] | None = None
+        self._paths: tuple[int, SnapshotCouplings] | None = None
         self._field: VelocityField | None = None
         self._current: VelocityField | None = None
         self._uncertainty: Uncertainty | None = None
@@ -244,7 +244,7 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
         for name in STAGES[place:]:
             setattr(self, f"_{name}", None)
         if place <= STAGES.index("transport"):
-            self._couplings = None
+            self._couplings = self._paths = None
         if step == "uncertainty" and self._params.get("model") == "monte_carlo" and self._made_by_field:
             self._forget_matrix()
         if place <= STAGES.index("field"):

@@ -105,7 +105,7 @@ class Coupled(BaseVelocityKernel):
             raise RuntimeError("Compute the velocity first, as `.compute_velocity()`: its parameters were not saved.")
         if n_passes == options.n_passes or min(options.both_tau) == 1:
             return couplings
-        if self._paths is None or self._paths[0] is not couplings or self._paths[1] != n_passes:
+        if self._paths is None or self._paths[0] != n_passes:
             # Of a kernel that was read from a file, the growth that was expected is in its data.
             prior = self._prior_growth(options.growth_key) if self._prior is None else self._prior
             found, _ = couple_snapshots(
@@ -117,8 +117,8 @@ class Coupled(BaseVelocityKernel):
                 mass=couplings.mass,
                 run=run,
             )
-            self._paths = couplings, n_passes, found
-        return self._paths[2]
+            self._paths = n_passes, found
+        return self._paths[1]
 
     def _prior_growth(self, growth_key: str | None) -> NDArray[np.float64] | None:
         """Return the growth rates that are expected, shape ``[n_cells]``."""

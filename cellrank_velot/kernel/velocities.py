@@ -117,7 +117,7 @@ class Velocities(BaseVelocityKernel):
         last = 0.0 if self.cells.is_series else 1.0
         twin._cells, twin._reversed = replace(self.cells, time=last - self.cells.time), True
         twin._options = {}
-        for name in (*STAGES, "couplings", "current"):
+        for name in (*STAGES, "couplings", "paths", "current"):
             setattr(twin, f"_{name}", None)
         twin._forget_matrix()
         return twin
