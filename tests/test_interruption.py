@@ -22,8 +22,8 @@ from cellrank_velot import OTVelocityKernel
 from cellrank_velot._utils.parallel import run
 from cellrank_velot._utils.stage import Stage
 from cellrank_velot.field import FieldOptions, matching, training, uncertainty
-from cellrank_velot.kernel import base, pseudotime, saving
 from cellrank_velot.kernel import dynamics as kernel_dynamics
+from cellrank_velot.kernel import pseudotime, saving, velocities
 from cellrank_velot.kernel import transitions as kernel_transitions
 from cellrank_velot.storage import pack as storage
 from cellrank_velot.transitions import matrix as transitions
@@ -89,7 +89,7 @@ def briefly(value):
 @pytest.fixture(autouse=True)
 def little_training(monkeypatch) -> None:
     """Let training take no time."""
-    for module in (base, pseudotime, uncertainty):
+    for module in (velocities, pseudotime, uncertainty):
 
         def fit(*args, _fit=module.fit_field, **kwargs):
             return _fit(*map(briefly, args), **{name: briefly(value) for name, value in kwargs.items()})

@@ -80,7 +80,20 @@ def test_held_out_times_are_foretold_better_than_by_exact_transport(name):
     x = np.asarray(adata.obsm["X_state" if name == "misa" else "X_latent"], dtype=np.float64)
     rows = held_out_time(x, adata.obs["day"].to_numpy(), methods=["paths", "exact"], n_cells=700)
     w1 = rows.pivot_table(index="time", columns="method", values="w1")
-    assert (w1["paths"] < 0.95 * w1["exact"]).all()
+    ratio = w1["paths"] / w1["exact"]
+    assert (ratio < 1).all(), ratio
+    assert ratio.mean() < 0.9, ratio
+
+
+def test_pairs_of_one_pass_come_nearer_where_cells_are_known_at_each_time():
+    """Cells that move, branch, divide and die; growth is found better by four passes, see above."""
+    adata = datasets.birth_death(300, sigma=0.2, n_dims=2, random_state=5)
+    x, day = adata.obsm["X_pca"], adata.obs["day"].to_numpy(dtype=np.float64)
+    one, four = (
+        held_out_time(x, day, methods=["paths"], coupling_options={"n_passes": n})["w1"].to_numpy() for n in (1, 4)
+    )
+    np.testing.assert_array_equal(held_out_time(x, day, methods=["paths"])["w1"], one, err_msg="the default")
+    assert (one < 0.95 * four).all(), (one, four)
 
 
 def series(name: str) -> tuple[np.ndarray, np.ndarray]:
