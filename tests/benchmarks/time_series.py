@@ -150,9 +150,10 @@ def passes() -> pd.DataFrame:
             ratios.append((one.mean(), four.mean(), (one < four).sum(), one.size))
         one, four = (np.array(ratios)[:, :2]).mean(axis=0)
         better, n = np.array(ratios, dtype=int)[:, 2:].sum(axis=0)
-        rows.append({"series": name, "one pass": one, "four passes": four, "one is nearer": f"{better} of {n}"})
+        ratio = {"one pass": f"{one:.2f}", "four passes": f"{four:.2f}"}
+        rows.append({"series": name, **ratio, "one is nearer": f"{better} of {n}"})
         print(rows[-1], flush=True)
-    return pd.DataFrame(rows).round(2)
+    return pd.DataFrame(rows)
 
 
 def main() -> None:
