@@ -163,6 +163,19 @@ def test_nullable_texts_are_written(tmp_path):
     assert found["categories"].tolist() == ["a", "b", "a", "a"]
 
 
+def test_nullable_floats_are_written_as_floats_and_stay_what_they_are(tmp_path):
+    adata = AnnData(np.ones((3, 2)))
+    adata.obs["time"] = pd.array([0.5, None, 2.0], dtype="Float64")
+    adata.var["length"] = pd.array([1.5, None], dtype="Float32")
+    write_h5ad(adata, tmp_path / "cells.h5ad")
+    found = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(found.obs["time"], [0.5, np.nan, 2.0])
+    np.testing.assert_array_equal(found.var["length"], [1.5, np.nan])
+    assert adata.obs["time"].dtype == "Float64"
+    assert adata.obs["time"].isna().tolist() == [False, True, False]
+    assert adata.var["length"].dtype == "Float32"
+
+
 def test_h5ad_is_that_of_anndata(computed, tmp_path):
     computed.write_to_adata()
     adata = small(computed.adata)

@@ -26,19 +26,33 @@ def _use_plain_texts(frame: pd.DataFrame) -> None:
             frame[name] = frame[name].cat.rename_categories(categories.astype(object))
 
 
+def _use_plain_floats(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """Let numbers with gaps be floats with NaN, and return the columns as they were: anndata does not write them."""
+    kinds = pd.Float32Dtype | pd.Float64Dtype
+    columns = {name: frame[name] for name, dtype in frame.dtypes.items() if isinstance(dtype, kinds)}
+    for name, column in columns.items():
+        frame[name] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return columns
+
+
 @contextmanager
 def plain_arrays(adata: AnnData) -> Iterator[None]:
-    """Let fate probabilities be plain arrays meanwhile: CellRank's class cannot be written."""
+    """Let fate probabilities and columns be plain arrays meanwhile: not all that they may be can be written."""
     # By its name, as this room does not import CellRank.
     lineages = {key: value for key, value in adata.obsm.items() if type(value).__name__ == "Lineage"}
+    floats: list[tuple[pd.DataFrame, dict[str, pd.Series]]] = []
     try:
         for key, value in lineages.items():
             adata.obsm[key] = np.asarray(value.X)
         adata.strings_to_categoricals()
         for frame in (adata.obs, adata.var):
             _use_plain_texts(frame)
+            floats.append((frame, _use_plain_floats(frame)))
         yield
     finally:
+        for frame, columns in floats:
+            for name, column in columns.items():
+                frame[name] = column
         for key, value in lineages.items():
             adata.obsm[key] = value
 
@@ -56,7 +70,8 @@ def write_h5ad(adata: AnnData, path: str | Path) -> None:
     Parameters
     ----------
     adata
-        Annotated data. Columns of text become categories, as with ``AnnData.write_h5ad``.
+        Annotated data. Columns of text become categories, as with ``AnnData.write_h5ad``. Columns of pandas' nullable
+        floats are written as floats.
     path
         File to write. A file that is there is replaced.
 
