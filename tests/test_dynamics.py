@@ -322,6 +322,14 @@ def sheet(n: int = 900, size=(10.0, 2.0), seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((n, len(size))) * size
 
 
+@pytest.mark.parametrize("unit", [1e-60, 1e-13, 1e16, 1e60])
+def test_extents_beyond_single_precision_are_refused(unit: float):
+    """Each cell would be at no distance from each other, or at an infinite one."""
+    assert np.isfinite(Region.of(sheet() * min(max(unit, 1e-9), 1e12)).typical_spacing)
+    with pytest.raises(ValueError, match=r"extent from 1e-12 to 1e\+15 .* multiply the positions"):
+        Region.of(sheet() * unit)
+
+
 def look(region: Region, points) -> tuple[np.ndarray, np.ndarray]:
     points = tensor(points)
     ratio, label = region.look(points, region.nearest(points))

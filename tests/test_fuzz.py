@@ -109,7 +109,7 @@ THEN: dict[str, Callable[[OTVelocityKernel], Any]] = {
     ),
     "flow": lambda kernel: finite(kernel.simulate_flow(n_particles=5, n_steps=5, basis=kernel.basis, **QUIET).x),
     "process": lambda kernel: finite(kernel.simulate_process(n_particles=2).x),
-    "landscape": lambda kernel: finite(kernel.compute_landscape(basis=kernel.basis, n_grid=8).density),
+    "landscape": lambda kernel: finite(kernel.compute_landscape(basis=kernel.basis, n_grid=10).density),
     "fates": lambda kernel: finite(kernel.fate_probabilities(n_particles=2, show_progress_bar=False).table),
     "ends": lambda kernel: kernel.ends,
 }

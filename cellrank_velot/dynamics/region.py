@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cellrank_velot._utils.lazy import torch
 from cellrank_velot.dynamics.compiled import walk
 
-__all__ = ["NearestCells", "Region", "Surroundings"]
+__all__ = ["NearestCells", "Region", "Surroundings", "check_extent"]
 
 # Cells that stand for the data; drawn at random where there are more, so that a look has bounded cost.
 MAX_CELLS = 10_000
@@ -21,6 +21,8 @@ SPACING_NEIGHBOR = 5
 CHUNK_DISTANCES = 2_000_000
 # Coordinate beyond which a point is simply far: squares of larger ones would leave the range of float32.
 FAR = 1e15
+# Extents of the data in which squares of distances between cells stay within the range of float32.
+EXTENTS = 1e-12, FAR
 # From this many cells on, a search walks from cell to cell instead of looking at all of them.
 WALK_FROM = 2000
 # Cells that each cell lists, and that a walk holds at a time, over those that are searched for.
@@ -76,6 +78,7 @@ class Region:
             chosen = np.sort(np.random.default_rng(random_state).choice(chosen, MAX_CELLS, replace=False))
         time = np.zeros(x.shape[0]) if time is None else time
         labels = np.full(x.shape[0], -1) if labels is None else labels
+        check_extent(x)
         centre = x.mean(axis=0)
         cells = torch.tensor(x[chosen] - centre, dtype=torch.float32, device=device)
         return cls(
@@ -262,3 +265,13 @@ class NearestCells:
     def again(self) -> NearestCells:
         """Return the same for other particles."""
         return NearestCells(self.region, self.search_every)
+
+
+def check_extent(x: NDArray[np.float64]) -> None:
+    """Refuse positions that are too large or too small to say which cells are near a point, in float32."""
+    extent = float(np.ptp(x, axis=0).max(initial=0.0))
+    if extent and not EXTENTS[0] <= extent <= EXTENTS[1]:
+        raise ValueError(
+            f"Expected positions with an extent from {EXTENTS[0]:g} to {EXTENTS[1]:g} to follow particles among the "
+            f"cells, found `{extent:.4g}`: multiply the positions by a constant, and make the kernel again."
+        )

@@ -22,6 +22,7 @@ from cellrank_velot.dynamics import (
     simulate_process,
 )
 from cellrank_velot.dynamics.process import count_lost
+from cellrank_velot.dynamics.region import check_extent
 from cellrank_velot.kernel._atomic import all_or_nothing
 from cellrank_velot.kernel.coupled import Coupled
 from cellrank_velot.timeseries import PATH_PASSES, Population, SnapshotCouplings, interpolate_paths
@@ -405,6 +406,7 @@ class Populations(Coupled):
 
     def _process(self, starts: NDArray[np.int64], until: float, options: SimulationOptions, run: Run) -> ProcessPaths:
         """Let particles follow the process from cells, which may repeat."""
+        check_extent(self.cells.x)
         if self.field is None:
             self.fit_field(show_progress_bar=run.show_progress_bar)
         field = self._needed("field", "fit_field")
