@@ -229,7 +229,7 @@ def simulate_process(
         torch.no_grad(),
         single_thread(where),
         Slices(len(position), SLICE if where.type == "cpu" else len(position)) as slices,
-        tqdm(total=n_steps, desc="process", unit="step", disable=not run.show_progress_bar) as bar,
+        tqdm(total=n_steps, desc="process", unit="step", delay=1, disable=not run.show_progress_bar) as bar,
     ):
         for number, inner in enumerate(clocks, 1):
             for ends in torch.tensor(inner, device=where):

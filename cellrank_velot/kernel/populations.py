@@ -76,7 +76,7 @@ class Populations(Coupled):
         n_steps: int = SimulationOptions.n_steps,
         random_state: int = SimulationOptions.random_state,
         device: str = "auto",
-        show_progress_bar: bool = False,
+        show_progress_bar: bool = True,
     ) -> Population:
         """Return the population at any time between the first and the last time point.
 

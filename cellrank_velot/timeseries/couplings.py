@@ -187,8 +187,8 @@ def couple_snapshots(
         cells.append((i, j))
         interval.append(k)
     n_jobs = run.n_jobs if where.type == "cpu" else 1
-    shown = run.show_progress_bar
-    found = parallel.run(transported, tasks, (options, where), n_jobs=n_jobs, desc="transport", show_progress_bar=shown)
+    bar: dict[str, Any] = {"desc": "transport", "delay": 1.0, "show_progress_bar": run.show_progress_bar}
+    found = parallel.run(transported, tasks, (options, where), n_jobs=n_jobs, **bar)
     sides, drawn, converged, errors = _Sides(x.shape), [], [], []
     with closing(found):
         for (i, j), (*_, dt, _), done in zip(cells, tasks, found, strict=True):
