@@ -224,11 +224,27 @@ class BaseVelocityKernel(ConnectivityMixin, BidirectionalKernel):
 
     @abstractmethod
     def compute_velocity(self, *, device: str = "auto", show_progress_bar: bool = True) -> Self:
-        """Compute the velocity of each cell by optimal transport."""
+        """Compute the velocity of each cell by optimal transport.
+
+        Parameters
+        ----------
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
+        """
 
     @abstractmethod
     def fit_field(self, *, device: str = "auto", show_progress_bar: bool = True) -> Self:
-        """Fit a smooth velocity field."""
+        """Fit a smooth velocity field.
+
+        Parameters
+        ----------
+        device
+            Torch device; ``"auto"`` takes a GPU where there is one.
+        show_progress_bar
+            Whether to show a progress bar.
+        """
 
     @abstractmethod
     def _compute_velocity(self, run: Run) -> Self:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cellrank_velot._utils.options import Run
 from cellrank_velot._utils.validation import check_known, first_names
+from cellrank_velot.cells import read_clusters
 from cellrank_velot.kernel.base import BaseVelocityKernel
 from cellrank_velot.timeseries import PopulationOptions, SnapshotCouplings, cluster_flows, couple_snapshots
 
@@ -96,6 +97,9 @@ class Coupled(BaseVelocityKernel):
         shares = sp.diags(1.0 / np.asarray(matrix.sum(axis=1)).ravel()) @ matrix
         obs = self.adata.obs
         return AnnData(sp.csr_matrix(shares), obs=obs.iloc[rows][[]].copy(), var=obs.iloc[columns][[]].copy())
+
+    def _clusters(self, cluster_key: str | None) -> pd.Series:
+        return read_clusters(self.adata, cluster_key or self.cluster_key or "clusters", "Pass `cluster_key`.")
 
     def _coupled(self, n_passes: int, run: Run) -> SnapshotCouplings:
         """Return the couplings as they are with another number of passes; the last ones are kept."""

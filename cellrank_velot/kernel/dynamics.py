@@ -515,7 +515,7 @@ class Dynamics(Velocities):
 
 
 def first_tenth(cells: CellStates, *, backward: bool = False) -> Interval:
-    """Return the first tenth of time, or the last."""
+    """Return the first tenth of the time of ``cells``, or the last one if ``backward``."""
     first, last = cells.time_range
     tenth = (last - first) / 10
     return (last - tenth, None) if backward else (None, first + tenth)
@@ -524,7 +524,11 @@ def first_tenth(cells: CellStates, *, backward: bool = False) -> Interval:
 def clusters_for(
     kernel: BaseVelocityKernel, cluster_key: str | None, *names: str | Sequence[str] | None
 ) -> tuple[pd.Series | None, str | None]:
-    """Return the clusters and their key, ``None`` where there are no clusters. Refuse unknown names."""
+    """Return the clusters of a kernel and their key, both ``None`` where there are none.
+
+    ``cluster_key`` is the one asked for, or else that of the kernel. Each of ``names`` that is not ``None`` must be a
+    cluster, or several.
+    """
     named = [name for name in names if name is not None]
     key = find_cluster_key(kernel.adata, cluster_key, kernel.cluster_key)
     if key is None:
@@ -546,7 +550,11 @@ def starts_for(
     cluster: str | Sequence[str] | None,
     time: Interval | None,
 ) -> NDArray[np.bool_]:
-    """Return the cells that meet all conditions, shape ``[n_cells]``."""
+    """Return the cells of a kernel that meet all conditions, shape ``[n_cells]``.
+
+    ``start_ixs`` selects cells, ``cluster`` names clusters of ``adata.obs[cluster_key]``, and ``time`` is a range in
+    the units of the kernel.
+    """
     starts = select_cells(kernel.adata, start_ixs)
     if cluster is not None and cluster_key is not None:
         starts &= cells_in_cluster(kernel.adata, cluster_key, cluster)

@@ -90,9 +90,9 @@ class Populations(Coupled):
         straight
             Of ``"paths"``: whether pairs move straight, in place of along cubics through more time points.
         n_passes
-            Of ``"paths"``: how often the transport is solved before growth is read from it, see
-            :meth:`compute_velocity`, whose default is another: one pass places cells better, more find the growth of
-            each cell better. Pairs for another number than that of the couplings are made at the first call.
+            Of ``"paths"``: how often the transport is solved before growth is read from it, as in
+            :meth:`compute_velocity`. One pass places cells better; four, the default there, find growth better. The
+            first call with a number other than that of the couplings makes pairs of its own.
         noise
             Of ``"field"``: whether particles diffuse. Otherwise they follow the velocity alone.
         n_steps
@@ -111,6 +111,8 @@ class Populations(Coupled):
 
         Raises
         ------
+        KeyError
+            Of a kernel that was read from a file: if ``growth_key`` of its couplings is not in ``adata.obs``.
         RuntimeError
             Before :meth:`compute_velocity`.
         ValueError
@@ -438,9 +440,6 @@ class Populations(Coupled):
         if not chosen.size:
             raise ValueError("Expected cells to start from, found none.")
         return chosen
-
-    def _clusters(self, cluster_key: str | None) -> pd.Series:
-        return read_clusters(self.adata, cluster_key or self.cluster_key or "clusters", "Pass `cluster_key`.")
 
     def _descent(
         self,

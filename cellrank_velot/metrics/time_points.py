@@ -198,13 +198,18 @@ class _Task:
         points = np.unique(self.time)
         return points[self.before], points[self.before + 1]
 
+    @cached_property
+    def _made(self) -> dict[int, SnapshotCouplings]:
+        return {}
+
     def coupled(self, n_passes: int) -> SnapshotCouplings:
-        """Return couplings of the other time points."""
-        windows = build_snapshots(self.time, SnapshotOptions(random_state=self.random_state))
-        options, run = self.coupling
-        options = replace(options, n_passes=n_passes)
-        found, _ = couple_snapshots(self.x, self.time, windows, options, prior=self.prior, mass=self.mass, run=run)
-        return found
+        """Return couplings of the other time points, made once for all methods that ask for so many passes."""
+        if n_passes not in self._made:
+            windows = build_snapshots(self.time, SnapshotOptions(random_state=self.random_state))
+            options, run = replace(self.coupling[0], n_passes=n_passes), self.coupling[1]
+            found, _ = couple_snapshots(self.x, self.time, windows, options, prior=self.prior, mass=self.mass, run=run)
+            self._made[n_passes] = found
+        return self._made[n_passes]
 
 
 def _by_paths(task: _Task) -> Population:

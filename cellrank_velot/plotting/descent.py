@@ -263,7 +263,11 @@ def fate_heatmap(
 def table_of(
     data: Any, fates: ProcessFates | None, of: Relatives, cluster_key: str | None, *, by_cell: bool = False
 ) -> ProcessFates:
-    """Return a table of fates. Where it is not given, the kernel computes that of its clusters, or of its cells."""
+    """Return ``fates`` where given. Otherwise the kernel ``data`` computes them.
+
+    ``of`` says whether of descendants or of ancestors, and ``cluster_key`` names the clusters. The rows are clusters,
+    or cells if ``by_cell``.
+    """
     check_choice("of", of, Relatives)
     if fates is None:
         kernel = kernel_of(data, "fate_probabilities", "ancestry")

@@ -239,7 +239,9 @@ def fate_map(
 def fate_probabilities(data: AnnData | HasAnnData, *, backward: bool | None = None) -> pd.DataFrame:
     """Return the fate probabilities that CellRank wrote, one row for each cell and one column for each lineage.
 
-    A file forgets the names of the lineages; they are then those of the terminal states.
+    ``data`` is an AnnData, a kernel or an estimator. ``backward`` says whether they are of a backward kernel: as
+    ``data`` is where not given, and forward for an AnnData. A file forgets the names of the lineages, which are then
+    those of the terminal states.
     """
     adata, suffix = adata_of(data), suffix_of(data, backward)
     key = f"lineages_{suffix}"

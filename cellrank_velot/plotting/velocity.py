@@ -387,7 +387,11 @@ def velocity_comparison(
 def projected(
     data: AnnData | HasAnnData, x: FloatArray, method: Method, weighting: Weighting, key: str | None
 ) -> FloatArray:
-    """Return the velocity of each cell in the embedding, as asked, shape ``[n_cells, 2]``."""
+    """Return the velocity of each cell in the embedding, shape ``[n_cells, 2]``.
+
+    ``data`` is a kernel or an AnnData that one was written to under ``key``, and ``x`` the embedding. ``method`` is the
+    projection, and ``weighting`` says what the steps to the neighbours count.
+    """
     check_choice("method", method, Method)
     check_choice("weighting", weighting, Weighting)
     if method == "linear_map":

@@ -127,7 +127,7 @@ def speed() -> None:
 
 
 def passes() -> pd.DataFrame:
-    """Return W1 of paths relative to exact transport, of one pass and of four, on series that no table reports."""
+    """Return W1 of paths relative to exact transport, of one pass and of four, on series other than SETS."""
     rows = []
     for case in (*SIMULATED, *OF_OTHERS):
         ratios = []
